@@ -1,0 +1,290 @@
+"""The schema of the configuration: every key, its type, its range and what it means.
+
+The dataclasses are the only place where a key, a type or a range is declared. ``configs/*.yaml`` give the values, one
+file a choice, each starting with ``defaults: [/schema/<group>/<name>@_here_]``; `indrnn.config.checks` reads the
+ranges from the field metadata.
+
+A field with ``affects_result=False`` cannot change what a run computes (where data lies, what is logged): two runs
+that differ only there are the same run.
+"""
+
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def setting(
+    default: Any = MISSING,
+    doc: str = "",
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    affects_result: bool = True,
+) -> Any:
+    """Declare one key. ``minimum``/``maximum`` are allowed values, ``above``/``below`` are not; lists are checked
+    element by element; ``None`` passes where the type is optional."""
+    metadata = {
+        "doc": doc,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "affects_result": affects_result,
+    }
+    if isinstance(default, list):
+        values = tuple(default)
+        return field(default=NO_DEFAULT, default_factory=lambda: list(values), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
+BACKENDS = ("auto", "reference", "scan", "numba", "triton")
+
+
+# ---------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class ModelConfig:
+    name: str = setting(doc="which entry of indrnn.models.MODELS to build")
+    hidden_size: int = setting(128, "recurrent units a layer", minimum=1)
+
+
+@dataclass
+class IndRNNBaseConfig(ModelConfig):
+    """What every IndRNN network shares."""
+
+    nonlinearity: str = setting("relu", "of the recurrence", choices=NONLINEARITIES)
+    gamma: float = setting(2.0, "RECURRENT_MAX = gamma^(1/T): how much a state may grow over the sequence", minimum=1.0)
+    constraint: str = setting(
+        "clip",
+        "how |u| <= RECURRENT_MAX is kept: clip in the forward pass, project after each update, or not at all",
+        choices=("clip", "project", "none"),
+    )
+    norm: str = setting("batch", "normalisation beside each recurrence", choices=("batch", "layer", "none"))
+    norm_position: str = setting("after", "where it stands: before or after the recurrence", choices=("before", "after"))
+    dropout: float = setting(0.0, "probability; one mask a sequence, shared by all time steps", minimum=0.0, below=1.0)
+    weight_init: str = setting(
+        "small_uniform",
+        "input weights: U(-0.001, 0.001), N(0, 0.001), or Kaiming uniform with a=8",
+        choices=("small_uniform", "small_normal", "kaiming"),
+    )
+    recurrent_init: str = setting(
+        "positive", "u of the lower layers: U[0, RECURRENT_MAX] or U[-RECURRENT_MAX, RECURRENT_MAX]",
+        choices=("positive", "symmetric"),
+    )
+    last_layer_min: bool = setting(
+        True, "u of the last layer from [LAST_LAYER_LOWER_BOUND, RECURRENT_MAX]; false: drawn like the others"
+    )
+    last_layer_fixed: float | None = setting(None, "start every u of the last layer at this value instead")
+    backend: str = setting("auto", "implementation of the recurrence", choices=BACKENDS)
+
+
+@dataclass
+class IndRNNConfig(IndRNNBaseConfig):
+    name: str = setting("indrnn")
+    num_layers: int = setting(6, "IndRNN layers", minimum=1)
+
+
+@dataclass
+class IndRNNResidualConfig(IndRNNBaseConfig):
+    name: str = setting("indrnn_residual")
+    num_blocks: int = setting(5, "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1)
+
+
+@dataclass
+class IndRNNDenseConfig(IndRNNBaseConfig):
+    name: str = setting("indrnn_dense")
+    hidden_size: int = setting(96, "features of the stem, before the first block", minimum=1)
+    block_layers: list[int] = setting([8, 6, 4], "dense layers in each block", minimum=1)
+    growth: int = setting(16, "features each dense layer adds", minimum=1)
+    bottleneck: int = setting(4, "width of a dense layer's first recurrence, in multiples of growth", minimum=1)
+    dropout: float = setting(
+        0.1, "after the bottleneck and the transitions; shared by all time steps", minimum=0.0, below=1.0
+    )
+    dropout_features: float = setting(0.2, "after the stem and each dense layer's output", minimum=0.0, below=1.0)
+
+
+@dataclass
+class LSTMConfig(ModelConfig):
+    name: str = setting("lstm")
+    num_layers: int = setting(1, "LSTM layers", minimum=1)
+    forget_bias: float = setting(1.0, "initial bias of the forget gate, in total")
+    dropout: float = setting(0.0, "between layers and before the classifier", minimum=0.0, below=1.0)
+
+
+@dataclass
+class RNNConfig(ModelConfig):
+    name: str = setting("rnn")
+    num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1)
+    nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class DataConfig:
+    name: str = setting(doc="which task to load")
+
+
+@dataclass
+class MNISTConfig(DataConfig):
+    """Sequential MNIST: 784 pixels, one a time step."""
+
+    name: str = setting("mnist", choices=("mnist", "mnist_permuted"))
+    root: str = setting("data", "folder that holds or receives the MNIST files", affects_result=False)
+    mirror: str | None = setting(None, "folder or URL to take the files from first", affects_result=False)
+    validation_size: int = setting(5000, "images held out of the 60,000, stratified", minimum=10, maximum=59_000)
+    split_seed: int = setting(0, "of the train/validation split", minimum=0)
+    permutation: str | None = setting(
+        None, "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>, file:<path>"
+    )
+
+
+@dataclass
+class MNIST5kConfig(DataConfig):
+    """The bundled 5,000 images (500 a digit), for demos and tests."""
+
+    name: str = setting("mnist5k")
+    validation_size: int = setting(500, "images, stratified", minimum=10, maximum=4000)
+    test_size: int = setting(1000, "images, stratified", minimum=10, maximum=4000)
+    split_seed: int = setting(0, "of the train/validation/test split", minimum=0)
+    permutation: str | None = setting(None, "as for mnist")
+
+
+@dataclass
+class AddingConfig(DataConfig):
+    """The adding problem, generated on the fly."""
+
+    name: str = setting("adding")
+    length: int = setting(100, "time steps", minimum=2, maximum=1_000_000)
+    validation_size: int = setting(1000, "sequences", minimum=1)
+    test_size: int = setting(10_000, "sequences", minimum=1)
+    data_seed: int = setting(0, "of the generated numbers", minimum=0)
+
+
+# ------------------------------------------------------------------------------------- optimizer, schedule, trainer
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = setting("adam", choices=("adam", "adamw"))
+    lr: float = setting(2e-4, "learning rate at the start (at the peak for cosine and one_cycle)", above=0.0)
+    weight_decay: float = setting(0.0, "on weight matrices only, not on u, biases or norms", minimum=0.0)
+    beta1: float = setting(0.9, minimum=0.0, below=1.0)
+    beta2: float = setting(0.999, minimum=0.0, below=1.0)
+    eps: float = setting(1e-8, above=0.0)
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = setting(doc="how the learning rate changes")
+
+
+@dataclass
+class ConstantConfig(ScheduleConfig):
+    name: str = setting("constant")
+
+
+@dataclass
+class StaircaseConfig(ScheduleConfig):
+    name: str = setting("staircase")
+    every: int = setting(600_000, "steps between drops", minimum=1)
+    factor: float = setting(0.1, "multiplies the rate at each drop", above=0.0, below=1.0)
+
+
+@dataclass
+class PlateauConfig(ScheduleConfig):
+    """The rate drops when `patience` evaluations bring no gain; the patience shrinks with each drop; the run ends
+    when the rate falls below `minimum_lr`."""
+
+    name: str = setting("plateau")
+    factor: float = setting(0.1, above=0.0, below=1.0)
+    patience: list[int] = setting([100, 50, 25], "evaluations without gain; the last repeats", minimum=1)
+    minimum_lr: float = setting(1e-6, above=0.0)
+
+
+@dataclass
+class CosineConfig(ScheduleConfig):
+    name: str = setting("cosine")
+    warmup: float = setting(0.05, "share of the steps with a rising rate", minimum=0.0, below=1.0)
+    final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
+
+
+@dataclass
+class OneCycleConfig(ScheduleConfig):
+    name: str = setting("one_cycle")
+    warmup: float = setting(0.3, "share of the steps with a rising rate", above=0.0, below=1.0)
+    initial: float = setting(0.04, "rate at the start, as a share of the peak", above=0.0, maximum=1.0)
+    final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
+
+
+@dataclass
+class TrainerConfig:
+    batch_size: int = setting(32, "sequences a step", minimum=2)
+    max_steps: int = setting(60_000, "the run ends here at the latest", minimum=1)
+    eval_every: int = setting(1000, "steps between evaluations on the validation set", minimum=1)
+    log_every: int = setting(100, "steps between rows of training loss", minimum=1, affects_result=False)
+    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1, affects_result=False)
+    eval_batch_size: int = setting(250, "sequences a forward pass of an evaluation", minimum=1)
+    bn_samples: int = setting(
+        500, "training samples that batch-norm statistics are re-estimated from before each evaluation", minimum=2
+    )
+    clip_norm: float | None = setting(5.0, "largest global gradient norm; null: no limit", above=0.0)
+    clip_value: float | None = setting(None, "largest gradient value; null: no limit", above=0.0)
+    target_accuracy: float | None = setting(
+        0.99, "stop once validation accuracy exceeds it; null: never", minimum=0.0, maximum=1.0
+    )
+    precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
+    cuda_graph: bool = setting(True, "on CUDA, run the whole training step as one graph", affects_result=False)
+
+
+# ----------------------------------------------------------------------------------------------------------- root
+
+
+@dataclass
+class Config:
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    name: str = setting("${model.name}", "of the run folder: the model, or the experiment")
+    tag: str | None = setting(None, "appended to the name, to keep variants apart")
+    seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0)
+    device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    output_root: str = setting("outputs", "run folders go below it", affects_result=False)
+    resume: str = setting(
+        "auto", "continue an unfinished run of the same config, or never", choices=("auto", "never"),
+        affects_result=False,
+    )
+    overwrite: bool = setting(False, "delete what the run folder holds and start again", affects_result=False)
+
+
+# group -> choice -> class; a YAML file of configs/<group>/ refers to one of these as /schema/<group>/<choice>.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {
+        "indrnn": IndRNNConfig,
+        "indrnn_residual": IndRNNResidualConfig,
+        "indrnn_dense": IndRNNDenseConfig,
+        "lstm": LSTMConfig,
+        "rnn": RNNConfig,
+    },
+    "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig},
+    "optimizer": {"base": OptimizerConfig},
+    "schedule": {
+        "constant": ConstantConfig,
+        "staircase": StaircaseConfig,
+        "plateau": PlateauConfig,
+        "cosine": CosineConfig,
+        "one_cycle": OneCycleConfig,
+    },
+    "trainer": {"base": TrainerConfig},
+}
