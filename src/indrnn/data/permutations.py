@@ -1,0 +1,109 @@
+"""The fixed orders in which "permuted MNIST" shows its pixels.
+
+The literature calls several different tasks by that name; each is reproduced here by the rule in its users' code. With
+a permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
+
+| name          | rule                                                        | used by                            |
+| ------------- | ----------------------------------------------------------- | ---------------------------------- |
+| seed92916     | numpy RandomState(92916).permutation(784)                   | scoRNN, expRNN, full-capacity uRNN |
+| bitrev        | 0..1023 by their reversed ten bits, without those above 783 | HiPPO, LSSL, S4, S5                |
+| torch12008    | torch.manual_seed(12008); randperm(784), on the CPU         | coRNN, LipschitzRNN                |
+| torch5544     | torch.manual_seed(5544); randperm(784), on the CPU          | UnICORNN, LEM                      |
+| numpy0        | numpy RandomState(0).permutation(784)                       | keras-lmu, RRU                     |
+| random:<seed> | numpy RandomState(seed).permutation(784)                    |                                    |
+| file:<path>   | 784 whole numbers, .npy or text                             |                                    |
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .spec import PIXELS, check_permutation_name
+
+# Of the permutation as little-endian int64. A library whose generator changes would silently set another task.
+SHA256 = {
+    "seed92916": "96240fe27409981c3ed3e92c20d995f7103a94c2282307bc776923030113be74",
+    "bitrev": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
+    "torch12008": "f4113bc8ae78902146fba54feaff34c7de185249d3b85ce9584e3d76ca98b3bd",
+    "torch5544": "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7",
+    "numpy0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
+}
+
+
+def load_permutation(name: str) -> NDArray[np.int64]:
+    """The permutation (784,) called `name`, checked to contain each of 0..783 once.
+
+    Raises UserError for an unknown name, an unreadable file, or a file that holds no permutation of 0..783.
+    """
+    check_permutation_name(name)
+    kind, _, value = name.partition(":")
+    if kind == "file":
+        permutation = _read(name, Path(value).expanduser())
+    elif kind == "random":
+        permutation = _numpy(int(value))
+    else:
+        permutation = _NAMED[name]()
+        if permutation_sha256(permutation) != SHA256[name]:
+            raise UserError(
+                f"data.permutation={name}: this version of its library draws another order than the published one; "
+                "save the right one and use file:<path>"
+            )
+    return permutation
+
+
+def permutation_sha256(permutation: NDArray[np.int64]) -> str:
+    """SHA-256 of the permutation as little-endian 64-bit integers."""
+    return hashlib.sha256(permutation.astype("<i8").tobytes()).hexdigest()
+
+
+def _numpy(seed: int) -> NDArray[np.int64]:
+    # RandomState's stream is frozen (numpy NEP 19), unlike that of Generator.
+    return np.random.RandomState(seed).permutation(PIXELS).astype(np.int64)
+
+
+def _torch(seed: int) -> NDArray[np.int64]:
+    import torch
+
+    # A generator of its own gives what torch.manual_seed gives, and leaves the global one alone.
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(PIXELS, generator=generator).numpy()
+
+
+def _bit_reversal() -> NDArray[np.int64]:
+    bits = (PIXELS - 1).bit_length()
+    numbers = np.arange(1 << bits, dtype=np.int64)
+    reversed_ = np.zeros_like(numbers)
+    for bit in range(bits):
+        reversed_ |= ((numbers >> bit) & 1) << (bits - 1 - bit)
+    return reversed_[reversed_ < PIXELS]
+
+
+_NAMED = {
+    "seed92916": lambda: _numpy(92916),
+    "bitrev": _bit_reversal,
+    "torch12008": lambda: _torch(12008),
+    "torch5544": lambda: _torch(5544),
+    "numpy0": lambda: _numpy(0),
+}
+
+
+def _read(name: str, path: Path) -> NDArray[np.int64]:
+    remedy = f"it must hold each whole number from 0 to {PIXELS - 1} once, as .npy or as text"
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            values = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.int64)
+    except OSError as error:
+        raise UserError(
+            f"data.permutation={name} cannot be read ({error.strerror or 'not a file of that kind'})"
+        ) from error
+    except (ValueError, OverflowError, EOFError) as error:
+        raise UserError(f"data.permutation={name} is not a list of whole numbers; {remedy}") from error
+    values = np.asarray(values).reshape(-1)
+    if values.dtype.kind not in "iu" or not np.array_equal(np.sort(values), np.arange(PIXELS)):
+        raise UserError(f"data.permutation={name} is no permutation ({values.size} numbers); {remedy}")
+    return values.astype(np.int64)
