@@ -1,0 +1,86 @@
+"""Writing files so that neither a killed process nor a full disk leaves half of one, and fails with one line."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import RunError, UserError
+
+TEMPORARY = ".tmp"
+
+_REMEDY = {
+    errno.ENOSPC: "free some space, then give the same command again",
+    errno.EDQUOT: "free some space, then give the same command again",
+    errno.EACCES: "make it writable, or choose another folder with output_root=",
+    errno.EPERM: "make it writable, or choose another folder with output_root=",
+    errno.EROFS: "choose another folder with output_root=",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with output_root=",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder with output_root=",
+    errno.ENAMETOOLONG: "choose a shorter name=, tag= or output_root=",
+}
+
+
+@contextmanager
+def one_line(action: str, path: Path, error: type[UserError] = RunError) -> Iterator[None]:
+    """Turn an OSError into ``error("cannot <action> <path>: <reason>; <remedy>")``."""
+    try:
+        yield
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        remedy = _REMEDY.get(failure.errno or 0, "see that the folder exists and can be written")
+        raise error(f"cannot {action} {path}: {reason}; {remedy}") from failure
+
+
+@contextmanager
+def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` only when the block ends well, whole and on the disk.
+
+    Whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, never a part. Raises
+    ``error`` with one line if it cannot be written; ``path`` is then as it was.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with one_line("write", path, error):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -> None:
+    """Replace ``path`` by ``text`` (UTF-8), all or nothing."""
+    with replacing(path, error) as file:
+        file.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put renames and deletions in ``folder`` on the disk, where the system can do that for folders."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append(descriptor: int, data: bytes) -> None:
+    """Add ``data`` at the end of an open file, all or nothing: a part that still fitted on a full disk is cut off."""
+    size = os.fstat(descriptor).st_size
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise

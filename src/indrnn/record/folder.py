@@ -1,0 +1,234 @@
+"""The run folder: where a run's files lie, and what is done with a folder that already holds some.
+
+    nothing there                       fresh: start
+    result.json, same config            finished: say so and stop
+    unfinished, same config             resume from checkpoint.pt (fresh if the run was stopped before the first one)
+    same config but a larger max_steps  resume, also of a finished run
+    another config                      refused, naming the keys that differ
+
+Keys that cannot change the result are not compared (`indrnn.record.compare`). Nothing of an earlier run is touched
+before `RunFolder.begin`, so a command that then fails (data missing, no such device) has destroyed nothing.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..data.spec import task_folder
+from ..errors import UserError
+from .compare import Difference, differences
+from .files import TEMPORARY, one_line, sync_folder, write_atomically
+from .lock import FolderLock
+
+CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+EVENTS = "events.out.tfevents."
+_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST)
+# result.json of a run that was then continued to more steps
+_EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
+
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]*")
+# Their rate at every step depends on max_steps, so a run with a larger one is another run from its first step.
+_SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
+_SHOWN = 4
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """``output_root/<task>/<name>[-tag]/seed<k>``; touches no disk. Raises UserError for an unsafe name or tag."""
+    for key in ("name", "tag"):
+        value = cfg.get(key)
+        if value is not None and not _SAFE.fullmatch(str(value)):
+            raise UserError(
+                f"{key}={value!r} cannot be part of a folder name: use letters, digits and . _ - + = , "
+                "and begin with a letter or digit"
+            )
+    name = str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
+    return Path(str(cfg.output_root)).expanduser() / task_folder(cfg.data) / name / f"seed{cfg.seed}"
+
+
+class RunFolder:
+    """A run folder held by this process until `close` (or the end of a ``with`` block). Made by `open_run`.
+
+    ``state`` is "fresh" (start at step 0), "resume" (load checkpoint_path) or "finished" (read result_path, stop).
+    """
+
+    def __init__(self, path: Path, state: str, cfg: DictConfig, overrides: Sequence[str], command: str) -> None:
+        self.path = path
+        self.state = state
+        self.command = command
+        self.config_path = path / CONFIG
+        self.overrides_path = path / OVERRIDES
+        self.metrics_path = path / METRICS
+        self.result_path = path / RESULT
+        self.checkpoint_path = path / CHECKPOINT
+        self.best_path = path / BEST
+        self._texts = {
+            self.config_path: OmegaConf.to_yaml(cfg, resolve=True),
+            self.overrides_path: OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
+        }
+        self._lock: FolderLock | None = None
+        self._begun = state == "finished"
+
+    def begin(self) -> None:
+        """Make the folder ready for the run's files: call it once all that can fail before the first step has not.
+
+        A fresh run removes what an earlier one left (only files that this package writes); a finished run that goes
+        on keeps its old figures as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written. A
+        second call does nothing. Raises UserError with one line.
+        """
+        if self._begun:
+            return
+        with one_line("prepare run folder", self.path, UserError):
+            if self.state == "fresh":
+                # config.yaml goes last, so that a kill in between leaves a folder that is still known to be a run's.
+                for file in sorted(written_files(self.path), key=lambda file: file.name == CONFIG):
+                    file.unlink()
+            elif self.result_path.exists():
+                # Before config.yaml names the larger max_steps, or a kill in between would leave a run that looks
+                # finished with it.
+                old = load_config_file(self.config_path)["trainer"]["max_steps"]
+                self.result_path.rename(self.path / f"result.max_steps{old}.json")
+            sync_folder(self.path)
+        for file, text in self._texts.items():
+            write_atomically(file, text, UserError)
+        self._begun = True
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_run(cfg: DictConfig, overrides: Sequence[str], command: str) -> RunFolder:
+    """Decide what to do with the folder of ``cfg`` (see the module's docstring) and hold it for this process.
+
+    config.yaml and overrides.yaml are written at once where that loses nothing, otherwise by `RunFolder.begin`.
+    Raises UserError with one line: a folder that holds another run or something else, is in use, or cannot be written.
+    """
+    path = run_folder(cfg)
+    lock = None
+    with one_line("read run folder", path, UserError):
+        # Nothing is locked or written for a run that is finished: its folder may be read-only.
+        state = _state(path, cfg)
+    if state != "finished":
+        with one_line("write to run folder", path, UserError):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(path)
+        # Again, now that nobody else can change it.
+        state = _state(path, cfg)
+    run = RunFolder(path, state, cfg, overrides, command)
+    if lock is not None:
+        run._lock = lock
+        if state == "fresh":
+            loses_nothing = not _was_trained(path)
+        else:
+            loses_nothing = not differences(load_config_file(run.config_path), cfg)
+        if loses_nothing:
+            run.begin()
+    return run
+
+
+def written_files(path: Path) -> list[Path]:
+    """The files in ``path`` that a run writes, and what a kill left of one; never anything else."""
+    names = (*_FILES, *(name + TEMPORARY for name in _FILES))
+    return [
+        file
+        for file in sorted(path.iterdir())
+        if file.is_file()
+        and (file.name in names or file.name.startswith(EVENTS) or _EARLIER_RESULT.fullmatch(file.name))
+    ]
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain values. Raises UserError with one line if it is none."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as failure:
+        reason = " ".join(str(failure).split())[:120]
+        raise UserError(f"{path} cannot be read as a run's configuration ({reason}); {_ELSEWHERE}") from failure
+    groups = ("model", "data", "trainer", "schedule")
+    if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in groups):
+        raise UserError(f"{path} is not the configuration of a run; {_ELSEWHERE}")
+    return {str(key): value for key, value in config.items()}
+
+
+_ELSEWHERE = "move it away, or keep this run apart with tag=<word> or output_root="
+
+
+def _state(path: Path, cfg: DictConfig) -> str:
+    """fresh, resume or finished; raises UserError if ``cfg`` must not touch what lies in ``path``."""
+    present = {file.name for file in written_files(path)} if path.is_dir() else set()
+    if CONFIG not in present:
+        strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}
+        if strangers:
+            raise UserError(
+                f"run folder {path} holds {', '.join(sorted(strangers))} but no config.yaml to say of which run; "
+                f"{_ELSEWHERE}"
+            )
+        return "fresh"
+    old = load_config_file(path / CONFIG)
+    if cfg.overwrite:
+        return "fresh"
+    if not _was_trained(path):
+        return "fresh"  # stopped before it had trained at all: nothing to go on from, nothing to lose
+    differ = differences(old, cfg)
+    if differ and not _continues(differ, cfg):
+        raise UserError(_refusal(path, differ, cfg))
+    if RESULT in present and not differ:
+        return "finished"
+    if cfg.resume == "never":
+        raise UserError(
+            f"run folder {path} holds {'a shorter' if RESULT in present else 'an unfinished'} run and resume=never; "
+            "go on with it with resume=auto, keep it and add tag=<word>, or replace it with overwrite=true"
+        )
+    if CHECKPOINT in present:
+        return "resume"
+    if RESULT in present:
+        raise UserError(
+            f"the finished run in {path} has no {CHECKPOINT} to go on from ({differ[0]}); keep it and add tag=<word>, "
+            "or replace it with overwrite=true"
+        )
+    return "fresh"
+
+
+def _was_trained(path: Path) -> bool:
+    """Whether ``path`` holds anything that took a run more than starting."""
+    metrics = path / METRICS
+    rows = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
+    return rows > 0 or any((path / name).exists() for name in (RESULT, CHECKPOINT, BEST))
+
+
+def _continues(differ: list[Difference], cfg: DictConfig) -> bool:
+    only = differ[0]
+    return (
+        len(differ) == 1
+        and only.key == "trainer.max_steps"
+        and isinstance(only.old, int)
+        and only.new > only.old
+        and cfg.schedule.name not in _SCHEDULES_OF_MAX_STEPS
+    )
+
+
+def _refusal(path: Path, differ: list[Difference], cfg: DictConfig) -> str:
+    shown = ", ".join(map(str, differ[:_SHOWN]))
+    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+    why = (
+        f" (the whole course of a {cfg.schedule.name} schedule depends on max_steps)"
+        if [key for key, *_ in differ] == ["trainer.max_steps"] and cfg.schedule.name in _SCHEDULES_OF_MAX_STEPS
+        else ""
+    )
+    return (
+        f"run folder {path} holds a run of another config: {shown}{more}{why}; keep both with tag=<word>, "
+        "or replace it with overwrite=true"
+    )
