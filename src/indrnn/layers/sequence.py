@@ -1,0 +1,106 @@
+"""A sequence that is an affine map away: what a normalised, dropped-out hidden layer hands to the next one.
+
+Letters: B batch, T time steps, H features of the sequence, K features of the product.
+
+Batch norm after a recurrence is z = scale ⊙ h + shift, one pair a unit, and dropout shared over time multiplies z by
+a mask (B, H). Neither needs passes over memory of its own, because whatever reads z first multiplies it by a matrix:
+
+    W (mask ⊙ (scale ⊙ h + shift)) + b = (W ⊙ scale ⊙ mask) h + (W (shift ⊙ mask) + b).
+
+`AffineSequence` keeps h, scale, shift and mask apart until then. Autograd differentiates the small factors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AffineSequence:
+    """z = mask ⊙ (scale ⊙ h + shift), not yet computed. What is None is left out.
+
+    h (B, T, H); h_last (B, H), a copy of its last step (reading that instead of ``h[:, -1]`` keeps the gradient of h
+    from being materialised); scale and shift (H,), both or neither; mask (B, H), one a sequence for all time steps.
+    """
+
+    h: Tensor
+    h_last: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    mask: Tensor | None = None
+
+    def materialise(self) -> Tensor:
+        """z for every step (B, T, H), in the dtype of h."""
+        return _apply(self, self.h, 1)
+
+    def last(self) -> Tensor:
+        """z at the last step (B, H), in the dtype of h; the other steps are not computed."""
+        return _apply(self, self.h_last, 0)
+
+
+def _apply(sequence: AffineSequence, h: Tensor, time_dims: int) -> Tensor:
+    z = h
+    if sequence.scale is not None and sequence.shift is not None:
+        z = torch.addcmul(sequence.shift, z, sequence.scale)
+    if sequence.mask is not None:
+        z = z * (sequence.mask.unsqueeze(1) if time_dims else sequence.mask)
+    return z.to(h.dtype)
+
+
+def materialise(sequence: Tensor | AffineSequence) -> Tensor:
+    """The tensor (B, T, H), whichever form it comes in."""
+    return sequence.materialise() if isinstance(sequence, AffineSequence) else sequence
+
+
+def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """z Wᵀ + b for every step: (B, T, H) with weight (K, H) and bias (K,) gives (B, T, K)."""
+    if not isinstance(sequence, AffineSequence):
+        return F.linear(sequence, weight, bias)
+    if sequence.mask is None:
+        weight, bias = _fold(sequence, weight, bias)
+        return F.linear(sequence.h, weight, bias)
+    y, added = project(sequence, weight, bias)
+    return y if added is None else y + (added.unsqueeze(1) if added.dim() == 2 else added)
+
+
+def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`linear` with the last addition left to the reader: y (B, T, K) and what to add, (K,) or (B, K) or None."""
+    if not isinstance(sequence, AffineSequence):
+        return F.linear(sequence, weight), bias
+    if sequence.mask is None:
+        weight, bias = _fold(sequence, weight, bias)
+        return F.linear(sequence.h, weight), bias
+    mask = sequence.mask
+    factor = mask if sequence.scale is None else mask * sequence.scale
+    folded = (weight * factor.unsqueeze(1)).to(weight.dtype)  # (B, K, H): a matrix a sequence
+    y = torch.bmm(sequence.h, folded.mT)
+    if sequence.shift is None:
+        return y, bias
+    return y, F.linear((sequence.shift * mask).to(weight.dtype), weight, bias)
+
+
+def _fold(sequence: AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(W ⊙ scale, W shift + b)."""
+    if sequence.scale is None or sequence.shift is None:
+        return weight, bias
+    return (weight * sequence.scale).to(weight.dtype), F.linear(sequence.shift.to(weight.dtype), weight, bias)
+
+
+def concatenate(sequences: Sequence[AffineSequence]) -> AffineSequence:
+    """The sequences side by side along their features, still unnormalised: (B, T, H1 + H2 + …)."""
+    h = torch.cat([each.h for each in sequences], dim=-1)
+    last = torch.cat([each.h_last for each in sequences], dim=-1)
+    scale = shift = mask = None
+    if any(each.scale is not None for each in sequences):
+        scale = torch.cat([_or_full(each.scale, each, 1.0) for each in sequences])
+        shift = torch.cat([_or_full(each.shift, each, 0.0) for each in sequences])
+    if any(each.mask is not None for each in sequences):
+        mask = torch.cat([torch.ones_like(each.h_last) if each.mask is None else each.mask for each in sequences], -1)
+    return AffineSequence(h, last, scale, shift, mask)
+
+
+def _or_full(value: Tensor | None, sequence: AffineSequence, default: float) -> Tensor:
+    return sequence.h.new_full((sequence.h.shape[-1],), default) if value is None else value

@@ -1,0 +1,147 @@
+"""Which backend computes the recurrence, and the interface every backend keeps.
+
+Letters: B batch, T time steps, H hidden units.
+
+A backend is a module with the members of `Backend`. ``ops`` has checked the arguments before a backend sees them:
+x, h and grad_h have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all of them are
+on one device, sizes agree, B, T, H >= 1, and u and bias have the dtype `state_dtype(x.dtype)` (float64 for float64,
+float32 for everything else; so bfloat16 sequences come with float32 u and bias).
+"""
+
+import warnings
+from importlib import import_module
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
+BACKENDS = ("auto", "reference", "scan", "numba", "triton")
+_MODULES = {"reference": ".reference", "scan": ".scan", "numba": ".numba_cpu", "triton": ".triton_gpu"}
+
+
+class Backend(Protocol):
+    """What a backend module exposes."""
+
+    NONLINEARITIES: tuple[str, ...]
+    DTYPES: tuple[torch.dtype, ...]
+
+    def unavailable_reason(self, device: torch.device) -> str | None:
+        """Why this backend cannot work on `device` (one sentence without a full stop), or None if it can."""
+
+    def forward(
+        self, x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """h_t = σ(x_t + bias + u ⊙ h_{t-1}).
+
+        x (B, T, H); u (H,); h0 (B, H) in x.dtype, or None for zeros; bias (H,) or, one a sequence, (B, H), or None.
+        Returns h, made as ``torch.empty_like(x)`` is (dense, strides ordered as x's), and with `statistics` the mean
+        (H,) and the biased variance (H,) of h over batch and time in the dtype of u, else None and None. The variance
+        must not be formed as Σh² − (Σh)²/n in the working precision.
+        """
+
+    def backward(
+        self,
+        grad_h: Tensor | None,
+        grad_last: Tensor | None,
+        offset: Tensor | None,
+        slope: Tensor | None,
+        h: Tensor,
+        u: Tensor,
+        h0: Tensor | None,
+        nonlinearity: str,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients, from the saved output alone.
+
+        The gradient that enters at step t is g_t = grad_h_t + offset + slope ⊙ h_t, with grad_last added at t = T;
+        grad_h (B, T, H) in h.dtype or None for zeros (never materialise those); grad_last (B, H) in h.dtype or None;
+        offset and slope (H,) in the dtype of u, both or neither (they carry the gradients of mean and variance).
+
+            δ_t = σ'_t ⊙ (g_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
+
+        Returns (dx, du, dh0, dbias): dx = δ, made as ``torch.empty_like(h)``; and, each (B, H) in the dtype of u,
+        one row a sequence, which the caller sums over the batch where it needs to: du = Σ_t δ_t ⊙ h_{t-1} (h_0 = h0
+        or zeros), dh0 = u ⊙ δ_1, dbias = Σ_t δ_t. Deterministic: fixed order of summation, no atomics.
+        """
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the running state, of u and of the statistics for sequences of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def load_backend(name: str) -> Backend:
+    """The module of a backend. Raises ImportError where its library is missing."""
+    return cast(Backend, import_module(_MODULES[name], __package__))
+
+
+def unavailable_reason(name: str, device: torch.device) -> str | None:
+    """Why `name` cannot run on `device`, or None if it can."""
+    try:
+        return load_backend(name).unavailable_reason(device)
+    except ImportError as error:
+        return f"its library cannot be imported: {error}"
+
+
+def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Every backend, with None if it works on `device` and else the reason why not."""
+    return {name: unavailable_reason(name, torch.device(device)) for name in _MODULES}
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
+    """Why `name` cannot compute this recurrence, or None if it can."""
+    reason = unavailable_reason(name, device)
+    if reason is not None:
+        return reason
+    backend = load_backend(name)
+    if nonlinearity not in backend.NONLINEARITIES:
+        return f"it computes {', '.join(backend.NONLINEARITIES)}, not {nonlinearity}"
+    if dtype not in backend.DTYPES:
+        return f"it computes {', '.join(str(each) for each in backend.DTYPES)}, not {dtype}"
+    return None
+
+
+def resolve_backend(
+    backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
+) -> str:
+    """The name of the backend that will compute the recurrence.
+
+    ``auto`` takes numba on the CPU and triton on CUDA where they can compute it, and else reference: on CUDA that is
+    slow, and a warning says so once.
+
+    Raises:
+        UserError: the name or the nonlinearity is unknown, or the backend asked for cannot compute this.
+    """
+    device = torch.device(device)
+    if backend not in BACKENDS:
+        raise UserError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if nonlinearity not in NONLINEARITIES:
+        raise UserError(f"nonlinearity={nonlinearity!r} is unknown; choose one of {', '.join(NONLINEARITIES)}")
+    if backend != "auto":
+        reason = _refusal(backend, device, dtype, nonlinearity)
+        if reason is not None:
+            able = [name for name in _MODULES if _refusal(name, device, dtype, nonlinearity) is None]
+            raise UserError(
+                f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}"
+            )
+        return backend
+    fast = {"cpu": "numba", "cuda": "triton"}.get(device.type)
+    if fast is None:
+        return "reference"
+    reason = _refusal(fast, device, dtype, nonlinearity)
+    if reason is None:
+        return fast
+    if device.type == "cuda":
+        _warn_once(f"backend=auto takes reference on {device}, which is slow, because triton cannot be used: {reason}")
+    return "reference"

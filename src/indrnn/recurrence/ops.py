@@ -1,0 +1,196 @@
+"""The recurrence as custom operators: what autograd, torch.compile and torch.export see.
+
+Letters: B batch, T time steps, H hidden units. One node forward (`indrnn::recurrence`) and one backward
+(`indrnn::recurrence_backward`), whatever the backend.
+
+The private variant `recurrence_with_statistics` also returns the mean and the biased variance of h over batch and
+time. Their gradients enter step t of the backward as an affine function of h_t: with n = B·T,
+
+    ∂L/∂h_t += dmean / n + 2 dvariance ⊙ (h_t − mean) / n = offset + slope ⊙ h_t.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import load_backend, resolve_backend, state_dtype
+
+
+def indrnn_recurrence(
+    x: Tensor, u: Tensor, h0: Tensor | None = None, *, nonlinearity: str = "relu", backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Compute h_t = σ(x_t + u ⊙ h_{t-1}) for t = 1…T (Li et al. 2018, arXiv 1803.04831, eq. 2 with x = W x + b).
+
+    Args:
+        x: (B, T, H), float32 or float64 (bfloat16 on the GPU). Any strides; with H contiguous it is not copied.
+        u: (H,), the recurrent weights.
+        h0: (B, H), the state before the first step; zeros if None.
+        nonlinearity: σ: relu, tanh, identity or leaky_relu (slope 0.01).
+        backend: reference, scan, numba, triton, or auto (see `resolve_backend`).
+
+    Returns:
+        h (B, T, H), laid out like x, and h_last (B, H), a copy of its last step. Differentiable once in x, u and h0;
+        a loss that reads only h_last never materialises a gradient of h.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together.
+        UserError: an unknown or unavailable backend or nonlinearity.
+    """
+    h, last, _, _ = recurrence(x, u, h0, nonlinearity=nonlinearity, backend=backend)
+    return h, last
+
+
+def recurrence(
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    statistics: bool = False,
+    nonlinearity: str = "relu",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing.
+
+    Returns h, h_last, and with `statistics` the mean and the biased variance (H,) of h over batch and time, in the
+    dtype of the running state; without, two empty tensors.
+    """
+    _check(x, u, h0, bias)
+    name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
+    state = state_dtype(x.dtype)
+    u = u.to(state)
+    bias = None if bias is None else bias.to(state)
+    return _recurrence(x, u, h0, bias, statistics, nonlinearity, name)
+
+
+def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x must be (B, T, H), got shape {tuple(x.shape)}")
+    B, T, H = x.shape
+    if min(B, T, H) < 1:
+        raise ValueError(f"x must have at least one sequence, step and unit, got shape {tuple(x.shape)}")
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"x must be floating point, got {x.dtype}")
+    if u.shape != (H,):
+        raise ValueError(f"u must have shape ({H},) to fit x, got {tuple(u.shape)}")
+    if h0 is not None and h0.shape != (B, H):
+        raise ValueError(f"h0 must have shape ({B}, {H}) to fit x, got {tuple(h0.shape)}")
+    if bias is not None and bias.shape not in ((H,), (B, H)):
+        raise ValueError(f"bias must have shape ({H},) or ({B}, {H}) to fit x, got {tuple(bias.shape)}")
+    if h0 is not None and h0.dtype != x.dtype:
+        raise ValueError(f"h0 must have the dtype of x, {x.dtype}, got {h0.dtype}")
+    for name, tensor in (("u", u), ("bias", bias)):
+        if tensor is not None and tensor.dtype not in (x.dtype, state_dtype(x.dtype)):
+            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
+    for name, tensor in (("u", u), ("h0", h0), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """x itself if its last dimension is contiguous, else a contiguous copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+@torch.library.custom_op("indrnn::recurrence", mutates_args=())
+def _recurrence(
+    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, statistics: bool, nonlinearity: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h, mean, variance = load_backend(backend).forward(
+        _unit_stride(x),
+        u.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        None if bias is None else bias.contiguous(),
+        nonlinearity,
+        statistics,
+    )
+    if mean is None or variance is None:
+        mean, variance = u.new_empty(0), u.new_empty(0)
+    return h, h[:, -1].clone(memory_format=torch.contiguous_format), mean, variance
+
+
+@_recurrence.register_fake
+def _(
+    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, statistics: bool, nonlinearity: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, _, H = x.shape
+    units = H if statistics else 0
+    return torch.empty_like(_unit_stride(x)), x.new_empty(B, H), u.new_empty(units), u.new_empty(units)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, u, h0, bias, statistics, nonlinearity, backend = inputs
+    h, _, mean, _ = output
+    ctx.save_for_backward(h, u, h0, mean)
+    ctx.set_materialize_grads(False)
+    ctx.statistics, ctx.nonlinearity, ctx.backend = statistics, nonlinearity, backend
+    ctx.bias_dim = None if bias is None else bias.dim()
+
+
+def _autograd(
+    ctx: Any,
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    h, u, h0, mean = ctx.saved_tensors
+    offset = slope = None
+    if ctx.statistics and (grad_mean is not None or grad_variance is not None):
+        n = h.shape[0] * h.shape[1]
+        slope = torch.zeros_like(mean) if grad_variance is None else grad_variance * (2 / n)
+        offset = -slope * mean if grad_mean is None else grad_mean / n - slope * mean
+    dx, du, dh0, dbias = _recurrence_backward(grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend)
+    bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
+    return dx, du.sum(0), None if h0 is None else dh0.to(h0.dtype), bias_gradient, None, None, None
+
+
+_recurrence.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@torch.library.custom_op("indrnn::recurrence_backward", mutates_args=())
+def _recurrence_backward(
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    h: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    nonlinearity: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return load_backend(backend).backward(
+        None if grad_h is None else _unit_stride(grad_h),
+        None if grad_last is None else grad_last.contiguous(),
+        None if offset is None else offset.contiguous(),
+        None if slope is None else slope.contiguous(),
+        h,
+        u.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        nonlinearity,
+    )
+
+
+@_recurrence_backward.register_fake
+def _(
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    h: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    nonlinearity: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, _, H = h.shape
+    return torch.empty_like(h), u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
+
+
+def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise RuntimeError("indrnn_recurrence can be differentiated once, not twice; call it without create_graph")
+
+
+_recurrence_backward.register_autograd(_no_second_derivative)

@@ -1,0 +1,89 @@
+"""The definition: the recurrence as a plain loop over time, on any device, for every nonlinearity."""
+
+import torch
+from torch import Tensor
+
+from .dispatch import state_dtype
+
+NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    return None
+
+
+def activate(a: Tensor, nonlinearity: str) -> Tensor:
+    """σ(a)."""
+    if nonlinearity == "relu":
+        return torch.relu(a)
+    if nonlinearity == "tanh":
+        return torch.tanh(a)
+    if nonlinearity == "leaky_relu":
+        return torch.nn.functional.leaky_relu(a, NEGATIVE_SLOPE)
+    return a
+
+
+def derivative(h: Tensor, nonlinearity: str) -> Tensor | float:
+    """σ' at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
+    if nonlinearity == "relu":
+        return (h > 0).to(h.dtype)
+    if nonlinearity == "tanh":
+        return 1 - h * h
+    if nonlinearity == "leaky_relu":
+        return torch.where(h > 0, 1.0, NEGATIVE_SLOPE).to(h.dtype)
+    return 1.0
+
+
+def forward(
+    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `dispatch.Backend.forward`."""
+    h = torch.empty_like(x)
+    state = torch.zeros_like(x[:, 0], dtype=u.dtype) if h0 is None else h0.to(u.dtype)
+    for t in range(x.shape[1]):
+        a = x[:, t].to(u.dtype) + u * state
+        state = activate(a if bias is None else a + bias, nonlinearity)
+        h[:, t] = state
+    return (h, *batch_statistics(h)) if statistics else (h, None, None)
+
+
+def backward(
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    h: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `dispatch.Backend.backward`."""
+    dx = torch.empty_like(h)
+    carried = torch.zeros_like(h[:, 0], dtype=u.dtype)  # u ⊙ δ_{t+1}
+    du, dbias = torch.zeros_like(carried), torch.zeros_like(carried)
+    for t in reversed(range(h.shape[1])):
+        h_t = h[:, t].to(u.dtype)
+        g = carried
+        if grad_h is not None:
+            g = g + grad_h[:, t]
+        if grad_last is not None and t == h.shape[1] - 1:
+            g = g + grad_last
+        if offset is not None and slope is not None:
+            g = g + offset + slope * h_t
+        delta = derivative(h_t, nonlinearity) * g
+        dx[:, t] = delta
+        dbias += delta
+        if t > 0:
+            du += delta * h[:, t - 1]
+        elif h0 is not None:
+            du += delta * h0
+        carried = u * delta
+    return dx, du, carried, dbias
+
+
+def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (H,) of h (B, T, H) over batch and time."""
+    variance, mean = torch.var_mean(h.to(state_dtype(h.dtype)), dim=(0, 1), correction=0)
+    return mean, variance
