@@ -1,0 +1,86 @@
+"""The networks the IndRNN is compared with: `torch.nn.LSTM` and `torch.nn.RNN`, classifying the last step.
+
+B: sequences, T: time steps, D: input features, H: hidden units, K: outputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from indrnn.config.schema import LSTMConfig, RNNConfig
+from indrnn.data import TaskSpec
+
+from .initial import classifier
+
+
+class LSTMClassifier(nn.Module):
+    """`nn.LSTM` (cuDNN on a CUDA device) and a linear classifier on its last output.
+
+    Input weights are Glorot uniform and recurrent weights orthogonal, gate by gate (Glorot & Bengio 2010; Saxe et al.
+    2014, arXiv 1312.6120; what Keras and most published LSTM baselines start from), and the forget gate starts open
+    (Gers et al. 2000; Jozefowicz et al. 2015). PyTorch's own default, U(-1/sqrt(H), 1/sqrt(H)) for every weight and
+    bias, leaves the forget gate near one half, which forgets a pixel after a few of the 784 steps and would make a
+    weak baseline. Gate by gate, because Glorot's bound over all four gates at once is half of what one gate asks for.
+
+    On MNIST 68,362 parameters with 128 units, 86,122 with 144 (``lstm_matched``).
+    """
+
+    def __init__(self, model: LSTMConfig, task: TaskSpec) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(
+            task.input_size,
+            model.hidden_size,
+            model.num_layers,
+            batch_first=True,
+            # nn.LSTM drops between layers only, and warns when there is no "between".
+            dropout=model.dropout if model.num_layers > 1 else 0.0,
+        )
+        self.dropout = nn.Dropout(model.dropout)
+        self.head = classifier(model.hidden_size, task)
+        self._initialise(model.forget_bias)
+
+    @torch.no_grad()
+    def _initialise(self, forget_bias: float) -> None:
+        for weight_ih, weight_hh, bias_ih, bias_hh in self.lstm.all_weights:
+            for gate in range(4):
+                rows = slice(gate * self.lstm.hidden_size, (gate + 1) * self.lstm.hidden_size)
+                nn.init.xavier_uniform_(weight_ih[rows])
+                nn.init.orthogonal_(weight_hh[rows])
+            # nn.LSTM adds both biases: the first carries the forget bias alone, or it would count twice.
+            nn.init.zeros_(bias_ih)
+            nn.init.zeros_(bias_hh)
+            bias_ih.chunk(4)[1].fill_(forget_bias)  # rows are ordered i, f, g, o
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to logits (B, K)."""
+        _, (h_last, _) = self.lstm(x)
+        return self.head(self.dropout(h_last[-1]))
+
+
+class RNNClassifier(nn.Module):
+    """`nn.RNN` and a linear classifier on its last output.
+
+    With relu it starts as the IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941): recurrent identity, biases 0, input
+    weights N(0, 0.001²), the initialisation that lets a fully connected relu network train over hundreds of steps at
+    all. With tanh the recurrent matrix is orthogonal and the input weights are Glorot uniform.
+    """
+
+    def __init__(self, model: RNNConfig, task: TaskSpec) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(
+            task.input_size, model.hidden_size, model.num_layers, nonlinearity=model.nonlinearity, batch_first=True
+        )
+        self.head = classifier(model.hidden_size, task)
+        for weight_ih, weight_hh, bias_ih, bias_hh in self.rnn.all_weights:
+            if model.nonlinearity == "relu":
+                nn.init.normal_(weight_ih, std=0.001)
+                nn.init.eye_(weight_hh)
+            else:
+                nn.init.xavier_uniform_(weight_ih)
+                nn.init.orthogonal_(weight_hh)
+            nn.init.zeros_(bias_ih)
+            nn.init.zeros_(bias_hh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to logits (B, K)."""
+        _, h_last = self.rnn(x)
+        return self.head(h_last[-1])
