@@ -68,7 +68,9 @@ class IndRNNBaseConfig(ModelConfig):
         choices=("clip", "project", "none"),
     )
     norm: str = setting("batch", "normalisation beside each recurrence", choices=("batch", "layer", "none"))
-    norm_position: str = setting("after", "where it stands: before or after the recurrence", choices=("before", "after"))
+    norm_position: str = setting(
+        "after", "where it stands: before or after the recurrence", choices=("before", "after")
+    )
     dropout: float = setting(0.0, "probability; one mask a sequence, shared by all time steps", minimum=0.0, below=1.0)
     weight_init: str = setting(
         "small_uniform",
@@ -76,7 +78,8 @@ class IndRNNBaseConfig(ModelConfig):
         choices=("small_uniform", "small_normal", "kaiming"),
     )
     recurrent_init: str = setting(
-        "positive", "u of the lower layers: U[0, RECURRENT_MAX] or U[-RECURRENT_MAX, RECURRENT_MAX]",
+        "positive",
+        "u of the lower layers: U[0, RECURRENT_MAX] or U[-RECURRENT_MAX, RECURRENT_MAX]",
         choices=("positive", "symmetric"),
     )
     last_layer_min: bool = setting(
@@ -262,7 +265,9 @@ class Config:
     device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: str = setting("outputs", "run folders go below it", affects_result=False)
     resume: str = setting(
-        "auto", "continue an unfinished run of the same config, or never", choices=("auto", "never"),
+        "auto",
+        "continue an unfinished run of the same config, or never",
+        choices=("auto", "never"),
         affects_result=False,
     )
     overwrite: bool = setting(False, "delete what the run folder holds and start again", affects_result=False)

@@ -1,0 +1,168 @@
+"""What a composed configuration must satisfy: the ranges of the schema, and what keys require of each other."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import UserError
+from .schema import MNIST5kConfig
+
+# A folder name on every file system; the two also stand in TensorBoard's list of runs.
+_FOLDER_NAME = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
+_MNIST_TRAINING_IMAGES = 60_000
+_MNIST5K_IMAGES = 5_000
+
+
+def check(cfg: DictConfig) -> None:
+    """Check every value against the schema's ranges and choices, then against the other values.
+
+    Raises:
+        UserError: one line with the key, its value and what is allowed.
+    """
+    for key, setting, value in settings(cfg):
+        _check_range(key, value, setting.metadata)
+    _check_names(cfg)
+    _check_data(cfg)
+    _check_training(cfg)
+    _check_model(cfg)
+
+
+def result_keys(cfg: DictConfig) -> dict[str, Any]:
+    """The keys whose values can change what a run computes, dotted, with plain values."""
+    return {key: value for key, setting, value in settings(cfg) if setting.metadata.get("affects_result", True)}
+
+
+def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Every key of a structured configuration: its dotted name, its field in the schema, its resolved value.
+
+    Raises:
+        UserError: a value is missing or refers to something that does not exist.
+    """
+    schema = OmegaConf.get_type(cfg)
+    if not hasattr(schema, "__dataclass_fields__"):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'}: not composed from the schema in indrnn.config")
+    for field in fields(schema):
+        key = f"{prefix}{field.name}"
+        if OmegaConf.is_missing(cfg, field.name):
+            raise UserError(f"{key}: it has no value; set {key}=...")
+        try:
+            value = cfg[field.name]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+        if isinstance(value, DictConfig):
+            yield from settings(value, f"{key}.")
+        elif isinstance(value, ListConfig):
+            yield key, field, list(value)
+        else:
+            yield key, field, value
+
+
+def _check_range(key: str, value: Any, limits: Any) -> None:
+    if isinstance(value, list):
+        if not value:
+            raise UserError(f"{key}=[]: the list is empty; give at least one value")
+        for element in value:
+            _check_range(key, element, limits)
+        return
+    choices = limits.get("choices")
+    if choices is not None and value not in choices:
+        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, above = limits.get("minimum"), limits.get("above")
+    high, below = limits.get("maximum"), limits.get("below")
+    inside = (
+        math.isfinite(value)
+        and (low is None or value >= low)
+        and (above is None or value > above)
+        and (high is None or value <= high)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise UserError(f"{key}={value}: it must be {_range_in_words(low, above, high, below)}")
+
+
+def _range_in_words(low: float | None, above: float | None, high: float | None, below: float | None) -> str:
+    words = [
+        f"{relation} {limit:,}"
+        for relation, limit in (("at least", low), ("above", above), ("at most", high), ("below", below))
+        if limit is not None
+    ]
+    return " and ".join(words) or "a finite number"
+
+
+def _check_names(cfg: DictConfig) -> None:
+    for key in ("name", "tag"):
+        value = cfg[key]
+        if value is not None and not _FOLDER_NAME.fullmatch(value):
+            raise UserError(f"{key}={value!r}: it names a folder; use letters, digits and . _ - = + , @ %")
+    for key in ("output_root", "data.root"):
+        if OmegaConf.select(cfg, key) == "":
+            raise UserError(f"{key}='': it names a folder; give one, or . for this one")
+
+
+def training_samples(cfg: DictConfig) -> int | None:
+    """How many samples are left for training; None if they are generated without end."""
+    data = cfg.data
+    if data.name in ("mnist", "mnist_permuted"):
+        return _MNIST_TRAINING_IMAGES - int(data.validation_size)
+    if OmegaConf.get_type(data) is MNIST5kConfig:
+        return _MNIST5K_IMAGES - int(data.validation_size) - int(data.test_size)
+    return None
+
+
+def _check_data(cfg: DictConfig) -> None:
+    data = cfg.data
+    if data.name == "mnist" and data.permutation is not None:
+        raise UserError(
+            f"data.permutation={data.permutation}: data=mnist keeps the pixels in order; "
+            f"use data=mnist_permuted data.permutation={data.permutation}"
+        )
+    if data.name == "mnist_permuted" and data.permutation is None:
+        raise UserError(
+            "data.permutation=null: data=mnist_permuted needs an order of the pixels; use data=mnist without"
+        )
+    count = training_samples(cfg)
+    if count is None:
+        return
+    if count < 1:
+        raise UserError(
+            f"data.validation_size={data.validation_size} and data.test_size={data.test_size} take all of the "
+            f"{_MNIST5K_IMAGES:,} images; leave some for training"
+        )
+    for key in ("trainer.batch_size", "trainer.bn_samples"):
+        value = OmegaConf.select(cfg, key)
+        if value > count:
+            raise UserError(f"{key}={value}: there are only {count:,} training samples; take at most as many")
+
+
+def _check_training(cfg: DictConfig) -> None:
+    target = cfg.trainer.target_accuracy
+    if cfg.data.name == "adding" and target is not None:
+        raise UserError(
+            f"trainer.target_accuracy={target}: data=adding is a regression without accuracy; "
+            "set trainer.target_accuracy=null"
+        )
+    if cfg.schedule.name == "plateau" and cfg.schedule.minimum_lr >= cfg.optimizer.lr:
+        raise UserError(
+            f"schedule.minimum_lr={cfg.schedule.minimum_lr}: the run would end at once; "
+            f"it must be below optimizer.lr={cfg.optimizer.lr}"
+        )
+
+
+def _check_model(cfg: DictConfig) -> None:
+    model = cfg.model
+    fixed = model.get("last_layer_fixed")
+    if fixed is None or model.constraint == "none":
+        return
+    length = cfg.data.length if cfg.data.name == "adding" else 784
+    bound = model.gamma ** (1 / length)
+    if abs(fixed) > bound:
+        raise UserError(
+            f"model.last_layer_fixed={fixed}: it must be at most {bound:.6g} in size, which is model.gamma^(1/{length})"
+        )

@@ -1,0 +1,93 @@
+"""The overrides of a command line, checked before Hydra sees them: Hydra lets ``+key`` add keys that no schema has."""
+
+from collections.abc import Iterable, Sequence
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from ..errors import UserError
+from .wording import suggest, unknown_key
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse ``key=value`` words.
+
+    Raises:
+        UserError: one of them is not an override.
+    """
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except HydraException:
+            remedy = "write key=value, and quote values with special characters, as 'key=\"a b\"'"
+            raise UserError(f"{text!r} cannot be read: {remedy}") from None
+    return parsed
+
+
+def is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
+    """Whether it chooses a file, as ``model=lstm`` does, and does not set a value."""
+    return "." not in override.key_or_group and loader.repository.group_exists(override.key_or_group)
+
+
+def expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every job of ``-m``, in the order in which Hydra's basic sweeper runs them."""
+    jobs: list[list[str]] = [[]]
+    for override in overrides:
+        words = [str(override.input_line)]
+        if override.is_sweep_override():
+            words = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        jobs = [[*job, word] for job in jobs for word in words]
+    return jobs
+
+
+def check_groups(overrides: Iterable[Override], loader: ConfigLoaderImpl) -> None:
+    """Raises:
+    UserError: a group is given a choice that has no file, or a word without a dot is neither a group nor a key.
+    """
+    for override in overrides:
+        if override.is_delete() or not is_group(override, loader):
+            continue
+        group = override.key_or_group
+        choices = sorted(choice for choice in loader.get_group_options(group) if not choice.startswith("_"))
+        value = override.value()
+        for choice in value if isinstance(value, list) else [value]:
+            if choice is not None and str(choice) not in choices:
+                hint = suggest(str(choice), choices)
+                raise UserError(f"{group}={choice}: there is no such choice{hint}; choices: {', '.join(choices)}")
+
+
+def check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
+    """Look the key of every value override up in ``cfg``, the configuration that the chosen files compose to.
+
+    Raises:
+        UserError: the key does not exist there, or it is to be deleted or added.
+    """
+    known = dict.fromkeys(leaf_keys(cfg))
+    choices = {str(key): str(value) for key, value in cfg.hydra.runtime.choices.items()}
+    for override in overrides:
+        key = override.key_or_group
+        if key.partition(".")[0] == "hydra":
+            continue
+        if key not in known and key.split("[")[0] not in known:
+            raise UserError(unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
+        if override.is_delete():
+            raise UserError(f"~{key}: a key cannot be taken away; give it another value")
+        if override.is_add():
+            raise UserError(f"+{key}: the key exists already; write {str(override.input_line).lstrip('+')}")
+
+
+def leaf_keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
+    """The dotted name of every setting, groups left out, and ``hydra``."""
+    for key in cfg:
+        if not prefix and key == "hydra":
+            continue
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig):
+            yield from leaf_keys(node, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -1,0 +1,77 @@
+"""Error messages in one line: Hydra's and OmegaConf's put into ours, and suggestions for misspelt words."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from yaml import MarkedYAMLError
+
+from .schema import SCHEMAS
+
+_TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean a or b"`` for the closest known words, or an empty string."""
+    candidates = sorted(set(known))
+    matches = get_close_matches(word, candidates, n=2, cutoff=0.6)
+    if not matches:
+        # layers -> model.num_layers, lr -> optimizer.lr: the last part alone may be right, or a part of it.
+        last = word.rsplit(".", 1)[-1]
+        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(candidates)}
+        matches = [tails[tail] for tail in get_close_matches(last, tails, n=2, cutoff=0.6)]
+    return f"; did you mean {' or '.join(matches)}" if matches else ""
+
+
+def unknown_key(key: str, known: Iterable[str], choices: dict[str, str]) -> str:
+    """One line for a key that the composed configuration lacks.
+
+    Args:
+        key: as written, dotted.
+        known: all keys of the composed configuration.
+        choices: the chosen file of each group, for example ``{"model": "lstm"}``.
+    """
+    message = f"{key}: there is no such key"
+    group, _, name = key.partition(".")
+    others = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in schema.__dataclass_fields__]
+    if others:
+        return f"{message} with {group}={choices.get(group, '?')}; it belongs to {group}={', '.join(others)}"
+    return message + (suggest(key, known) or "; indrnn-train --cfg job lists all")
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of Hydra, OmegaConf or PyYAML says, without search paths, carets and hints about Hydra."""
+    cause: BaseException | None = error
+    while cause is not None and not str(cause).strip():
+        cause = cause.__cause__
+    if isinstance(cause, MarkedYAMLError):
+        mark = cause.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}: " if mark else ""
+        return f"{where}{cause.problem or 'cannot be read as YAML'}"
+    text = str(cause or error)
+    inner = str(error.__cause__ or "")
+    merging = re.match(r"Error merging override (.*)", text)
+    if merging:
+        return f"{merging[1]}: {_type_problem(inner)}"
+    in_file = re.match(r"In '(.*)': (?:\w+) raised while composing config:\n(.*)", text, re.DOTALL)
+    if in_file:
+        key = re.search(r"full_key: (\S+)", in_file[2])
+        return f"{in_file[1]}.yaml: {key[1] + ': ' if key else ''}{_type_problem(in_file[2])}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _type_problem(text: str) -> str:
+    """``Value 'x' of type 'str' could not be converted to Float`` and its like, in words."""
+    first = text.strip().splitlines()[0] if text.strip() else "not a possible value"
+    wrong = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first)
+    if wrong:
+        return f"{wrong[1]} is not {_TYPE_NAMES.get(wrong[2], wrong[2])}"
+    if "is not Optional" in first:
+        return "it must have a value, not null"
+    if "is not a ListConfig" in first:
+        return "a list is needed, as [1,2]"
+    if first.startswith("Cannot convert"):
+        return "a text is needed"
+    missing = re.match(r"Key '(.*)' not in", first)
+    return "there is no such key" if missing else first
