@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from ..config.checks import result_keys, settings
 from ..config.schema import SCHEMAS, Config
 
 ABSENT = "(absent)"
@@ -46,40 +47,22 @@ def differences(old: dict[str, Any], cfg: DictConfig) -> list[Difference]:
     key to the schema does not disown the runs recorded before.
     """
     before = flatten(old)
-    after = flatten(resolved(cfg))
-    neutral = neutral_keys()
-    defaults = _defaults(cfg)
-    found = []
-    for key in [*after, *(key for key in before if key not in after)]:
-        values = before.get(key, defaults.get(key, ABSENT)), after.get(key, ABSENT)
-        if key not in neutral and values[0] != values[1]:
-            found.append(Difference(key, *values))
-    return found
-
-
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """``cfg`` as plain values, interpolations replaced."""
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    after = result_keys(cfg)
+    defaults = {key: _default(field) for key, field, _ in settings(cfg)}
+    gone = before.keys() - defaults.keys() - neutral_keys()
+    pairs = [Difference(key, before.get(key, defaults[key]), new) for key, new in after.items()]
+    pairs += [Difference(key, before[key], ABSENT) for key in before if key in gone]
+    return [pair for pair in pairs if pair.old != pair.new]
 
 
 def _is_neutral(field: dataclasses.Field) -> bool:
     return field.metadata.get("affects_result") is False
 
 
-def _defaults(cfg: DictConfig) -> dict[str, Any]:
-    defaults: dict[str, Any] = {}
-    for prefix, node in [("", cfg), *((f"{group}.", cfg[group]) for group in SCHEMAS if group in cfg)]:
-        schema = OmegaConf.get_type(node)
-        if schema is None or not dataclasses.is_dataclass(schema):
-            continue
-        for field in dataclasses.fields(schema):
-            if field.default is not dataclasses.MISSING:
-                defaults[prefix + field.name] = field.default
-            elif field.default_factory is not dataclasses.MISSING:
-                defaults[prefix + field.name] = field.default_factory()
-    return defaults
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return ABSENT if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _shown(value: Any) -> str:

@@ -32,7 +32,7 @@ _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
 
-_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]*")
+_SAFE = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
 # Their rate at every step depends on max_steps, so a run with a larger one is another run from its first step.
 _SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 _SHOWN = 4
@@ -44,8 +44,8 @@ def run_folder(cfg: DictConfig) -> Path:
         value = cfg.get(key)
         if value is not None and not _SAFE.fullmatch(str(value)):
             raise UserError(
-                f"{key}={value!r} cannot be part of a folder name: use letters, digits and . _ - + = , "
-                "and begin with a letter or digit"
+                f"{key}={value!r} cannot be part of a folder name: use letters, digits and _ - + = , @ % "
+                "and, but not first, a dot"
             )
     name = str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
     return Path(str(cfg.output_root)).expanduser() / task_folder(cfg.data) / name / f"seed{cfg.seed}"
@@ -57,7 +57,15 @@ class RunFolder:
     ``state`` is "fresh" (start at step 0), "resume" (load checkpoint_path) or "finished" (read result_path, stop).
     """
 
-    def __init__(self, path: Path, state: str, cfg: DictConfig, overrides: Sequence[str], command: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        state: str,
+        cfg: DictConfig,
+        overrides: Sequence[str],
+        command: str,
+        lock: FolderLock | None = None,
+    ) -> None:
         self.path = path
         self.state = state
         self.command = command
@@ -71,7 +79,7 @@ class RunFolder:
             self.config_path: OmegaConf.to_yaml(cfg, resolve=True),
             self.overrides_path: OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
         }
-        self._lock: FolderLock | None = None
+        self._lock = lock
         self._begun = state == "finished"
 
     def begin(self) -> None:
@@ -117,26 +125,25 @@ def open_run(cfg: DictConfig, overrides: Sequence[str], command: str) -> RunFold
     Raises UserError with one line: a folder that holds another run or something else, is in use, or cannot be written.
     """
     path = run_folder(cfg)
-    lock = None
-    with one_line("read run folder", path, UserError):
+    with one_line("open run folder", path, UserError):
         # Nothing is locked or written for a run that is finished: its folder may be read-only.
-        state = _state(path, cfg)
-    if state != "finished":
-        with one_line("write to run folder", path, UserError):
-            path.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(path)
-        # Again, now that nobody else can change it.
-        state = _state(path, cfg)
-    run = RunFolder(path, state, cfg, overrides, command)
-    if lock is not None:
-        run._lock = lock
-        if state == "fresh":
-            loses_nothing = not _was_trained(path)
-        else:
-            loses_nothing = not differences(load_config_file(run.config_path), cfg)
-        if loses_nothing:
-            run.begin()
-    return run
+        if _state(path, cfg) == "finished":
+            return RunFolder(path, "finished", cfg, overrides, command)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(path)
+        try:
+            # Asked again, now that nobody else can change the answer.
+            run = RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
+            if run.state == "fresh":
+                loses_nothing = not _was_trained(path)
+            else:
+                loses_nothing = not differences(load_config_file(run.config_path), cfg)
+            if loses_nothing:
+                run.begin()
+        except BaseException:
+            lock.release()
+            raise
+        return run
 
 
 def written_files(path: Path) -> list[Path]:

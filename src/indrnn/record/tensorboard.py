@@ -29,6 +29,7 @@ _CHARTS = {
     "validation loss": "val/loss$",
     "training accuracy": "train/accuracy$",
     "gradient norm": "grad_norm$",
+    "steps per second": "steps_per_second$",
     "learning rate": "lr$",
 }
 _BINS = 30
@@ -79,7 +80,7 @@ class TensorBoardWriter:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         shown = {key: _plain(value) for key, value in flatten({**self._identity, **values}).items()}
-        self._add(hparams_pb(shown), 0)
+        self._add(hparams_pb(shown, trial_id="/".join(self.path.absolute().parts[-4:-1])), 0)
         self.scalars(self._step, metrics)
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ def tensorboard_link(port: int = 6006) -> str:
         "smoothing": "0",
         "runColorGroup": "regex:(indrnn|lstm)",
     }
-    query = "&".join(f"{key}={quote(value, safe='/:,|')}" for key, value in state.items())
+    query = "&".join(f"{key}={quote(value, safe='/:,')}" for key, value in state.items())
     return f"http://localhost:{port}/?{query}#timeseries"
 
 
@@ -148,10 +149,6 @@ def _layout() -> Any:
     return custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}})
 
 
-def _plain(value: Any) -> bool | int | float | str:
-    """TensorBoard has no None and no lists here."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
+def _plain(value: Any) -> float | str:
+    """TensorBoard has no None and no lists here; whole numbers as text are shown as 6, not 6.0000, with check boxes."""
+    return value if isinstance(value, float) else "none" if value is None else str(value)
