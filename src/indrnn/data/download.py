@@ -22,8 +22,9 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Seconds spent waiting, for one file and all sources together, while no byte arrives.
-PATIENCE = 8.0
+# Seconds spent waiting, for one file and all sources together, while no byte arrives. With the pauses and the import of
+# torchvision the user hears within ten seconds that there is no network.
+PATIENCE = 6.0
 # Seconds of rest before each round over the sources that failed for a reason that may pass.
 PAUSES = (0.0, 0.3, 0.7)
 # No file of MNIST is larger, so neither a page without end nor a compressed bomb fills the memory.
@@ -105,31 +106,37 @@ def _fetch(name: str, sha256: str, sources: list[str], folder: Path) -> tuple[by
             share = patience / (len(round_sources) - position)
             if share < 0.1:
                 continue
-            clock = _Clock(share)
+            clock = _Clock(share, patience)
             try:
                 content = _read(source, name, sha256, clock)
             except _SourceError as failure:
-                log.warning("%s from %s: %s", name, source, failure)
                 failures[source] = failure
                 patience -= clock.waited()
             else:
+                if failures:
+                    log.warning("%s: taken from %s, because of %s", name, source, _reasons(failures))
                 return content, [source, *(s for s in sources if s != source)]
-    reasons = "; ".join(f"{source}: {failure}" for source, failure in failures.items())
     raise UserError(
-        f"MNIST is not in {folder} and {name} could not be downloaded ({reasons}); "
+        f"MNIST is not in {folder} and {name} could not be downloaded ({_reasons(failures)}); "
         "put the four files there (train-images-idx3-ubyte.gz and so on, packed or not), or name a folder or URL that "
         "has them with data.mirror=, or use the bundled 5,000 images with data=mnist5k"
     )
 
 
-class _Clock:
-    """How long a source may stay silent, and since when it has been."""
+def _reasons(failures: dict[str, _SourceError]) -> str:
+    return "; ".join(f"{source}: {failure}" for source, failure in failures.items())
 
-    def __init__(self, limit: float) -> None:
+
+class _Clock:
+    """How long a source may stay silent, before it has said anything and after, and since when it has been."""
+
+    def __init__(self, limit: float, limit_once_heard: float) -> None:
         self.limit = limit
+        self._limit_once_heard = limit_once_heard
         self._last = time.monotonic()
 
     def heard(self) -> None:
+        self.limit = self._limit_once_heard
         self._last = time.monotonic()
 
     def waited(self) -> float:
@@ -161,7 +168,7 @@ def _read(source: str, name: str, sha256: str, clock: _Clock) -> bytes:
     except HTTPError as error:
         raise _SourceError(f"HTTP {error.code}", final=error.code < 500 and error.code not in (408, 429)) from error
     except TimeoutError as error:
-        raise _SourceError(f"no answer within {clock.limit:.0f} s") from error
+        raise _SourceError(f"no answer within {clock.limit:.1f} s") from error
     except URLError as error:
         raise _SourceError(str(getattr(error.reason, "strerror", None) or error.reason)) from error
     except (OSError, HTTPException, ValueError, DamagedError) as error:
@@ -186,10 +193,14 @@ def _read_url(url: str, clock: _Clock) -> bytes:
     def transfer() -> None:
         try:
             request = Request(url, headers={"User-Agent": "indrnn"})
-            with urlopen(request, timeout=clock.limit) as response:
+            with urlopen(request, timeout=PATIENCE) as response:
                 while (chunk := response.read1(_CHUNK)) and not abandoned.is_set():
                     chunks.put(chunk)
-            chunks.put(b"")
+                # What is left of the announced length.
+                chunks.put(DamagedError("the connection was closed early") if response.length else b"")
+        except HTTPError as error:
+            error.close()
+            chunks.put(error)
         except Exception as error:  # handed to the thread that waits, which raises it
             chunks.put(error)
 
