@@ -1,0 +1,120 @@
+"""The device a run uses and how it computes there: denormals, precision, memory."""
+
+import ctypes
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..errors import RunError, UserError
+
+OMP_PAUSE_HARD = 2  # OpenMP 5.0, section 3.2.44: give up the threads; the next parallel region starts new ones.
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
+
+    Raises UserError if this machine, or this build of PyTorch, has no such device.
+    """
+    if name == "auto":
+        return resolve_device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        if torch.version.cuda is None and torch.version.hip is None:
+            raise UserError("device=cuda: this PyTorch is built without CUDA; install a CUDA build or use device=cpu")
+        raise UserError("device=cuda: no usable CUDA GPU or driver was found here; use device=cpu")
+    if name == "mps":
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        raise UserError("device=mps: Apple's Metal is not available here; use device=cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    raise UserError(f"device={name} is unknown; choose from auto, cpu, cuda, mps")
+
+
+def flush_denormals() -> None:
+    """Treat denormal numbers as zero in this thread and in every thread that PyTorch's CPU operators use.
+
+    ``torch.set_flush_denormal`` reaches the calling thread; threads started later inherit it, but the OpenMP workers
+    that an earlier operator woke keep their own setting, and half of each matrix product would stay slow. So the
+    workers are dismissed (they come back with this thread's setting) and the outcome is checked on a product that all
+    of them share. (Backward runs in the thread that calls it. Our own kernels' threads see to themselves.)
+
+    Raises RunError where that is not possible, for a run would then be slower than it needs to be and no fair one.
+    """
+    if not torch.set_flush_denormal(True):
+        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing here would be fair")
+    if _workers_flush():
+        return
+    for library in _openmp_libraries():
+        pause = getattr(ctypes.CDLL(library), "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(OMP_PAUSE_HARD)
+    if not _workers_flush():
+        raise RunError(
+            "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run; "
+            "start it in a process of its own"
+        )
+
+
+def _workers_flush() -> bool:
+    """Whether all threads of a product flush 1e-40, and all those of an elementwise operation."""
+    tiny = torch.full((2048, 64), 1e-20)
+    numbers = torch.full((1 << 20,), 1e-40)
+    return not bool((tiny @ tiny.T).any()) and not bool((numbers * 1.0).any())
+
+
+def _openmp_libraries() -> list[str]:
+    """The OpenMP runtimes that this process has loaded (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return []
+    maps = Path("/proc/self/maps").read_text(errors="replace")
+    return sorted(set(re.findall(r"(/\S*omp[^/\s]*\.so\S*)$", maps, re.MULTILINE)))
+
+
+def set_precision(precision: str) -> None:
+    """float32 products as float32 (``float32``, ``bfloat16``) or as TF32 (``tf32``), for matmul and cuDNN alike.
+
+    PyTorch's own default is mixed: float32 matmul, but TF32 inside cuDNN, which would favour the LSTM.
+    """
+    mode = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """bfloat16 where autocast considers it safe if the run asks for it; otherwise no change."""
+    # The cache of cast weights would outlive a captured graph's first replay.
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+        yield
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Largest amount allocated on a CUDA device; elsewhere the process's largest resident set (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it (before reading a clock)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

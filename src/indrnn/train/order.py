@@ -1,0 +1,54 @@
+"""Which training sequences a step sees: a pure function of (seed, step), so that a resumed run goes on exactly."""
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .seeds import Stream, generator
+
+
+class DataOrder:
+    """Full batches of a permutation drawn anew for each epoch (the rest of an epoch is dropped).
+
+    A training set without an end (size None) is read in its own order: step s takes the indices from s·B on.
+    """
+
+    def __init__(self, size: int | None, batch_size: int, seed: int, device: torch.device) -> None:
+        if size is not None and batch_size > size:
+            raise UserError(f"trainer.batch_size={batch_size} exceeds the {size} training sequences; lower it")
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self.steps_per_epoch = None if size is None else size // batch_size
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64, device=device)
+
+    def indices(self, step: int) -> Tensor:
+        """Indices (B,) of the step-th batch, counted from 0, on the device."""
+        if self.size is None or self.steps_per_epoch is None:
+            start = step * self.batch_size
+            return torch.arange(start, start + self.batch_size, device=self.device)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = generator(self.seed, Stream.DATA_ORDER, epoch).permutation(self.size)
+            self._order = torch.from_numpy(order).to(self.device)
+            self._epoch = epoch
+        start = position * self.batch_size
+        return self._order[start : start + self.batch_size]
+
+    def epochs(self, steps: int) -> float:
+        """How often `steps` batches have gone through the training set; 0 for one without an end."""
+        return 0.0 if self.steps_per_epoch is None else steps / self.steps_per_epoch
+
+    def norm_samples(self, count: int, step: int) -> Tensor:
+        """Indices (≤ count,) of training sequences for the batch-norm statistics of the evaluation at `step`.
+
+        Drawn without repetition from a stream of their own. Of an endless set, ones that no step can have reached.
+        """
+        draw = generator(self.seed, Stream.NORM_SAMPLES, step)
+        if self.size is None:
+            chosen = draw.integers(2**40, 2**41, size=count)
+        else:
+            chosen = draw.choice(self.size, size=min(count, self.size), replace=False)
+        return torch.from_numpy(chosen).to(self.device)

@@ -1,0 +1,117 @@
+"""One optimisation step, as tensor operations alone: it never waits for the device and reads no Python number that
+changes, so the same function runs eagerly and inside a CUDA graph.
+
+B batch, T time steps, D input features, K outputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Split
+from ..layers import project_recurrent_weights_
+from .device import computing
+from .objective import Objective
+
+
+class Meter:
+    """Sums over the steps since the last reading, and the first step that was not finite, all on the device."""
+
+    NAMES = ("loss", "correct", "grad_norm", "count", "steps", "first_bad")
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.count = torch.zeros((), device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        # -1: none so far.
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor) -> Tensor:
+        """Take note of a step. Returns a scalar that is 1 from the first non-finite step on, else 0."""
+        self.steps.add_(1)
+        bad = ~(loss.isfinite() & grad_norm.isfinite())
+        self.first_bad.copy_(torch.where(bad & (self.first_bad < 0), self.steps, self.first_bad))
+        self.loss.add_(loss)
+        self.correct.add_(correct)
+        self.grad_norm.add_(grad_norm)
+        self.count.add_(1)
+        return self.first_bad >= 0
+
+    def read(self) -> dict[str, float]:
+        """Everything as Python numbers: one wait for the device."""
+        values = torch.stack([getattr(self, name).float() for name in self.NAMES[:4]]).tolist()
+        return dict(zip(self.NAMES, [*values, int(self.steps), int(self.first_bad)], strict=True))
+
+    def clear(self) -> None:
+        """Begin a new interval."""
+        for name in self.NAMES[:4]:
+            getattr(self, name).zero_()
+
+    def reset(self) -> None:
+        """As new."""
+        self.clear()
+        self.steps.zero_()
+        self.first_bad.fill_(-1)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).cpu() for name in self.NAMES}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """In place, for a captured graph holds the addresses."""
+        for name in self.NAMES:
+            getattr(self, name).copy_(state[name])
+
+
+class TrainingStep:
+    """``step(indices)`` makes one update from the training sequences at ``indices`` (B,).
+
+    Gradients are limited value by value (cfg.clip_value), then by their global norm (cfg.clip_norm); the norm that the
+    meter sees is the one before. After a step whose loss or gradient is not finite no update is applied any more, so
+    that the weights stay the last good ones until the meter is read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        split: Split,
+        cfg: Any,
+        device: torch.device,
+    ) -> None:
+        """``cfg`` is cfg.trainer."""
+        self.model = model
+        self.optimizer = optimizer
+        self.objective = objective
+        self.split = split
+        self.clip_norm: float | None = cfg.clip_norm
+        self.clip_value: float | None = cfg.clip_value
+        self.precision: str = cfg.precision
+        self.device = device
+        self.parameters = list(model.parameters())
+        self.meter = Meter(device)
+        # The fused optimizers skip their update where this is 1, without asking the host (it exists for GradScaler).
+        self._skip = torch.zeros((), device=device)
+        optimizer.found_inf = self._skip  # type: ignore[attr-defined]
+
+    def __call__(self, indices: Tensor) -> None:
+        x, y = self.split.batch(indices)
+        self.optimizer.zero_grad(set_to_none=True)
+        with computing(self.precision, self.device):
+            output = self.model(x)
+        loss, correct = self.objective(output.float(), y)
+        loss.backward()
+        grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        self._skip.copy_(self.meter.add(loss.detach(), correct, norm))
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
+        if self.clip_norm is not None:
+            # After clip_value the norm is another one.
+            total = norm if self.clip_value is None else nn.utils.get_total_norm(grads)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, total)
+        self.optimizer.step()
+        project_recurrent_weights_(self.model)
