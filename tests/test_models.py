@@ -5,7 +5,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from indrnn.config import schema
+from indrnn.config import config_dir, load_config, schema
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer, last_layer_lower_bound, recurrent_layers, recurrent_max
 from indrnn.models import MODELS, LSTMClassifier, build_model
@@ -255,3 +255,10 @@ def test_lstm_dropout_acts_in_training_only():
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (config_dir() / "model").glob("*.yaml")))
+def test_every_model_configuration_builds(choice):
+    cfg = load_config([f"model={choice}", "data=adding", "data.length=5"])
+    torch.manual_seed(0)
+    assert build_model(cfg)(torch.randn(2, 5, 2)).shape == (2, 1)
