@@ -1,0 +1,84 @@
+"""``indrnn-report``: run folders -> tables, figures, and pictures of what a network has learnt."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from indrnn.errors import UserError
+
+DESCRIPTION = """\
+Collect run folders into summary.csv, table.md and figures (PNG and SVG): validation accuracy against updates and
+against wall-clock time, training loss, and for several lengths of the adding problem error against length.
+With --inspect: pictures of what trained networks do; give one IndRNN and one LSTM run to compare their gradients.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "indrnn-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)"
+    )
+    made.add_argument(
+        "--out", type=Path, help="where to write (default: outputs/report, with --inspect outputs/inspect)"
+    )
+    made.add_argument(
+        "--inspect", nargs="+", type=Path, metavar="RUN", help="run folders to look into, instead of a report"
+    )
+    made.add_argument(
+        "--data-root", metavar="FOLDER", help="with --inspect: where MNIST lies, if no longer where the run had it"
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 2 and one line on stderr for a folder that is missing, empty or unreadable."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.inspect:
+            _inspect(options)
+        else:
+            _report(options)
+    except UserError as error:
+        print(f"indrnn-report: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from indrnn.record import tensorboard_command, tensorboard_link
+    from indrnn.report.write import write_report
+
+    if options.data_root:
+        raise UserError("--data-root has no use without --inspect")
+    folders = options.folder or [Path("outputs")]
+    tables, paths = write_report(folders, options.out or Path("outputs/report"))
+    print(tables)
+    _list(paths)
+    for folder in folders:
+        print(f"curves live: {tensorboard_command(folder)}")
+    print(f"both pinned: {tensorboard_link()}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from indrnn.report.inspection import inspect_runs
+
+    if options.folder:
+        raise UserError(f"--inspect takes all folders after it; put {options.folder[0]} there")
+    text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
+    print(text)
+    _list(paths)
+
+
+def _list(paths: Sequence[Path]) -> None:
+    """A line a file; a figure's two formats share one."""
+    for path in paths:
+        if path.suffix != ".svg":
+            print(f"wrote {path}{' and .svg' if path.suffix == '.png' else ''}")
+
+
+if __name__ == "__main__":
+    main()

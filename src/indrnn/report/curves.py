@@ -1,0 +1,246 @@
+"""Curves of training runs: one line a model (the mean over its seeds, with a band), all models in the same axes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .collect import Entry, Group
+from .style import BASELINE, Look, figure, legend_below, looks, save, short_number
+
+POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
+# What is reached without having learnt anything.
+ADDING_LEVEL = (1 / 6, "always answering 1: 0.167")
+CHANCE_LEVEL = (10.0, "chance: 10 %")
+CHANCE_ERROR_LEVEL = (90.0, "chance: 90 %")
+GUESSING_LEVEL = (float(np.log(10)), "guessing: ln 10 = 2.30")
+# Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.
+LOG_RATIO = 8
+
+NOTE_SEEDS = "Line: mean of n seeds; band: smallest to largest"
+NOTE_LONGER = "; thin lines: seeds that ran on longer"
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, smallest and largest value over seeds at the points x, and what each longer seed did afterwards."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rest: list[tuple[np.ndarray, np.ndarray]]
+
+
+def band(curves: Sequence[tuple[np.ndarray, np.ndarray]], *, log: bool = False) -> Band | None:
+    """Average curves (x, y) over the range that all of them cover, by linear interpolation.
+
+    Of more than POINTS points, those are kept that lie evenly spread on the axis (``log``: a logarithmic one).
+    None if there is no curve with a point.
+    """
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return None
+    start = max(x[0] for x, _ in curves)
+    end = min(x[-1] for x, _ in curves)
+    points = np.unique(np.concatenate([x for x, _ in curves]))
+    points = points[(points >= start) & (points <= end)]
+    if len(points) > POINTS:
+        spaced = np.geomspace if log and points[0] > 0 else np.linspace
+        wanted = spaced(points[0], points[-1], POINTS)
+        points = points[np.unique(np.searchsorted(points, wanted).clip(max=len(points) - 1))]
+    values = np.array([np.interp(points, x, y) for x, y in curves]).reshape(len(curves), len(points))
+    rest = [(x[x >= end], y[x >= end]) for x, y in curves if x[-1] > end]
+    if not len(points):
+        return Band(points, points, points, points, rest=list(curves))
+    return Band(points, values.mean(0), values.min(0), values.max(0), rest)
+
+
+def binned(x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average a noisy curve within the bins between ``edges``; empty bins are left out."""
+    place = np.digitize(x, edges)
+    filled = np.unique(place)
+    return (
+        np.array([x[place == i].mean() for i in filled]),
+        np.array([y[place == i].mean() for i in filled]),
+    )
+
+
+def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """All figures of one task: validation and training curves. Returns the files written (PNG and SVG each)."""
+    drawn = [group for group in groups if any(len(entry.run.metrics["step"]) for entry in group.entries)]
+    if not drawn:
+        return []
+    look = group_looks(drawn)
+    if not drawn[0].measures_accuracy:
+        draw = [
+            _against_both(
+                drawn, look, "val", "loss", "Validation mean squared error, log scale", folder / "error", _adding_axis
+            ),
+            _against_steps(drawn, look, folder / "loss", "Training error (mse)", ADDING_LEVEL),
+        ]
+        return [path for paths in draw for path in paths]
+    paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", _percent_axis)
+    best = max((entry.best_validation_accuracy or 0.0 for group in drawn for entry in group.entries), default=0.0)
+    if best > 0.9:
+        label = "Validation error (%, log scale)"
+        paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", _error_axis)
+    return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", GUESSING_LEVEL)
+
+
+def group_looks(groups: Sequence[Group]) -> dict[str, Look]:
+    """A look for each group's name: its model's look where that tells the groups apart."""
+    model = {group.name: group.model for group in groups}
+    if len(set(model.values())) < len(model):
+        return looks(model)
+    of_model = looks(model.values())
+    return {name: of_model[model[name]] for name in model}
+
+
+def _against_both(
+    groups: Sequence[Group],
+    look: dict[str, Look],
+    split: str,
+    value: str,
+    label: str,
+    target: Path,
+    prepare: Callable[[Axes], tuple[Callable[[np.ndarray], np.ndarray], tuple[float, str]]],
+) -> list[Path]:
+    """One quantity against steps (left) and against wall-clock seconds (right)."""
+    with figure(1, 2, height=3.6, sharey=True) as (drawing, (left, right)):
+        for axes, x in ((left, "step"), (right, "seconds")):
+            transform, level = prepare(axes)
+            unit = _time_axis(axes, groups) if x == "seconds" else _step_axis(axes, groups)
+            for group in groups:
+                curves = [_curve(entry, split, value, x, unit) for entry in group.drawn]
+                _draw(axes, [(a, transform(b)) for a, b in curves], look[group.name])
+        left.set_ylabel(label)
+        _finish_task(drawing, groups, look, level[1])
+        return save(drawing, target.parent, target.name)
+
+
+def _against_steps(
+    groups: Sequence[Group], look: dict[str, Look], target: Path, label: str, level: tuple[float, str]
+) -> list[Path]:
+    with figure(height=3.6) as (drawing, axes):
+        _step_axis(axes, groups)
+        log_values(axes)
+        draw_baseline(axes, level[0])
+        last = max(entry.steps for group in groups for entry in group.drawn)
+        edges = np.linspace(0, last, POINTS + 1)
+        if axes.get_xscale() == "log":
+            edges = np.unique(np.concatenate([np.geomspace(1, last, POINTS + 1), [last]]))
+        for group in groups:
+            curves = [_curve(entry, "train", "loss", "step", 1.0) for entry in group.drawn]
+            _draw(axes, [binned(x, y, edges) for x, y in curves if len(x)], look[group.name])
+        axes.set_ylabel(f"{label}, log scale")
+        _finish_task(drawing, groups, look, level[1])
+        return save(drawing, target.parent, target.name)
+
+
+def _curve(entry: Entry, split: str, value: str, x: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    at, y = entry.run.curve(split, value, x)
+    order = np.argsort(at, kind="stable")
+    return at[order] / unit, y[order]
+
+
+def _draw(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], look: Look) -> None:
+    curve = band(curves, log=axes.get_xscale() == "log")
+    if curve is None:
+        return
+    axes.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.2, linewidth=0)
+    # Shares of the axes' diagonal, so that markers keep apart on a logarithmic axis too.
+    places = (0.05, 0.13)
+    axes.plot(curve.x, curve.mean, color=look.color, linestyle=look.linestyle, marker=look.marker, markevery=places)
+    for x, y in curve.rest:
+        axes.plot(x, y, color=look.color, linestyle=look.linestyle, linewidth=0.7, alpha=0.8)
+
+
+def finish(
+    drawing: Figure, title: str, labels: dict[str, str], look: dict[str, Look], level: str, note: str | None
+) -> None:
+    """Title and legend: an entry for each name in ``labels``, then the level that takes no learning."""
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    ones = [look[name] for name in labels]
+    handles = [Line2D([], [], color=one.color, linestyle=one.linestyle, marker=one.marker) for one in ones]
+    handles.append(Line2D([], [], **BASELINE))
+    legend_below(drawing, handles, [*labels.values(), level], note)
+
+
+def _finish_task(drawing: Figure, groups: Sequence[Group], look: dict[str, Look], level: str) -> None:
+    labels = {group.name: group.label for group in groups}
+    several = [group for group in groups if len(group.drawn) > 1]
+    longer = any(len({entry.steps for entry in group.drawn}) > 1 for group in several)
+    note = NOTE_SEEDS + NOTE_LONGER * longer if several else None
+    finish(drawing, groups[0].title, labels, look, level, note)
+
+
+def _step_axis(axes: Axes, groups: Sequence[Group]) -> float:
+    _maybe_log(axes, [max((entry.steps for entry in group.drawn), default=0) for group in groups])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.set_xlabel(f"Updates (batch of {_batch(groups)} sequences)" + _log_note(axes))
+    return 1.0
+
+
+def _time_axis(axes: Axes, groups: Sequence[Group]) -> float:
+    longest = [max((entry.seconds for entry in group.drawn), default=0.0) for group in groups]
+    unit, word = next(
+        (size, word)
+        for size, word in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+        if max(longest) >= 2 * size or size == 1.0
+    )
+    _maybe_log(axes, longest)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.set_xlabel(f"Wall-clock time ({word})" + _log_note(axes))
+    return unit
+
+
+def _batch(groups: Sequence[Group]) -> str:
+    sizes = sorted({entry.config.trainer.batch_size for group in groups for entry in group.drawn})
+    return " or ".join(map(str, sizes))
+
+
+def _maybe_log(axes: Axes, longest: Sequence[float]) -> None:
+    known = [value for value in longest if value > 0]
+    if known and max(known) > LOG_RATIO * min(known):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _log_note(axes: Axes) -> str:
+    return ", log scale" if axes.get_xscale() == "log" else ""
+
+
+def _percent_axis(axes: Axes):
+    axes.set_ylim(0, 101)
+    draw_baseline(axes, CHANCE_LEVEL[0])
+    return (lambda share: 100 * share), CHANCE_LEVEL
+
+
+def _error_axis(axes: Axes):
+    log_values(axes)
+    draw_baseline(axes, CHANCE_ERROR_LEVEL[0])
+    # One wrong image in 10,000 is the least that an axis without zero needs to show.
+    return (lambda share: np.maximum(100 * (1 - share), 0.01)), CHANCE_ERROR_LEVEL
+
+
+def _adding_axis(axes: Axes):
+    log_values(axes)
+    draw_baseline(axes, ADDING_LEVEL[0])
+    return (lambda value: value), ADDING_LEVEL
+
+
+def log_values(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_baseline(axes: Axes, level: float) -> None:
+    axes.axhline(level, zorder=1, **BASELINE)

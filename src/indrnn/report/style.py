@@ -1,0 +1,124 @@
+"""How every figure of the report looks, and how it is saved: the same input gives the same bytes.
+
+Colours are those of Okabe & Ito (2008), told apart by the colour-blind; line style and marker repeat the distinction
+for a print in grey.
+"""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from indrnn.errors import UserError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+GREY = "#595959"
+
+# Those that most figures show keep their look whatever else is drawn.
+FIXED = {"indrnn": 0, "lstm": 1, "lstm_matched": 2, "rnn": 3}
+BASELINE: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
+
+SETTINGS: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#d9d9d9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "figure.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text: searchable, and set in the reader's font
+    "svg.hashsalt": "indrnn",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one model is drawn in all figures."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name; a name alone decides it for those in FIXED, else its place in alphabetical order."""
+    wanted = sorted(set(names))
+    free = (index for index in range(10_000) if index not in FIXED.values())
+    place = {name: FIXED[name] if name in FIXED else next(free) for name in wanted}
+    return {
+        name: Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+        for name, i in place.items()
+    }
+
+
+@contextmanager
+def figure(rows: int = 1, columns: int = 1, *, width: float = 7.2, height: float = 3.4, **options):
+    """A figure and its axes in the report's style; sizes in inches (7.2 is a printed page's text width)."""
+    with matplotlib.rc_context(SETTINGS):
+        drawing, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
+        try:
+            yield drawing, axes
+        finally:
+            plt.close(drawing)
+
+
+def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.png (200 dots an inch) and ``stem``.svg below ``folder``, without dates.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    make_folder(folder)
+    try:
+        drawing.savefig(paths[0], dpi=200, metadata={"Software": None})
+        drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from None
+    return paths
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError with one line if ``folder`` is not there and cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another one with --out") from None
+
+
+def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> None:
+    """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
+    # Columns of equal width: as many as fit the figure at about 0.062 inch a letter.
+    width = 0.75 + 0.062 * max(len(label) for label in labels)
+    columns = max(1, min(len(labels), int(drawing.get_figwidth() / width)))
+    drawing.legend(
+        handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2,
+        title=note, title_fontproperties={"size": 7.5},
+    )  # fmt: skip
+
+
+def short_number(value: float) -> str:
+    """1500 -> 1.5k, 60000 -> 60k, 702100 -> 702k, 2e6 -> 2M; for axis ticks."""
+    for limit, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"

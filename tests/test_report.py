@@ -1,0 +1,222 @@
+"""indrnn-report: what a reader finds in the tables and figures, and what a wrong folder answers."""
+
+import csv
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fabricated_runs import MNIST, fabricate
+from indrnn.cli.report import main
+from indrnn.errors import UserError
+from indrnn.report.collect import collect
+from indrnn.report.curves import band, binned
+from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
+from indrnn.report.write import by_task, write_report
+
+SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
+ADDING = {"name": "adding", "validation_size": 1000, "test_size": 10_000, "data_seed": 0}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    root = tmp_path / "outputs"
+    for seed in range(3):
+        fabricate(root, "indrnn", seed, best=0.99, **SMALL)
+        fabricate(root, "lstm", seed, best=0.9, **SMALL)
+    return root
+
+
+def _rows(root):
+    return {row["name"]: row for row in task_rows(collect([root]))}
+
+
+def test_the_report_has_every_file_and_ends_with_the_tensorboard_command_and_link(runs, tmp_path, capsys):
+    main([str(runs), "--out", str(tmp_path / "report")])
+    printed = capsys.readouterr().out.splitlines()
+    made = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
+    figures = {f"mnist/{stem}.{kind}" for stem in ("accuracy", "error", "loss") for kind in ("png", "svg")}
+    assert made == {"summary.csv", "table.md"} | figures
+    assert printed[-2].endswith(f"tensorboard --logdir {runs}")
+    assert "http://localhost:6006/?pinnedCards=" in printed[-1]
+    table = (tmp_path / "report" / "table.md").read_text().splitlines()
+    assert table[: len(table)] == printed[: len(table)]
+
+
+def test_the_table_is_the_mean_and_sample_deviation_over_seeds_best_first(runs):
+    groups = collect([runs])
+    rows = task_rows(groups)
+    assert [(row["rank"], row["name"], row["n"]) for row in rows] == [("1", "indrnn", "3"), ("2", "lstm", "3")]
+    accuracies = [100 * result.test_accuracy for result in groups[0].results]
+    assert rows[0]["test %"] == f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
+    assert rows[0]["device"] == "NVIDIA H200"
+    low, high = map(float, rows[0]["95 %"].split("–"))
+    assert low < np.mean(accuracies) < high
+
+
+def test_the_summary_has_a_row_a_run_with_its_own_figures(runs, tmp_path):
+    write_report([runs], tmp_path / "report")
+    with open(tmp_path / "report" / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    for row, result in zip(rows, (r for group in collect([runs]) for r in group.results), strict=True):
+        assert (row["name"], int(row["seed"]), row["state"]) == (result.name, result.seed, "finished")
+        assert float(row["test_accuracy"]) == result.test_accuracy
+        assert float(row["test_ci95_low"]) == result.test_ci95[0]
+
+
+def test_a_single_run_is_marked_and_has_no_deviation(tmp_path):
+    fabricate(tmp_path, "indrnn", **SMALL)
+    assert _rows(tmp_path)["indrnn"]["test %"].endswith("†")
+    assert "±" not in _rows(tmp_path)["indrnn"]["test %"]
+    assert "† n = 1" in markdown_report(collect([tmp_path]))
+
+
+def test_unfinished_runs_are_shown_as_such_and_enter_no_mean(runs):
+    before = _rows(runs)["lstm"]
+    fabricate(runs, "lstm", 3, best=0.2, finished=False, **SMALL)
+    rows = _rows(runs)
+    assert rows["lstm"] == before
+    assert rows["lstm seed 3, unfinished"]["steps"] == "200"
+    assert rows["lstm seed 3, unfinished"]["test %"] == ""
+
+
+def test_a_task_with_unfinished_runs_only_is_reported_too(tmp_path):
+    fabricate(tmp_path / "runs", "indrnn", finished=False, **SMALL)
+    tables, paths = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert "indrnn seed 0, unfinished" in tables
+    assert all(path.stat().st_size for path in paths)
+
+
+def test_rows_within_the_test_sets_noise_share_a_rank(tmp_path):
+    for name, best in (("a", 0.99), ("b", 0.99), ("c", 0.95)):
+        fabricate(tmp_path, name, best=best, **(SMALL | {"half": 0.5}))
+    assert sorted(row["rank"] for row in _rows(tmp_path).values()) == ["1=", "1=", "3"]
+
+
+def test_averaging_runs_of_unlike_configurations_is_pointed_out(runs):
+    assert "not alike" not in markdown_report(collect([runs]))
+    fabricate(runs, "lstm", 3, best=0.9, **(SMALL | {"steps": 700}))
+    assert "The runs of lstm are not alike: they differ in trainer.max_steps." in markdown_report(collect([runs]))
+
+
+def test_no_better_than_chance_is_said(tmp_path):
+    fabricate(tmp_path, "lstm", best=0.0, **(SMALL | {"eval_every": 600}))
+    assert "learnt nothing" in markdown_report(collect([tmp_path]))
+
+
+def test_mnist5k_is_never_called_mnist_accuracy(tmp_path):
+    subset = {"name": "mnist5k", "validation_size": 500, "test_size": 1000, "split_seed": 0, "permutation": None}
+    fabricate(tmp_path / "runs", "indrnn", data=subset, **SMALL)
+    tables, _ = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert "not MNIST accuracy" in tables
+    assert "mnist5k: 5,000-image subset" in (tmp_path / "report/mnist5k/accuracy.svg").read_text()
+
+
+def test_permutations_and_tags_are_kept_apart(tmp_path):
+    for permutation in ("seed92916", "bitrev"):
+        fabricate(tmp_path, data={**MNIST, "name": "mnist_permuted", "permutation": permutation}, **SMALL)
+    fabricate(tmp_path, tag="wide", **SMALL)
+    fabricate(tmp_path, **SMALL)
+    groups = collect([tmp_path])
+    assert list(by_task(groups)) == ["mnist", "mnist_permuted", "mnist_permuted-bitrev"]
+    assert [group.name for group in groups if group.task == "mnist"] == ["indrnn", "indrnn-wide"]
+
+
+def test_the_length_study_draws_error_against_length_and_states_the_updates(tmp_path):
+    for length in (20, 100, 1000):
+        for name in ("indrnn", "lstm"):
+            fabricate(tmp_path / "runs", name, best=0.001, data={**ADDING, "length": length}, **SMALL)
+    tables, paths = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert [heading for heading in tables.splitlines() if heading.startswith("##")] == [
+        f"## Adding problem, T = {length}" for length in ("20", "100", "1,000")
+    ]
+    assert tmp_path / "report/length_study.png" in paths
+    svg = (tmp_path / "report/length_study.svg").read_text()
+    for text in ("error after 600 updates", "always answering 1: 0.167", "1,000", "lstm (n = 1)"):
+        assert text in svg
+
+
+def test_figures_name_the_seeds_the_chance_level_and_the_units_as_text(runs, tmp_path):
+    write_report([runs], tmp_path / "report")
+    svg = (tmp_path / "report/mnist/accuracy.svg").read_text()
+    for text in ("indrnn (n = 3)", "lstm (n = 3)", "chance: 10 %", "Validation accuracy (%)", "batch of 32", "seconds"):
+        assert text in svg
+
+
+def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
+    _, first = write_report([runs], tmp_path / "a")
+    _, second = write_report([runs], tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_band_covers_what_all_seeds_have_and_keeps_the_longer_ones():
+    short = (np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0]))
+    long = (np.array([0.0, 2.0, 4.0]), np.array([2.0, 4.0, 6.0]))
+    curve = band([short, long])
+    assert curve.x.tolist() == [0, 1, 2]
+    assert curve.mean.tolist() == [1, 2, 3]
+    assert (curve.low.tolist(), curve.high.tolist()) == ([0, 1, 2], [2, 3, 4])
+    assert [(x.tolist(), y.tolist()) for x, y in curve.rest] == [([2, 4], [4, 6])]
+    assert band([]) is None
+
+
+def test_seeds_that_share_no_range_are_drawn_one_by_one():
+    curve = band([(np.array([1.0]), np.array([0.5])), (np.array([2.0, 3.0]), np.array([0.1, 0.2]))])
+    assert len(curve.x) == 0
+    assert len(curve.rest) == 2
+
+
+def test_binning_keeps_the_mean_of_what_it_covers():
+    x = np.arange(1.0, 101.0)
+    at, values = binned(x, x**2, np.linspace(0, 100, 11))
+    assert len(at) <= 12
+    assert np.isclose(values[0], np.mean(x[:9] ** 2))
+
+
+def test_numbers_read_as_a_person_would_write_them():
+    assert percent([0.9921, 0.9935]) == "99.28 ± 0.10"
+    assert [duration(value) for value in (95, 1500, 40_000)] == ["95 s", "25.0 min", "11.1 h"]
+    assert extent([60_000, 41_000]) == "41,000–60,000"
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file", "damaged", "out"])
+def test_a_wrong_folder_is_one_line_and_code_2(what, tmp_path, capsys):
+    folder, out = tmp_path / "runs", tmp_path / "report"
+    if what == "empty":
+        folder.mkdir()
+    elif what == "file":
+        folder.write_text("")
+    elif what == "damaged":
+        (fabricate(folder, **SMALL) / "config.yaml").write_text("model: [")
+    elif what == "out":
+        fabricate(folder, **SMALL)
+        out.write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder), "--out", str(out)])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("indrnn-report: ")
+    assert all("Traceback" not in line for line in lines)
+
+
+def test_one_seed_in_two_folders_is_refused_and_one_folder_twice_is_not(tmp_path):
+    for folder in ("a", "b"):
+        fabricate(tmp_path / folder, **SMALL)
+    with pytest.raises(UserError, match="same task, name and seed"):
+        collect([tmp_path])
+    assert len(collect([tmp_path / "a", tmp_path / "a" / "mnist"])[0].entries) == 1
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom indrnn.cli.report import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'matplotlib', 'numpy', 'tensorboard', 'numba'} & set(sys.modules)))"
+    )
+    start = time.monotonic()
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+    assert time.monotonic() - start < 5
