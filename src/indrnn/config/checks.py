@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..data import task_spec
 from ..errors import UserError
 from .schema import MNIST5kConfig
 
@@ -76,9 +77,10 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
         return
     low, above = limits.get("minimum"), limits.get("above")
     high, below = limits.get("maximum"), limits.get("below")
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value}: it must be a finite number")
     inside = (
-        math.isfinite(value)
-        and (low is None or value >= low)
+        (low is None or value >= low)
         and (above is None or value > above)
         and (high is None or value <= high)
         and (below is None or value < below)
@@ -93,7 +95,7 @@ def _range_in_words(low: float | None, above: float | None, high: float | None, 
         for relation, limit in (("at least", low), ("above", above), ("at most", high), ("below", below))
         if limit is not None
     ]
-    return " and ".join(words) or "a finite number"
+    return " and ".join(words)
 
 
 def _check_names(cfg: DictConfig) -> None:
@@ -118,15 +120,7 @@ def training_samples(cfg: DictConfig) -> int | None:
 
 def _check_data(cfg: DictConfig) -> None:
     data = cfg.data
-    if data.name == "mnist" and data.permutation is not None:
-        raise UserError(
-            f"data.permutation={data.permutation}: data=mnist keeps the pixels in order; "
-            f"use data=mnist_permuted data.permutation={data.permutation}"
-        )
-    if data.name == "mnist_permuted" and data.permutation is None:
-        raise UserError(
-            "data.permutation=null: data=mnist_permuted needs an order of the pixels; use data=mnist without"
-        )
+    task_spec(data)  # refuses an unknown permutation
     count = training_samples(cfg)
     if count is None:
         return
@@ -160,7 +154,7 @@ def _check_model(cfg: DictConfig) -> None:
     fixed = model.get("last_layer_fixed")
     if fixed is None or model.constraint == "none":
         return
-    length = cfg.data.length if cfg.data.name == "adding" else 784
+    length = task_spec(cfg.data).length
     bound = model.gamma ** (1 / length)
     if abs(fixed) > bound:
         raise UserError(

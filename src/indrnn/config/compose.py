@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -19,7 +18,7 @@ from yaml import YAMLError
 from ..errors import UserError
 from .checks import check
 from .overrides import check_groups, check_keys, is_group, parse_overrides
-from .paths import config_dir as default_config_dir
+from .paths import config_dir
 from .schema import SCHEMAS, Config
 from .wording import one_line
 
@@ -36,35 +35,55 @@ def register_schemas() -> None:
 register_schemas()
 
 
-def config_loader(primary: Path, extra: str | None = None) -> ConfigLoaderImpl:
-    """Hydra's loader over the folder ``primary``, and before it ``extra`` as for ``--config-dir``."""
-    Plugins.instance()
-    setup_globals()
-    search_path = create_config_search_path(str(primary))
-    if extra is not None:
-        folder = os.path.abspath(extra)
-        if not os.path.isdir(folder):
-            raise UserError(f"--config-dir {extra}: no such folder")
-        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
+class Composer:
+    """Composes configurations from one primary file.
 
-
-def compose(loader: ConfigLoaderImpl, overrides: Sequence[str], config_name: str) -> DictConfig:
-    """Compose one job's configuration, unchecked apart from its keys and types.
+    Args:
+        config_name: the primary file, without its ending.
+        primary: the folder with that file; by default the project's ``configs/``.
+        extra: a folder of further choices, searched first, as for ``--config-dir``.
 
     Raises:
-        UserError: an override or a file names a key or a choice that does not exist, or has a value of another type.
+        UserError: a folder is missing.
     """
-    parsed = parse_overrides(overrides)
-    check_groups(parsed, loader)
-    # Keys are looked up in what the chosen files compose to, so that a key of another model is recognised as one.
-    values = [override for override in parsed if not is_group(override, loader)]
-    groups = [str(override.input_line) for override in parsed if override not in values]
-    check_keys(values, _load(loader, groups, config_name))
-    cfg = _load(loader, list(overrides), config_name)
-    with flag_override(cfg, ["struct", "readonly"], False):
-        cfg.pop("hydra", None)
-    return cfg
+
+    def __init__(self, config_name: str = "train", primary: str | None = None, extra: str | None = None) -> None:
+        Plugins.instance()
+        setup_globals()
+        search_path = create_config_search_path(str(config_dir()) if primary is None else os.path.abspath(primary))
+        if extra is not None:
+            folder = os.path.abspath(extra)
+            if not os.path.isdir(folder):
+                raise UserError(f"--config-dir {extra}: there is no such folder")
+            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        self.config_name = config_name
+        self.loader = ConfigLoaderImpl(search_path)
+        self._by_groups: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """One job's configuration; its keys and types are right, the rest is for `check`.
+
+        Raises:
+            UserError: an override or a file has a key, a choice or a type of value that does not exist.
+        """
+        parsed = parse_overrides(overrides)
+        check_groups(parsed, self.loader)
+        groups = tuple(str(override.input_line) for override in parsed if is_group(override, self.loader))
+        if groups not in self._by_groups:
+            self._by_groups[groups] = self._load(groups)
+        # Keys are looked up in what the chosen files compose to, so that a key of another model is recognised as one.
+        values = [override for override in parsed if str(override.input_line) not in groups]
+        check_keys(values, self._by_groups[groups])
+        cfg = self._load(overrides)
+        with flag_override(cfg, ["struct", "readonly"], False):
+            cfg.pop("hydra", None)
+        return cfg
+
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
+        try:
+            return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+            raise UserError(one_line(error)) from error
 
 
 def load_config(overrides: Iterable[str] = (), config_name: str = "train", config_dir: str | None = None) -> DictConfig:
@@ -78,13 +97,6 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: as the command would refuse the same request.
     """
-    cfg = compose(config_loader(default_config_dir(), config_dir), list(overrides), config_name)
+    cfg = Composer(config_name, extra=config_dir).compose(list(overrides))
     check(cfg)
     return cfg
-
-
-def _load(loader: ConfigLoaderImpl, overrides: list[str], config_name: str) -> DictConfig:
-    try:
-        return loader.load_configuration(config_name, overrides, RunMode.RUN)
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
-        raise UserError(one_line(error)) from error

@@ -9,11 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from ..errors import UserError
+from .schema import SCHEMAS
 from .wording import suggest, unknown_key
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse ``key=value`` words.
+def parse_overrides(overrides: Sequence[str], sweep: bool = False) -> list[Override]:
+    """Parse ``key=value`` words; with ``sweep``, ``key=value,value`` is allowed.
 
     Raises:
         UserError: one of them is not an override.
@@ -22,10 +23,17 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     parsed: list[Override] = []
     for text in overrides:
         try:
-            parsed += parser.parse_overrides([text])
+            override = parser.parse_overrides([text])[0]
         except HydraException:
+            override = None
+        if override is None or not override.key_or_group:
             remedy = "write key=value, and quote values with special characters, as 'key=\"a b\"'"
-            raise UserError(f"{text!r} cannot be read: {remedy}") from None
+            raise UserError(f"{text!r} cannot be read: {remedy}")
+        if override.is_sweep_override() and not sweep:
+            raise UserError(
+                f"{text}: several values are a sweep, which needs -m; a list is written [1,2], a text '1,2'"
+            )
+        parsed.append(override)
     return parsed
 
 
@@ -45,18 +53,29 @@ def expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
     return jobs
 
 
-def check_groups(overrides: Iterable[Override], loader: ConfigLoaderImpl) -> None:
+def check_groups(overrides: Sequence[Override], loader: ConfigLoaderImpl) -> None:
     """Raises:
     UserError: a group is given a choice that has no file, or a word without a dot is neither a group nor a key.
     """
+    search = [str(override.input_line) for override in overrides if override.key_or_group == "hydra.searchpath"]
     for override in overrides:
-        if override.is_delete() or not is_group(override, loader):
+        if not is_group(override, loader):
             continue
         group = override.key_or_group
-        choices = sorted(choice for choice in loader.get_group_options(group) if not choice.startswith("_"))
+        if group in SCHEMAS and (override.is_delete() or override.is_add() or override.is_force_add()):
+            raise UserError(f"{override.input_line}: there is always one {group}; write {group}=<choice> to pick it")
+        if override.is_delete():
+            continue
+        choices = sorted(
+            choice
+            for choice in loader.get_group_options(group, config_name=None, overrides=search)
+            if not choice.startswith("_")
+        )
         value = override.value()
         for choice in value if isinstance(value, list) else [value]:
-            if choice is not None and str(choice) not in choices:
+            if choice is None and group not in SCHEMAS:
+                continue
+            if str(choice) not in choices:
                 hint = suggest(str(choice), choices)
                 raise UserError(f"{group}={choice}: there is no such choice{hint}; choices: {', '.join(choices)}")
 

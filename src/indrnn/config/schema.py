@@ -44,6 +44,8 @@ def setting(
 
 
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
+# The largest seed that every generator takes (numpy's RandomState the least).
+MAX_SEED = 2**32 - 1
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 
@@ -91,19 +93,19 @@ class IndRNNBaseConfig(ModelConfig):
 
 @dataclass
 class IndRNNConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn")
+    name: str = setting("indrnn", choices=("indrnn",))
     num_layers: int = setting(6, "IndRNN layers", minimum=1)
 
 
 @dataclass
 class IndRNNResidualConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn_residual")
+    name: str = setting("indrnn_residual", choices=("indrnn_residual",))
     num_blocks: int = setting(5, "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1)
 
 
 @dataclass
 class IndRNNDenseConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn_dense")
+    name: str = setting("indrnn_dense", choices=("indrnn_dense",))
     hidden_size: int = setting(96, "features of the stem, before the first block", minimum=1)
     block_layers: list[int] = setting([8, 6, 4], "dense layers in each block", minimum=1)
     growth: int = setting(16, "features each dense layer adds", minimum=1)
@@ -116,7 +118,7 @@ class IndRNNDenseConfig(IndRNNBaseConfig):
 
 @dataclass
 class LSTMConfig(ModelConfig):
-    name: str = setting("lstm")
+    name: str = setting("lstm", choices=("lstm", "lstm_matched"))
     num_layers: int = setting(1, "LSTM layers", minimum=1)
     forget_bias: float = setting(1.0, "initial bias of the forget gate, in total")
     dropout: float = setting(0.0, "between layers and before the classifier", minimum=0.0, below=1.0)
@@ -124,7 +126,7 @@ class LSTMConfig(ModelConfig):
 
 @dataclass
 class RNNConfig(ModelConfig):
-    name: str = setting("rnn")
+    name: str = setting("rnn", choices=("rnn",))
     num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1)
     nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
 
@@ -145,7 +147,7 @@ class MNISTConfig(DataConfig):
     root: str = setting("data", "folder that holds or receives the MNIST files", affects_result=False)
     mirror: str | None = setting(None, "folder or URL to take the files from first", affects_result=False)
     validation_size: int = setting(5000, "images held out of the 60,000, stratified", minimum=10, maximum=59_000)
-    split_seed: int = setting(0, "of the train/validation split", minimum=0)
+    split_seed: int = setting(0, "of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(
         None, "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>, file:<path>"
     )
@@ -155,10 +157,10 @@ class MNISTConfig(DataConfig):
 class MNIST5kConfig(DataConfig):
     """The bundled 5,000 images (500 a digit), for demos and tests."""
 
-    name: str = setting("mnist5k")
+    name: str = setting("mnist5k", choices=("mnist5k",))
     validation_size: int = setting(500, "images, stratified", minimum=10, maximum=4000)
     test_size: int = setting(1000, "images, stratified", minimum=10, maximum=4000)
-    split_seed: int = setting(0, "of the train/validation/test split", minimum=0)
+    split_seed: int = setting(0, "of the train/validation/test split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(None, "as for mnist")
 
 
@@ -166,11 +168,11 @@ class MNIST5kConfig(DataConfig):
 class AddingConfig(DataConfig):
     """The adding problem, generated on the fly."""
 
-    name: str = setting("adding")
+    name: str = setting("adding", choices=("adding",))
     length: int = setting(100, "time steps", minimum=2, maximum=1_000_000)
     validation_size: int = setting(1000, "sequences", minimum=1)
     test_size: int = setting(10_000, "sequences", minimum=1)
-    data_seed: int = setting(0, "of the generated numbers", minimum=0)
+    data_seed: int = setting(0, "of the generated numbers", minimum=0, maximum=MAX_SEED)
 
 
 # ------------------------------------------------------------------------------------- optimizer, schedule, trainer
@@ -193,12 +195,12 @@ class ScheduleConfig:
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    name: str = setting("constant")
+    name: str = setting("constant", choices=("constant",))
 
 
 @dataclass
 class StaircaseConfig(ScheduleConfig):
-    name: str = setting("staircase")
+    name: str = setting("staircase", choices=("staircase",))
     every: int = setting(600_000, "steps between drops", minimum=1)
     factor: float = setting(0.1, "multiplies the rate at each drop", above=0.0, below=1.0)
 
@@ -208,7 +210,7 @@ class PlateauConfig(ScheduleConfig):
     """The rate drops when `patience` evaluations bring no gain; the patience shrinks with each drop; the run ends
     when the rate falls below `minimum_lr`."""
 
-    name: str = setting("plateau")
+    name: str = setting("plateau", choices=("plateau",))
     factor: float = setting(0.1, above=0.0, below=1.0)
     patience: list[int] = setting([100, 50, 25], "evaluations without gain; the last repeats", minimum=1)
     minimum_lr: float = setting(1e-6, above=0.0)
@@ -216,14 +218,14 @@ class PlateauConfig(ScheduleConfig):
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    name: str = setting("cosine")
+    name: str = setting("cosine", choices=("cosine",))
     warmup: float = setting(0.05, "share of the steps with a rising rate", minimum=0.0, below=1.0)
     final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
 
 
 @dataclass
 class OneCycleConfig(ScheduleConfig):
-    name: str = setting("one_cycle")
+    name: str = setting("one_cycle", choices=("one_cycle",))
     warmup: float = setting(0.3, "share of the steps with a rising rate", above=0.0, below=1.0)
     initial: float = setting(0.04, "rate at the start, as a share of the peak", above=0.0, maximum=1.0)
     final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
@@ -261,7 +263,7 @@ class Config:
     trainer: TrainerConfig = MISSING
     name: str = setting("${model.name}", "of the run folder: the model, or the experiment")
     tag: str | None = setting(None, "appended to the name, to keep variants apart")
-    seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0)
+    seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: str = setting("outputs", "run folders go below it", affects_result=False)
     resume: str = setting(

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from yaml import MarkedYAMLError
 
-from .schema import SCHEMAS
+from .schema import SCHEMAS, Config
 
 _TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
@@ -53,12 +53,34 @@ def one_line(error: BaseException) -> str:
     merging = re.match(r"Error merging override (.*)", text)
     if merging:
         return f"{merging[1]}: {_type_problem(inner)}"
-    in_file = re.match(r"In '(.*)': (?:\w+) raised while composing config:\n(.*)", text, re.DOTALL)
+    in_file = re.match(r"In '(.*)': \w+ raised while composing config:\n(.*)", text, re.DOTALL)
     if in_file:
-        key = re.search(r"full_key: (\S+)", in_file[2])
-        return f"{in_file[1]}.yaml: {key[1] + ': ' if key else ''}{_type_problem(in_file[2])}"
+        return f"{in_file[1]}.yaml: {_file_problem(in_file[2])}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _file_problem(text: str) -> str:
+    """What OmegaConf says about a value in a file: its key, then what is wrong with it."""
+    key = re.search(r"full_key: (\S+)", text)
+    missing = re.match(r"Key '.*' not in '(\w+)'", text)
+    if key and missing:
+        schemas = {(group, schema.__name__): name for group, of in SCHEMAS.items() for name, schema in of.items()}
+        chosen = {group: name for (group, schema), name in schemas.items() if schema == missing[1]}
+        return unknown_key(key[1], all_keys(), chosen)
+    return f"{key[1] + ': ' if key else ''}{_type_problem(text)}"
+
+
+def all_keys() -> list[str]:
+    """Every key of every schema, dotted."""
+    root = [name for name in Config.__dataclass_fields__ if name not in SCHEMAS]
+    groups = [
+        f"{group}.{name}"
+        for group, choices in SCHEMAS.items()
+        for schema in choices.values()
+        for name in schema.__dataclass_fields__
+    ]
+    return list(dict.fromkeys([*root, *groups]))
 
 
 def _type_problem(text: str) -> str:
@@ -73,5 +95,4 @@ def _type_problem(text: str) -> str:
         return "a list is needed, as [1,2]"
     if first.startswith("Cannot convert"):
         return "a text is needed"
-    missing = re.match(r"Key '(.*)' not in", first)
-    return "there is no such key" if missing else first
+    return first
