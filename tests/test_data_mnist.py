@@ -357,8 +357,8 @@ def assert_gives_up(tmp_path: Path, mirror: str | None, within: float) -> str:
     return message(error)
 
 
-def test_waiting_and_pauses_leave_three_of_ten_seconds_for_the_rest():
-    assert download.PATIENCE + sum(download.PAUSES) <= 7
+def test_waiting_and_pauses_leave_two_of_ten_seconds_for_the_rest():
+    assert download.PATIENCE + sum(download.PAUSES) <= 8
 
 
 def test_no_network_and_no_files_is_told_at_once_with_three_ways_out(tmp_path, files, caplog):

@@ -22,9 +22,9 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Seconds spent waiting, for one file and all sources together, while no byte arrives. With the pauses and the import of
-# torchvision the user hears within ten seconds that there is no network.
-PATIENCE = 6.0
+# Seconds spent waiting, for one file and all sources together, while no byte arrives: within ten seconds the user hears
+# that there is no network. Importing torchvision takes some of them from the first file, but leaves it half.
+PATIENCE = 7.0
 # Seconds of rest before each round over the sources that failed for a reason that may pass.
 PAUSES = (0.0, 0.3, 0.7)
 # No file of MNIST is larger, so neither a page without end nor a compressed bomb fills the memory.
@@ -61,14 +61,17 @@ def download(files: dict[str, str], folder: Path, mirror: str | None) -> None:
     Sources are `mirror`, then torchvision's mirrors; each may hold name.gz or name. A file appears under its name only
     when it is whole and checked. Raises UserError when a file cannot be had or written.
     """
+    start = time.monotonic()
     sources = [*([mirror] if mirror else []), *_public_mirrors()]
+    patience = max(PATIENCE - (time.monotonic() - start), PATIENCE / 2)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading MNIST (11 MB) to %s", folder)
         for name, sha256 in files.items():
             # The source that had the last file is asked first for the next.
-            content, sources = _fetch(name, sha256, sources, folder)
+            content, sources = _fetch(name, sha256, sources, patience, folder)
             _write(folder / name, content)
+            patience = PATIENCE
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write MNIST to {folder} ({reason}); choose another folder with data.root=") from error
@@ -94,18 +97,17 @@ def _public_mirrors() -> list[str]:
     return list(MNIST.mirrors)
 
 
-def _fetch(name: str, sha256: str, sources: list[str], folder: Path) -> tuple[bytes, list[str]]:
+def _fetch(name: str, sha256: str, sources: list[str], patience: float, folder: Path) -> tuple[bytes, list[str]]:
     """The file's checked content, and the sources with the one that had it first."""
-    patience = PATIENCE
     failures: dict[str, _SourceError] = {}
     for pause in PAUSES:
         # A list, not an iterator: the last source must know that it may have all the patience that is left.
         round_sources = [s for s in sources if s not in failures or not failures[s].final]
-        time.sleep(pause if round_sources else 0.0)
+        if not round_sources or patience < 0.1:
+            break
+        time.sleep(pause)
         for position, source in enumerate(round_sources):
             share = patience / (len(round_sources) - position)
-            if share < 0.1:
-                continue
             clock = _Clock(share, patience)
             try:
                 content = _read(source, name, sha256, clock)

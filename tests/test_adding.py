@@ -1,0 +1,159 @@
+"""The adding problem: what a sequence looks like, that it is a pure function of its place, and how random it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from indrnn.config.schema import AddingConfig
+from indrnn.data import load_task
+from indrnn.data.adding import _mix
+
+CPU = torch.device("cpu")
+SPLITS = ("train", "validation", "test")
+
+
+def adding(length=50, **keys):
+    return load_task(AddingConfig(length=length, **keys), CPU)
+
+
+@pytest.mark.parametrize("length", [2, 3, 17, 100, 783])
+@pytest.mark.parametrize("part", SPLITS)
+def test_a_marker_in_each_half_and_their_values_sum_as_target(length, part):
+    x, y = getattr(adding(length), part).batch(torch.arange(64))
+    assert x.shape == (64, length, 2)
+    assert y.shape == (64,)
+    assert x.dtype == y.dtype == torch.float32
+    values, markers = x.unbind(2)
+    assert ((markers == 0) | (markers == 1)).all()
+    half = length // 2
+    assert (markers[:, :half].sum(1) == 1).all()
+    assert (markers[:, half:].sum(1) == 1).all()
+    assert ((values >= 0) & (values < 1)).all()
+    torch.testing.assert_close(y, (values * markers).sum(1), rtol=0, atol=0)
+
+
+def test_sizes_and_shapes_are_declared():
+    task = adding(500, validation_size=7, test_size=9)
+    assert (task.train.size, task.validation.size, task.test.size) == (None, 7, 9)
+    assert (task.spec.length, task.spec.input_size, task.spec.output_size, task.spec.loss) == (500, 2, 1, "mse")
+    assert task.provenance == {
+        "sha256": {},
+        "split": {"seed": 0, "train": None, "validation": 7, "test": 9},
+        "permutation": None,
+        "permutation_sha256": None,
+    }
+
+
+@pytest.mark.parametrize("part", SPLITS)
+def test_a_sequence_depends_on_its_index_alone(part):
+    """So a resumed run sees what it would have seen, whatever the batches and whatever else drew random numbers."""
+    split = getattr(adding(), part)
+    x, y = split.batch(torch.arange(1000, 1040))
+    torch.manual_seed(1)
+    torch.rand(5)
+    other = getattr(adding(), part)
+    rows = torch.tensor([39, 0, 7, 7])
+    for got, expected in zip(other.batch(1000 + rows), (x[rows], y[rows]), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_longer_sequence_of_the_same_index_begins_with_the_same_values():
+    rows = torch.arange(8)
+    long, _ = adding(90).train.batch(rows)
+    short, _ = adding(30).train.batch(rows)
+    assert torch.equal(long[:, :30, 0], short[..., 0])
+
+
+def test_the_numbers_are_those_of_splitmix64():
+    """The hash against SplitMix64 in Python's unbounded integers, for counters of either sign."""
+
+    def splitmix(z: int) -> int:
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    counters = [0, 1, 2**31, 2**63 - 1, -1, -(2**63), 123456789123456789, -987654321987654321]
+    mixed = _mix(torch.tensor(counters)).tolist()
+    assert [m % 2**64 for m in mixed] == [splitmix(c % 2**64) for c in counters]
+    # The first three outputs of the published generator from the seed 1234567.
+    outputs = _mix(torch.tensor([1, 2, 3]) * (0x9E3779B97F4A7C15 - 2**64) + 1234567).tolist()
+    assert [o % 2**64 for o in outputs] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_splits_and_seeds_share_no_sequence():
+    n = 2000
+    seen = []
+    for seed in (0, 1, 2**31):
+        task = adding(20, data_seed=seed)
+        seen += [getattr(task, part).batch(torch.arange(n))[0][..., 0] for part in SPLITS]
+    rows = torch.cat(seen)
+    assert len(torch.unique(rows, dim=0)) == len(rows)
+    # Nor is one the other moved by a few steps.
+    starts = rows[:, :4].contiguous()
+    shifted = torch.cat([rows[:, k : k + 4] for k in range(1, 17)])
+    assert len(torch.unique(torch.cat((starts, shifted)), dim=0)) == 17 * len(rows)
+
+
+def chi_squared(counts: np.ndarray) -> float:
+    """In standard deviations from what equal chances give."""
+    expected = counts.sum() / counts.size
+    degrees = counts.size - 1
+    return float((((counts - expected) ** 2).sum() / expected - degrees) / np.sqrt(2 * degrees))
+
+
+@pytest.mark.parametrize("part", SPLITS)
+def test_values_are_uniform_and_independent(part):
+    x, _ = getattr(adding(100), part).batch(torch.arange(5000))
+    values = x[..., 0].double().numpy()
+    bins = (values * 256).astype(int)
+    assert abs(chi_squared(np.bincount(bins.ravel(), minlength=256))) < 5
+    # Neighbours in time, neighbours in index, and the low bits of one value.
+    coarse = (values * 16).astype(int)
+    for a, b in ((coarse[:, :-1], coarse[:, 1:]), (coarse[:-1], coarse[1:])):
+        assert abs(chi_squared(np.bincount((16 * a + b).ravel(), minlength=256))) < 5
+    low = (values * 2**24).astype(int) % 256
+    assert abs(chi_squared(np.bincount(low.ravel(), minlength=256))) < 5
+    n = values.size
+    assert abs(values.mean() - 1 / 2) < 5 / np.sqrt(12 * n)
+    assert abs(values.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / n)
+
+
+@pytest.mark.parametrize("length", [50, 51])
+def test_markers_are_uniform_over_their_half(length):
+    x, _ = adding(length).train.batch(torch.arange(20_000))
+    counts = x[..., 1].sum(0).numpy()
+    half = length // 2
+    assert abs(chi_squared(counts[:half])) < 5
+    assert abs(chi_squared(counts[half:])) < 5
+    first, second = x[:, :half, 1].argmax(1), x[:, half:, 1].argmax(1)
+    pairs = np.bincount((first * (length - half) + second).numpy(), minlength=half * (length - half))
+    assert abs(chi_squared(pairs)) < 5
+
+
+def test_always_answering_one_has_the_error_one_sixth():
+    task = adding(20)
+    _, y = task.test.batch(torch.arange(100_000))
+    # The standard error of this mean is 0.00065.
+    assert (y - 1).square().mean().item() == pytest.approx(1 / 6, abs=0.003)
+
+
+@pytest.mark.gpu
+def test_the_same_on_the_gpu_and_inside_a_cuda_graph():
+    cuda = torch.device("cuda")
+    config = AddingConfig(length=1000, data_seed=3)
+    rows = torch.arange(50)
+    expected = load_task(config, CPU).train.batch(rows)
+    split = load_task(config, cuda).train
+    static = rows.to(cuda)
+    split.batch(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = split.batch(static)
+    for offset in (0, 7):
+        static.copy_(rows + offset)
+        graph.replay()
+        for got, want in zip(out, load_task(config, CPU).train.batch(rows + offset), strict=True):
+            assert torch.equal(got.cpu(), want)
+    for got, want in zip(split.batch(rows.to(cuda)), expected, strict=True):
+        assert torch.equal(got.cpu(), want)

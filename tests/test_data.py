@@ -1,0 +1,228 @@
+"""Tasks from their configuration: names, shapes, splits, and the bundled mnist5k."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from indrnn.config.schema import AddingConfig, MNIST5kConfig, MNISTConfig
+from indrnn.data import load_task, mnist5k, task_folder, task_spec
+from indrnn.data.images import ImageSplit
+from indrnn.data.splits import stratified_split
+from indrnn.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def permuted(permutation):
+    return MNISTConfig(name="mnist_permuted", permutation=permutation)
+
+
+# Names and shapes
+
+
+@pytest.mark.parametrize(
+    ("config", "folder", "name"),
+    [
+        (MNISTConfig(), "mnist", "mnist"),
+        (permuted("seed92916"), "mnist_permuted", "mnist_permuted"),
+        (permuted("bitrev"), "mnist_permuted-bitrev", "mnist_permuted"),
+        (permuted("random:07"), "mnist_permuted-random-7", "mnist_permuted"),
+        (permuted("file:../my orders/a b?.npy"), "mnist_permuted-file-a_b_", "mnist_permuted"),
+        (MNISTConfig(permutation="numpy0"), "mnist_permuted-numpy0", "mnist_permuted"),
+        (MNIST5kConfig(), "mnist5k", "mnist5k"),
+        (MNIST5kConfig(permutation="bitrev"), "mnist5k_permuted-bitrev", "mnist5k_permuted"),
+    ],
+)
+def test_image_tasks_have_their_folder_and_shape(config, folder, name):
+    assert task_folder(config) == folder
+    spec = task_spec(config)
+    assert (spec.name, spec.length, spec.input_size, spec.output_size) == (name, 784, 1, 10)
+    assert spec.loss == "cross_entropy"
+
+
+def test_the_adding_problems_folder_tells_its_length():
+    config = AddingConfig(length=500)
+    assert task_folder(config) == "adding-T500"
+    assert (task_spec(config).name, task_spec(config).length) == ("adding", 500)
+
+
+@pytest.mark.parametrize("ask", [task_spec, task_folder, lambda config: load_task(config, CPU)])
+def test_what_cannot_be_a_task_is_refused_in_one_line(ask):
+    for config, named in (
+        (MNISTConfig(name="fashion"), "mnist5k"),
+        (permuted("shuffle"), "bitrev"),
+        (permuted(None), "seed92916"),
+    ):
+        with pytest.raises(UserError, match=named) as error:
+            ask(config)
+        assert "\n" not in str(error.value)
+
+
+def test_names_and_shapes_cost_no_import_of_torch():
+    code = "import sys, indrnn.data; assert not {'torch', 'torchvision', 'numpy'} & set(sys.modules), 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Splits
+
+LABELS = np.random.default_rng(5).choice(10, p=np.arange(1, 11) / 55, size=5003).astype(np.uint8)
+
+
+@pytest.mark.parametrize("sizes", [[500], [499, 1003], [10], [4000, 1000], [5002]])
+def test_parts_are_exact_disjoint_and_complete(sizes):
+    parts = stratified_split(LABELS, sizes, seed=0)
+    assert [len(part) for part in parts] == [*sizes, len(LABELS) - sum(sizes)]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_class_has_its_share(seed):
+    share = np.bincount(LABELS) / len(LABELS)
+    for part in stratified_split(LABELS, [507, 1001], seed):
+        assert (np.abs(np.bincount(LABELS[part]) - share * len(part)) < 2).all()
+
+
+def test_the_seed_decides_the_split():
+    first, again, other = (stratified_split(LABELS, [500], seed)[0] for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    # About a tenth of 500 are shared by chance.
+    assert 20 < len(np.intersect1d(first, other)) < 90
+
+
+def test_splits_do_not_change_from_release_to_release():
+    labels = (np.arange(1000) % 10).astype(np.uint8)
+    assert stratified_split(labels, [20], seed=0)[0].tolist() == [
+        11,
+        92,
+        108,
+        196,
+        269,
+        403,
+        504,
+        523,
+        569,
+        600,
+        608,
+        632,
+        657,
+        744,
+        777,
+        836,
+        850,
+        855,
+        921,
+        935,
+    ]
+
+
+def test_a_split_without_rest_is_refused():
+    with pytest.raises(ValueError, match="leave none"):
+        stratified_split(LABELS, [5000, 3], 0)
+
+
+# Batches
+
+
+def test_each_byte_is_scaled_to_minus_one_to_one():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(4)[:784].reshape(1, 784)
+    x, _ = ImageSplit(pixels, torch.tensor([3])).batch(torch.tensor([0, 0]))
+    exact = 2 * pixels[0].double() / 255 - 1
+    assert x.shape == (2, 784, 1)
+    assert (x[1, :, 0].double() - exact).abs().max() < 1e-7
+    assert x.min() == -1
+    assert x.max() == 1
+
+
+def test_a_batch_may_be_changed_without_changing_the_data():
+    task = load_task(MNIST5kConfig(), CPU)
+    x, y = task.train.batch(torch.arange(4))
+    copies = x.clone(), y.clone()
+    x.zero_()
+    y.zero_()
+    for got, want in zip(task.train.batch(torch.arange(4)), copies, strict=True):
+        assert torch.equal(got, want)
+
+
+# mnist5k
+
+
+def test_mnist5k_has_500_of_each_digit_and_its_hash():
+    images, labels = mnist5k.read()
+    assert images.shape == (5000, 784)
+    assert images.dtype == labels.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [500] * 10
+    assert mnist5k.content_sha256(images, labels) == mnist5k.SHA256
+
+
+def test_mnist5k_is_split_in_three_stratified_parts():
+    task = load_task(MNIST5kConfig(), CPU)
+    seen = []
+    for split, size in ((task.train, 3500), (task.validation, 500), (task.test, 1000)):
+        assert split.size == size
+        x, y = split.batch(torch.arange(size))
+        assert torch.bincount(y).tolist() == [size // 10] * 10
+        seen.append(x[..., 0])
+    # No two of the 5,000 images are equal.
+    assert len(torch.unique(torch.cat(seen), dim=0)) == 5000
+    assert task.test is task.test
+    assert task.provenance["sha256"] == {"mnist5k.npz": mnist5k.SHA256}
+    split = task.provenance["split"]
+    assert {key: split[key] for key in ("seed", "train", "validation", "test")} == {
+        "seed": 0,
+        "train": 3500,
+        "validation": 500,
+        "test": 1000,
+    }
+
+
+def test_mnist5k_sizes_and_seed_can_be_chosen():
+    one = load_task(MNIST5kConfig(validation_size=123, test_size=77, split_seed=1), CPU)
+    two = load_task(MNIST5kConfig(validation_size=123, test_size=77, split_seed=2), CPU)
+    assert (one.train.size, one.validation.size, one.test.size) == (4800, 123, 77)
+    hashes = [task.provenance["split"]["validation_sha256"] for task in (one, two)]
+    assert hashes[0] != hashes[1]
+    with pytest.raises(UserError, match=r"data\.validation_size=4000 and data\.test_size=1000"):
+        load_task(MNIST5kConfig(validation_size=4000, test_size=1000), CPU)
+
+
+def test_mnist5k_can_be_permuted():
+    rows = torch.arange(10)
+    x, _ = load_task(MNIST5kConfig(), CPU).test.batch(rows)
+    px, _ = load_task(MNIST5kConfig(permutation="bitrev"), CPU).test.batch(rows)
+    assert torch.equal(px[:, 1], x[:, 512])
+    assert torch.equal(px.sort(dim=1).values, x.sort(dim=1).values)
+
+
+def test_an_altered_asset_is_refused(monkeypatch, tmp_path):
+    images, labels = mnist5k.read()
+    monkeypatch.setattr(mnist5k.resources, "files", lambda _: tmp_path)
+    asset = tmp_path / "assets" / "mnist5k.npz"
+    with pytest.raises(UserError, match="missing or damaged"):
+        mnist5k.read()
+    asset.parent.mkdir()
+    np.savez(asset, images=images, labels=labels[::-1])
+    with pytest.raises(UserError, match="not the one that was released"):
+        mnist5k.read()
+    for content in (b"", b"garbage", asset.read_bytes()[:5000]):
+        asset.write_bytes(content)
+        with pytest.raises(UserError, match="missing or damaged"):
+            mnist5k.read()
+
+
+@pytest.mark.gpu
+def test_image_batches_are_the_same_on_the_gpu_and_inside_a_cuda_graph():
+    rows = torch.tensor([5, 3, 3, 3499])
+    expected = load_task(MNIST5kConfig(), CPU).train.batch(rows)
+    split = load_task(MNIST5kConfig(), torch.device("cuda")).train
+    static = rows.cuda()
+    split.batch(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = split.batch(static)
+    graph.replay()
+    for got, want in zip(out, expected, strict=True):
+        assert torch.equal(got.cpu(), want)
