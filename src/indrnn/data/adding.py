@@ -49,13 +49,12 @@ def _draws(keys: Tensor, first: int, count: int) -> Tensor:
 class AddingSplit:
     """Sequences `start`, `start` + 1, ... of the stream that `data_seed` selects; `size` None means without end."""
 
-    def __init__(self, length: int, data_seed: int, start: int, size: int | None, device: torch.device) -> None:
+    def __init__(self, length: int, data_seed: int, start: int, size: int | None) -> None:
         self.size = size
         self._length = length
         # The key of sequence i is mix(seed key + (start + i) * increment), so no two sequences of a seed share a key.
         seed_key = int(_mix(torch.tensor([_wrap(data_seed * _INCREMENT + 1)])))
         self._base = _wrap(seed_key + start * _INCREMENT)
-        self._device = device
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, 2) float32 (value, marker) and y (B,) float32."""

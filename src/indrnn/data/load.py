@@ -24,7 +24,7 @@ def load_task(data: Any, device: torch.device) -> Task:
     """
     spec = task_spec(data)
     if spec.name == "adding":
-        return _adding(data, device)
+        return _adding(data)
     return _mnist5k(data, device) if data.name == "mnist5k" else _mnist(data, device)
 
 
@@ -80,9 +80,9 @@ def _mnist5k(data: Any, device: torch.device) -> Task:
     )
 
 
-def _adding(data: Any, device: torch.device) -> Task:
+def _adding(data: Any) -> Task:
     def split(start: int, size: int | None) -> adding.AddingSplit:
-        return adding.AddingSplit(data.length, data.data_seed, start, size, device)
+        return adding.AddingSplit(data.length, data.data_seed, start, size)
 
     sizes = {"seed": data.data_seed, "train": None, "validation": data.validation_size, "test": data.test_size}
     return Task(
