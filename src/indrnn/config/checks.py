@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -45,7 +45,7 @@ def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any
         UserError: a value is missing or refers to something that does not exist.
     """
     schema = OmegaConf.get_type(cfg)
-    if not hasattr(schema, "__dataclass_fields__"):
+    if schema is None or not is_dataclass(schema):
         raise UserError(f"{prefix.rstrip('.') or 'the configuration'}: not composed from the schema in indrnn.config")
     for field in fields(schema):
         key = f"{prefix}{field.name}"

@@ -13,11 +13,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..errors import UserError
 from .checks import check
-from .overrides import check_groups, check_keys, is_group, parse_overrides
+from .overrides import check_groups, check_keys, expand_sweep, is_group, parse_overrides
 from .paths import config_dir
 from .schema import SCHEMAS, Config
 from .wording import one_line
@@ -40,17 +40,16 @@ class Composer:
 
     Args:
         config_name: the primary file, without its ending.
-        primary: the folder with that file; by default the project's ``configs/``.
         extra: a folder of further choices, searched first, as for ``--config-dir``.
 
     Raises:
-        UserError: a folder is missing.
+        UserError: the folder is missing.
     """
 
-    def __init__(self, config_name: str = "train", primary: str | None = None, extra: str | None = None) -> None:
+    def __init__(self, config_name: str = "train", extra: str | None = None) -> None:
         Plugins.instance()
         setup_globals()
-        search_path = create_config_search_path(str(config_dir()) if primary is None else os.path.abspath(primary))
+        search_path = create_config_search_path(str(config_dir()))
         if extra is not None:
             folder = os.path.abspath(extra)
             if not os.path.isdir(folder):
@@ -66,7 +65,7 @@ class Composer:
         Raises:
             UserError: an override or a file has a key, a choice or a type of value that does not exist.
         """
-        parsed = parse_overrides(overrides)
+        parsed = parse_overrides(overrides, self.loader)
         check_groups(parsed, self.loader)
         groups = tuple(str(override.input_line) for override in parsed if is_group(override, self.loader))
         if groups not in self._by_groups:
@@ -78,6 +77,23 @@ class Composer:
         with flag_override(cfg, ["struct", "readonly"], False):
             cfg.pop("hydra", None)
         return cfg
+
+    def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The overrides of every job of a sweep; the whole, as one job, if another sweeper than Hydra's own runs it.
+
+        Raises:
+            UserError: an override cannot be read.
+        """
+        parsed = parse_overrides(overrides, self.loader, sweep=True)
+        if any(override.key_or_group == "hydra/sweeper" for override in parsed):
+            parsed = [override for override in parsed if not override.is_sweep_override()]
+        return expand_sweep(parsed)
+
+    def choices(self) -> dict[str, list[str]]:
+        """Every group that a user chooses from, with its choices."""
+        groups = [group for group in self.loader.list_groups("") if group not in ("hydra", "schema")]
+        order = [*SCHEMAS, *sorted(set(groups) - set(SCHEMAS))]
+        return {group: self.loader.get_group_options(group, config_name=None, overrides=[]) for group in order}
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
         try:
@@ -97,6 +113,6 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: as the command would refuse the same request.
     """
-    cfg = Composer(config_name, extra=config_dir).compose(list(overrides))
+    cfg = Composer(config_name, config_dir).compose(list(overrides))
     check(cfg)
     return cfg

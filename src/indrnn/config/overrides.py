@@ -13,13 +13,13 @@ from .schema import SCHEMAS
 from .wording import suggest, unknown_key
 
 
-def parse_overrides(overrides: Sequence[str], sweep: bool = False) -> list[Override]:
+def parse_overrides(overrides: Sequence[str], loader: ConfigLoaderImpl, sweep: bool = False) -> list[Override]:
     """Parse ``key=value`` words; with ``sweep``, ``key=value,value`` is allowed.
 
     Raises:
         UserError: one of them is not an override.
     """
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
     for text in overrides:
         try:
@@ -43,12 +43,19 @@ def is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
 
 
 def expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of every job of ``-m``, in the order in which Hydra's basic sweeper runs them."""
+    """The overrides of every job of ``-m``, in the order in which Hydra's basic sweeper runs them.
+
+    Raises:
+        UserError: a range that the basic sweeper cannot enumerate.
+    """
     jobs: list[list[str]] = [[]]
     for override in overrides:
         words = [str(override.input_line)]
         if override.is_sweep_override():
-            words = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            try:
+                words = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            except (HydraException, ValueError) as error:
+                raise UserError(f"{words[0]}: {str(error).splitlines()[0]}") from error
         jobs = [[*job, word] for job in jobs for word in words]
     return jobs
 
@@ -102,7 +109,7 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
 
 def leaf_keys(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
     """The dotted name of every setting, groups left out, and ``hydra``."""
-    for key in cfg:
+    for key in map(str, cfg):
         if not prefix and key == "hydra":
             continue
         node = cfg._get_node(key)

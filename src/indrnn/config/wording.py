@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 
-from yaml import MarkedYAMLError
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from .schema import SCHEMAS, Config
 
 _TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def field_names(schema: type) -> list[str]:
+    """The keys of a dataclass of the schema."""
+    return [field.name for field in fields(schema)]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -33,7 +39,7 @@ def unknown_key(key: str, known: Iterable[str], choices: dict[str, str]) -> str:
     """
     message = f"{key}: there is no such key"
     group, _, name = key.partition(".")
-    others = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in schema.__dataclass_fields__]
+    others = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in field_names(schema)]
     if others:
         return f"{message} with {group}={choices.get(group, '?')}; it belongs to {group}={', '.join(others)}"
     return message + (suggest(key, known) or "; indrnn-train --cfg job lists all")
@@ -73,12 +79,12 @@ def _file_problem(text: str) -> str:
 
 def all_keys() -> list[str]:
     """Every key of every schema, dotted."""
-    root = [name for name in Config.__dataclass_fields__ if name not in SCHEMAS]
+    root = [name for name in field_names(Config) if name not in SCHEMAS]
     groups = [
         f"{group}.{name}"
         for group, choices in SCHEMAS.items()
         for schema in choices.values()
-        for name in schema.__dataclass_fields__
+        for name in field_names(schema)
     ]
     return list(dict.fromkeys([*root, *groups]))
 
