@@ -123,6 +123,13 @@ def test_starting_again_empties_the_metrics(tmp_path):
     assert path.read_text() == HEADER
 
 
+def test_metrics_that_are_gone_do_not_stop_a_resumed_run_but_are_missed(tmp_path, caplog):
+    path = tmp_path / "metrics.csv"
+    MetricsWriter(path, 10).close()
+    assert path.read_text() == HEADER
+    assert [str(path) in message and "step 10" in message for message in caplog.messages] == [True]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -24,10 +24,10 @@ from ..errors import UserError
 from .compare import Difference, differences
 from .files import TEMPORARY, one_line, sync_folder, write_atomically
 from .lock import FolderLock
+from .tensorboard import EVENTS
 
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
-EVENTS = "events.out.tfevents."
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 from ..errors import RunError, UserError
 from .files import append, one_line, write_atomically
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "epoch", "seconds", "split", "loss", "accuracy", "lr", "grad_norm")
 
@@ -25,8 +28,11 @@ class MetricsWriter:
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
         self.path = Path(path)
-        kept = [] if resume_step is None or not self.path.exists() else _rows(self.path)
-        kept = [row for row in kept if int(row[0]) <= (resume_step or 0)]
+        kept: list[list[str]] = []
+        if resume_step is not None and self.path.exists():
+            kept = [row for row in _rows(self.path) if int(row[0]) <= resume_step]
+        elif resume_step:
+            log.warning("%s is gone: its curves will begin at step %d", self.path, resume_step)
         write_atomically(self.path, _lines([list(COLUMNS), *kept]))
         with one_line("write", self.path):
             self._descriptor: int | None = os.open(self.path, os.O_WRONLY | os.O_APPEND)

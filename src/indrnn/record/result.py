@@ -32,9 +32,8 @@ class Result:
     test_ci95: tuple[float, float] | None
     """Wilson interval of test_accuracy, from the size of the test set."""
     seconds: float
-    """All the time spent, over every interruption."""
+    """Training alone, without evaluation and start-up, summed over all interruptions."""
     steps_per_second: float
-    """Training alone, without evaluation and start-up."""
     peak_memory_bytes: int | None
     backend: str
     device_name: str

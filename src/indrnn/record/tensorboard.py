@@ -19,7 +19,7 @@ from .files import append, one_line
 if TYPE_CHECKING:
     import torch
 
-PREFIX = "events.out.tfevents."
+EVENTS = "events.out.tfevents."
 PINNED = ("val/accuracy", "train/loss")
 
 # Charts that overlay all runs. TensorBoard matches a chart's tags as regular expressions from their beginning.
@@ -97,9 +97,7 @@ class TensorBoardWriter:
     def _add(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        event = Event(wall_time=time.time(), step=step)
-        event.summary.ParseFromString(summary.SerializeToString())
-        self._write(event)
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -138,9 +136,9 @@ def tensorboard_link(port: int = 6006) -> str:
 
 def _next_file(folder: Path) -> Path:
     """A name that sorts after the earlier segments' (TensorBoard reads them in that order), whatever the clock says."""
-    earlier = [file.name.removeprefix(PREFIX).split(".")[0] for file in folder.glob(f"{PREFIX}*")]
+    earlier = [file.name.removeprefix(EVENTS).split(".")[0] for file in folder.glob(f"{EVENTS}*")]
     seconds = max([int(time.time()), *(int(stamp) + 1 for stamp in earlier if stamp.isdigit())])
-    return folder / f"{PREFIX}{seconds:010d}.indrnn"
+    return folder / f"{EVENTS}{seconds:010d}.indrnn"
 
 
 def _layout() -> Any:
