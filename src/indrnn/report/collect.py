@@ -144,7 +144,7 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     looked_in = list(folders)
     for folder in looked_in:
         for run in read_runs(folder):
-            entry = _entry(run)
+            entry = as_entry(run)
             key = (entry.task, entry.name, entry.seed)
             known = entries.setdefault(key, entry)
             if known.path.resolve() != entry.path.resolve():
@@ -160,7 +160,8 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     return sorted(made, key=lambda group: (group.data.name, group.data.get("length", 0), group.task, group.name))
 
 
-def _entry(run: Run) -> Entry:
+def as_entry(run: Run) -> Entry:
+    """The run under its task, name (with tag) and seed."""
     config = OmegaConf.create(run.config)
     name = str(config.name) if config.get("tag") is None else f"{config.name}-{config.tag}"
     return Entry(task_folder(config.data), name, int(config.seed), run)

@@ -169,7 +169,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table padded so that it is aligned in a terminal too; all rows have the same keys."""
     titles = list(rows[0])
     widths = [max(len(title), *(len(row[title]) for row in rows), 3) for title in titles]
-    left = {"name", "device", "backend", "precision", "network", "source", "deviations", "protocol", "time"}
+    left = {"name", "device", "backend", "precision", "network", "protocol", "run", "time", "published", "task"}
     align = ["<" if title in left else ">" for title in titles]
 
     def line(cells: Sequence[str]) -> str:

@@ -23,9 +23,17 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
     groups = collect(folders)
     tables = markdown_report(groups)
     paths = [_write(out / "summary.csv", summary_csv(groups)), _write(out / "table.md", tables)]
-    for task, of_task in by_task(groups).items():
-        paths += draw_task(of_task, out / task)
-    return tables, paths + draw_length_study(groups, out)
+    return tables, paths + _draw(groups, out)
+
+
+def draw_figures(folders: Sequence[Path], out: Path) -> list[Path]:
+    """The report's figures alone."""
+    return _draw(collect(folders), out)
+
+
+def _draw(groups: Sequence[Group], out: Path) -> list[Path]:
+    paths = [path for task, of_task in by_task(groups).items() for path in draw_task(of_task, out / task)]
+    return paths + draw_length_study(groups, out)
 
 
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:

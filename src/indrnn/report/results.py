@@ -1,0 +1,179 @@
+"""results/: the generated tables of its README from the run folders committed beside it, and checks of both."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from indrnn.errors import UserError
+from indrnn.record import read_runs, wilson_interval
+from indrnn.record.files import write_atomically
+
+from .collect import Entry, Group, as_entry, collect
+from .rows import PROTOCOLS, ROWS, SOURCES, Row
+from .table import duration, extent, general_notes, markdown_table, percent, task_rows
+
+FILES = ("config.yaml", "metrics.csv", "result.json")
+BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
+END = "<!-- generated: end -->"
+TARGET = 0.99
+
+
+def publish(folder: Path, runs: Path) -> Path:
+    """Copy a finished run's figures (not its checkpoints) to ``runs``/<task>/<name>/seed<k>.
+
+    Raises:
+        UserError: the run is unfinished, or its files contradict each other.
+    """
+    wrong = problems(folder)
+    if wrong:
+        raise UserError(f"{folder} cannot be published: {'; '.join(wrong)}")
+    target = runs.joinpath(*folder.resolve().parts[-3:])
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(folder / name, target / name)
+    return target
+
+
+def problems(folder: Path) -> list[str]:
+    """What is missing or contradictory in a finished run's folder, a phrase each; empty if nothing is."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        return [f"{name} is missing" for name in missing]
+    entry = as_entry(read_runs(folder)[0])
+    result = entry.result
+    assert result is not None
+    steps, accuracies = entry.run.curve("val", "accuracy")
+    if result.val_accuracy is None:
+        steps, losses = entry.run.curve("val", "loss")
+        best, recorded, word = losses.min(initial=np.inf), result.val_loss, "val_loss"
+    else:
+        best, recorded, word = accuracies.max(initial=-np.inf), result.val_accuracy, "val_accuracy"
+    expected = {
+        "the folder": ("/".join(folder.resolve().parts[-3:]), f"{entry.task}/{entry.name}/seed{entry.seed}"),
+        "model": (result.model, entry.config.model.name),
+        "seed": (result.seed, entry.seed),
+        "precision": (result.precision, entry.config.trainer.precision),
+        "steps": (result.steps, int(entry.run.metrics["step"].max(initial=0))),
+        word: (recorded, float(best)),
+    }
+    found = [f"{what} is {is_} but should be {should}" for what, (is_, should) in expected.items() if is_ != should]
+    if result.best_step not in steps:
+        found.append(f"best_step {result.best_step} is no evaluation")
+    for name, value in (("accuracy", result.test_accuracy), ("loss", result.test_loss)):
+        row = entry.run.curve("test", name)[1]
+        if len(row) and value != row[-1]:
+            found.append(f"test_{name} is {value} but metrics.csv says {row[-1]}")
+    if result.test_accuracy is not None:
+        size = entry.config.data.get("test_size", 10_000)
+        interval = wilson_interval(round(result.test_accuracy * size), size)
+        if result.test_ci95 is None or not np.allclose(result.test_ci95, interval, atol=1e-6):
+            found.append(f"test_ci95 is {result.test_ci95} but should be {interval}")
+    return found
+
+
+def results_markdown(runs: Path) -> str:
+    """Everything between the markers of results/README.md."""
+    groups = collect([runs]) if runs.is_dir() and any(runs.rglob("result.json")) else []
+    known = {(row.task, row.name) for row in ROWS}
+    parts = []
+    for task, title in (("mnist", "Sequential MNIST"), ("mnist_permuted", "Permuted sequential MNIST (seed92916)")):
+        lines = [_line(row, _find(groups, row)) for row in ROWS if row.task == task]
+        parts += [f"### {title}", markdown_table(lines)]
+    parts.append(_legend(groups))
+    first = _first_evaluation(groups)
+    if first:
+        parts += ["### Validation accuracy after the first 1,700 updates, paper protocol", markdown_table(first)]
+    others = [group for group in groups if (group.task, group.name) not in known]
+    for task in dict.fromkeys(group.task for group in others):
+        of_task = [group for group in others if group.task == task]
+        parts += [f"### Other runs: {of_task[0].title}", markdown_table(task_rows(of_task))]
+    if groups:
+        parts += ["### Notes", "\n".join(f"- {note}" for note in general_notes(groups))]
+    return "\n\n".join(parts)
+
+
+def readme_with(text: str, generated: str) -> str:
+    """``text`` with what stands between the markers replaced. Raises UserError if the markers are not there."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"results/README.md lacks the lines {BEGIN} and {END}; put them back where the tables belong")
+    return f"{before}{begin}\n\n{generated}\n\n{end}{after}"
+
+
+def update_readme(results: Path) -> None:
+    """Regenerate the tables in ``results``/README.md from ``results``/runs."""
+    readme = results / "README.md"
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {readme}: {error.strerror}") from None
+    write_atomically(readme, readme_with(text, results_markdown(results / "runs")), UserError)
+
+
+def _find(groups: Sequence[Group], row: Row) -> Group | None:
+    return next((group for group in groups if (group.task, group.name) == (row.task, row.name)), None)
+
+
+def _line(row: Row, group: Group | None) -> dict[str, str]:
+    line = {"network": row.network, "protocol": row.protocol, "run": row.name}
+    columns = ("n", "test %", "validation %", "parameters", "updates", "time", "to 99 % val.", "steps/s", "device")
+    if group is None or not group.results:
+        line |= dict.fromkeys(columns, "") | {"test %": "not run yet"}
+    else:
+        results = group.results
+        line |= {
+            "n": str(len(results)),
+            "test %": percent([result.test_accuracy for result in results]) + (" †" if len(results) == 1 else ""),
+            "validation %": percent([result.val_accuracy for result in results]),
+            "parameters": extent([result.parameters for result in results]),
+            "updates": extent([result.steps for result in results]),
+            "time": duration(fmean(result.seconds for result in results)),
+            "to 99 % val.": _time_to_target(group.finished),
+            "steps/s": f"{fmean(result.steps_per_second for result in results):.3g}",
+            "device": ", ".join(sorted({result.device_name for result in results})),
+        }
+    return line | {"published": row.published}
+
+
+def _time_to_target(entries: Sequence[Entry]) -> str:
+    """Mean wall-clock time until validation first exceeds 99 %, and how many runs got there if not all did."""
+    reached = []
+    for entry in entries:
+        seconds, accuracy = entry.run.curve("val", "accuracy", "seconds")
+        if (accuracy > TARGET).any():
+            reached.append(float(seconds[accuracy > TARGET][0]))
+    if not reached:
+        return "never"
+    return duration(fmean(reached)) + (f" ({len(reached)} of {len(entries)})" if len(reached) < len(entries) else "")
+
+
+def _first_evaluation(groups: Sequence[Group]) -> list[dict[str, str]]:
+    lines = []
+    for row in ROWS:
+        group = _find(groups, row)
+        if row.first_1700 is None or group is None:
+            continue
+        curves = [entry.run.curve("val", "accuracy") for entry in group.finished]
+        ours = [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
+        if ours:
+            cells = {"task": row.task, "network": row.network, "n": str(len(ours)), "ours %": percent(ours)}
+            lines.append(cells | {"log %": f"{row.first_1700}"})
+    return lines
+
+
+def _legend(groups: Sequence[Group]) -> str:
+    lines = [f"- Protocol “{name}”: {text}" for name, text in PROTOCOLS.items()]
+    lines += [f"- Published, {source}" for source in SOURCES]
+    versions = sorted({_versions(result) for group in groups for result in group.results})
+    if versions:
+        lines.append(f"- Versions: {'; '.join(versions)}.")
+    return "\n".join(lines)
+
+
+def _versions(result) -> str:
+    known = (f"{name} {version}" for name, version in result.versions.items() if version)
+    return ", ".join(known)

@@ -1,0 +1,231 @@
+"""results/: the committed tables and run folders agree; scripts/reproduce.py stops, goes on and publishes."""
+
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fabricated_runs import fabricate
+from indrnn.config.compose import load_config
+from indrnn.errors import UserError
+from indrnn.record import run_folder
+from indrnn.report import results
+from indrnn.report.rows import ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "results"
+SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
+
+needs_results = pytest.mark.skipif(not COMMITTED.is_dir(), reason="an sdist has no results/")
+
+
+@needs_results
+def test_the_committed_tables_are_those_of_the_committed_runs():
+    readme = (COMMITTED / "README.md").read_text(encoding="utf-8")
+    assert results.readme_with(readme, results.results_markdown(COMMITTED / "runs")) == readme
+
+
+@needs_results
+def test_every_committed_run_is_whole_and_consistent():
+    folders = sorted({path.parent for path in (COMMITTED / "runs").glob("*/*/*/*")})
+    assert [f"{folder}: {wrong}" for folder in folders for wrong in results.problems(folder)] == []
+    strangers = [path for folder in folders for path in folder.iterdir() if path.name not in results.FILES]
+    assert strangers == []
+    depths = {len(path.relative_to(COMMITTED / "runs").parts) for path in (COMMITTED / "runs").rglob("result.json")}
+    assert depths <= {4}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.task}/{row.name}")
+def test_a_rows_command_makes_the_folder_that_the_table_looks_in(row):
+    cfg = load_config([*row.overrides, "seed=2", "output_root=work"])
+    assert run_folder(cfg) == Path("work", row.task, row.name, "seed2")
+
+
+def test_rows_are_named_once():
+    assert len({(row.task, row.name) for row in ROWS}) == len(ROWS)
+    assert all(row.protocol in results.PROTOCOLS for row in ROWS)
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A results folder with two published runs and one that is no row of the table."""
+    runs = tmp_path / "results" / "runs"
+    for seed in range(2):
+        results.publish(fabricate(tmp_path / "work", "indrnn", seed, best=0.995, **SMALL), runs)
+    results.publish(fabricate(tmp_path / "work", "indrnn", tag="cpu", **SMALL), runs)
+    readme = tmp_path / "results" / "README.md"
+    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    results.update_readme(tmp_path / "results")
+    return tmp_path / "results"
+
+
+def _line(text: str, *words: str) -> str:
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+def test_the_generated_table_shows_runs_beside_what_others_published(committed):
+    text = (committed / "README.md").read_text()
+    assert text.startswith(f"before\n{results.BEGIN}\n")
+    assert text.endswith(f"{results.END}\nafter\n")
+    line = _line(text, "tutorial", "6 × 128")
+    assert "98.9 after 60,000 updates" in line
+    assert re.search(r"\| +2 \| +9\d\.\d\d ± 0\.\d\d \|", line)
+    assert "not run yet" in _line(text, "paper_6layer", "99.04 [log]")
+    assert "indrnn-cpu" in text.split("Other runs")[1]
+
+
+def test_regenerating_changes_nothing_and_a_changed_run_does(committed):
+    before = (committed / "README.md").read_text()
+    results.update_readme(committed)
+    assert (committed / "README.md").read_text() == before
+    shutil.rmtree(committed / "runs/mnist/indrnn/seed1")
+    assert results.readme_with(before, results.results_markdown(committed / "runs")) != before
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    with pytest.raises(UserError, match="lacks the lines"):
+        results.readme_with("nothing here", "table")
+
+
+def test_only_the_figures_are_published(committed):
+    assert sorted(path.name for path in (committed / "runs/mnist/indrnn/seed0").iterdir()) == sorted(results.FILES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("val_accuracy", 0.9999, "val_accuracy is 0.9999"),
+        ("steps", 601, "steps is 601"),
+        ("seed", 7, "seed is 7"),
+        ("best_step", 51, "best_step 51"),
+        ("test_accuracy", 0.5, "test_accuracy is 0.5"),
+        ("test_ci95", [0.1, 0.2], "test_ci95"),
+        ("model", "lstm", "model is lstm"),
+    ],
+)
+def test_an_altered_result_is_noticed_and_not_published(key, value, said, tmp_path):
+    folder = fabricate(tmp_path / "work", **SMALL)
+    assert results.problems(folder) == []
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {key: value}))
+    assert said in "; ".join(results.problems(folder))
+    with pytest.raises(UserError, match="cannot be published"):
+        results.publish(folder, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_file_and_a_moved_folder_are_noticed(tmp_path):
+    folder = fabricate(tmp_path / "work", **SMALL)
+    moved = folder.rename(folder.with_name("seed5"))
+    assert "the folder is mnist/indrnn/seed5 but should be mnist/indrnn/seed0" in results.problems(moved)
+    (moved / "metrics.csv").unlink()
+    assert results.problems(moved) == ["metrics.csv is missing"]
+
+
+# A stand-in for indrnn-train: counts to five in checkpoint.pt, a second each; saves and ends with 143 on SIGTERM.
+TRAIN = """#!{python}
+import json, pathlib, shutil, signal, sys, time
+given = dict(word.split("=", 1) for word in sys.argv[1:])
+if given["model"] == "lstm":
+    sys.exit("it went wrong")
+folder = pathlib.Path(given["output_root"], given["data"], given["model"], "seed" + given["seed"])
+folder.mkdir(parents=True, exist_ok=True)
+def stop(*_):
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+checkpoint = folder / "checkpoint.pt"
+done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+while done < 5:
+    time.sleep({pace})
+    done += 1
+    checkpoint.write_text(str(done))
+shutil.copytree({made!r} + "/mnist/indrnn/seed" + given["seed"], folder, dirs_exist_ok=True)
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path, monkeypatch, capsys):
+    """scripts/reproduce.py with the stand-in: reproduce(*arguments, pace=seconds) -> (code, printed)."""
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "reproduce", module)
+    spec.loader.exec_module(module)
+    for seed in range(3):
+        fabricate(tmp_path / "made", seed=seed, **SMALL)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "README.md").write_text(f"{results.BEGIN}\n{results.END}\n")
+    program = tmp_path / "indrnn-train"
+    monkeypatch.setattr(module, "_program", lambda: str(program))
+    monkeypatch.setattr(module, "LEAST", 0.0)
+    monkeypatch.setattr(module, "POLL", 0.05)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments, pace=0.0):
+        program.write_text(TRAIN.format(python=sys.executable, pace=pace, made=str(tmp_path / "made")))
+        program.chmod(program.stat().st_mode | stat.S_IEXEC)
+        places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *places, *arguments])
+        monkeypatch.setattr(module, "_regenerate", lambda folder: results.update_readme(folder))
+        code = module.main()
+        return code, capsys.readouterr().out
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+ONLY = ("--only", "mnist/indrnn")
+
+
+def test_reproduce_stops_at_the_budgets_end_and_a_later_call_goes_on(reproduce, tmp_path):
+    start = time.monotonic()
+    code, printed = reproduce(*ONLY, "--minutes", "0.05", pace=1.0)
+    assert time.monotonic() - start < 20
+    assert (code, "0 of 3 runs done" in printed) == (0, True)
+    checkpoint = tmp_path / "work/mnist/indrnn/seed0/checkpoint.pt"
+    assert 1 <= int(checkpoint.read_text()) < 5
+    assert "part-done" in reproduce(*ONLY, "--list")[1]
+
+    code, printed = reproduce(*ONLY, "--minutes", "1", "--parallel", "3")
+    assert (code, "3 of 3 runs done" in printed) == (0, True)
+    assert "part-done" in printed
+    table = (tmp_path / "results" / "README.md").read_text()
+    assert re.search(r"indrnn +\| +3 \|", table)
+
+    code, printed = reproduce(*ONLY, "--minutes", "1")
+    assert (code, printed.splitlines()) == (0, ["3 of 3 runs done"])
+
+
+def test_reproduce_publishes_what_a_killed_call_left_finished(reproduce, tmp_path):
+    shutil.copytree(tmp_path / "made", tmp_path / "work")
+    _, printed = reproduce(*ONLY, "--minutes", "1", pace=100.0)
+    assert "3 of 3 runs done" in printed
+
+
+def test_reproduce_goes_on_after_a_failed_run_and_ends_with_1(reproduce):
+    code, printed = reproduce("--only", "mnist/lstm", *ONLY, "--minutes", "1")
+    assert code == 1
+    assert printed.count("failed, code 1: it went wrong") == 3
+    assert "3 of 6 runs done" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--minutes", "1", "--parallel", "0"), ("--only", "mnist/nothing", "--list")]
+)
+def test_reproduce_refuses_what_makes_no_sense(reproduce, arguments):
+    with pytest.raises(UserError):
+        reproduce(*arguments.split())
+
+
+def test_reproduce_runs_as_a_script():
+    command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--list"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(printed) == sum(len(row.seeds) for row in ROWS)
+    assert printed[0].startswith("mnist/indrnn/seed0")
