@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
 
@@ -47,6 +47,13 @@ def main() -> None:
     try:
         _run()
         code = max(_command.failures, default=0)
+    except BrokenPipeError:
+        # Whoever read the output has had enough; nor may the interpreter flush into the pipe as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        # Jobs report their own; what is left is the folder of a sweep.
+        code = _say(f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder", 2)
     except Exception as error:
         code = _report(error)
     except KeyboardInterrupt:
@@ -67,7 +74,9 @@ def _run() -> None:
     from ..config.paths import config_dir
     from ..config.wording import one_line
 
-    options = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]
+    options = parser.parse_args()
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
@@ -82,6 +91,10 @@ def _run() -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
 
 
 def _check_jobs(composer: "Composer", options: argparse.Namespace) -> None:

@@ -73,18 +73,16 @@ def check_groups(overrides: Sequence[Override], loader: ConfigLoaderImpl) -> Non
             raise UserError(f"{override.input_line}: there is always one {group}; write {group}=<choice> to pick it")
         if override.is_delete():
             continue
-        choices = sorted(
-            choice
-            for choice in loader.get_group_options(group, config_name=None, overrides=search)
-            if not choice.startswith("_")
-        )
-        value = override.value()
-        for choice in value if isinstance(value, list) else [value]:
-            if choice is None and group not in SCHEMAS:
-                continue
-            if str(choice) not in choices:
-                hint = suggest(str(choice), choices)
-                raise UserError(f"{group}={choice}: there is no such choice{hint}; choices: {', '.join(choices)}")
+        choices = sorted(loader.get_group_options(group, config_name=None, overrides=search))
+        choice = override.value()
+        if isinstance(choice, list):
+            raise UserError(f"{override.input_line}: take one choice of {group}; choices: {', '.join(choices)}")
+        if choice is None and group not in SCHEMAS:
+            continue
+        if str(choice) not in choices:
+            written = "null" if choice is None else str(choice)
+            hint = suggest(written, choices)
+            raise UserError(f"{group}={written}: there is no such choice{hint}; choices: {', '.join(choices)}")
 
 
 def check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:

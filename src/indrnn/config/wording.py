@@ -19,7 +19,8 @@ def field_names(schema: type) -> list[str]:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean a or b"`` for the closest known words, or an empty string."""
-    candidates = sorted(set(known))
+    # A word with a dot is no group.
+    candidates = sorted(key for key in set(known) if "." in key or "." not in word)
     matches = get_close_matches(word, candidates, n=2, cutoff=0.6)
     if not matches:
         # layers -> model.num_layers, lr -> optimizer.lr: the last part alone may be right, or a part of it.
@@ -70,6 +71,8 @@ def _file_problem(text: str) -> str:
     """What OmegaConf says about a value in a file: its key, then what is wrong with it."""
     key = re.search(r"full_key: (\S+)", text)
     missing = re.match(r"Key '.*' not in '(\w+)'", text)
+    if key and key[1] == "experiment":
+        return "its first line must be '# @package _global_', so that its keys are those of the whole configuration"
     if key and missing:
         schemas = {(group, schema.__name__): name for group, of in SCHEMAS.items() for name, schema in of.items()}
         chosen = {group: name for (group, schema), name in schemas.items() if schema == missing[1]}
@@ -78,7 +81,7 @@ def _file_problem(text: str) -> str:
 
 
 def all_keys() -> list[str]:
-    """Every key of every schema, dotted."""
+    """Every key of every schema, dotted, and the groups."""
     root = [name for name in field_names(Config) if name not in SCHEMAS]
     groups = [
         f"{group}.{name}"
@@ -86,7 +89,7 @@ def all_keys() -> list[str]:
         for schema in choices.values()
         for name in field_names(schema)
     ]
-    return list(dict.fromkeys([*root, *groups]))
+    return list(dict.fromkeys([*root, *SCHEMAS, *groups]))
 
 
 def _type_problem(text: str) -> str:

@@ -1,0 +1,56 @@
+# Needs make and Python 3.11 or newer: everything else goes into .venv. Another interpreter: make PYTHON=python3.12 ...
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# What `make report` reads.
+FOLDER ?= outputs
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-main test-interpret lint format report clean distclean
+
+help:  ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## the environment in .venv with everything in it
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MNIST; ARGS="overwrite=true" starts afresh
+	$(BIN)/indrnn-train -m experiment=demo model=indrnn,lstm seed=0 output_root=$(DEMO) $(ARGS)
+	$(BIN)/indrnn-report $(DEMO) --out $(DEMO)/report
+	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
+	@echo "Figures: $(DEMO)/report. What is finished is not trained again; make demo ARGS=overwrite=true starts afresh."
+
+test: test-main test-interpret  ## all tests
+
+test-main: $(READY)
+	$(BIN)/python -m pytest
+
+test-interpret: $(READY)  ## the Triton kernels' tests in Triton's interpreter, without a GPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## put the source into ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: $(READY)  ## tables and figures of the run folders below FOLDER=outputs
+	$(BIN)/indrnn-report $(FOLDER)
+
+clean:  ## remove caches and builds
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## and .venv; data and run folders stay
+	rm -rf $(VENV)

@@ -1,0 +1,92 @@
+"""``indrnn-info``: what this installation can do: versions, devices, backends, data."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+
+DESCRIPTION = """\
+Print what a report of a problem, or of a result, should state: versions, devices, CPU threads, which backends of the
+recurrence work here and why the others do not, where the configuration is read from, and whether MNIST is there.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "indrnn-info", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--data-root",
+        default=os.environ.get("INDRNN_DATA", "data"),
+        metavar="FOLDER",
+        help="where to look for MNIST, as data.root (default: the environment's INDRNN_DATA, or data)",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 2 and one line on stderr if the installation is damaged."""
+    options = parser().parse_args(arguments)
+    try:
+        for name, value in _facts(options.data_root):
+            print(f"{name + ':':<20} {value}")
+    except UserError as error:
+        print(f"indrnn-info: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _facts(data_root: str) -> list[tuple[str, str]]:
+    import torch
+
+    from ..config.paths import config_dir
+    from ..record import environment, git
+
+    cpu = environment("cpu")
+    facts = [(name, str(value) if value else "none") for name, value in cpu["versions"].items()]
+    source = git()
+    if source["commit"]:
+        facts.append(("commit", f"{source['commit']}{' with changes' if source['dirty'] else ''}"))
+    facts += [("package", str(Path(__file__).resolve().parents[1])), ("configuration", str(config_dir()))]
+    facts.append(("cpu", f"{cpu['device_name']}, {cpu['num_threads']} threads"))
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            capability = f"compute capability {properties.major}.{properties.minor}"
+            facts.append(
+                (f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {capability}")
+            )
+    else:
+        facts.append(("cuda device", "none"))
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+        facts.append(("mps device", "available"))
+    for device in devices:
+        facts += _backends(device)
+    return [*facts, ("mnist", _mnist(data_root)), ("mnist5k", "bundled")]
+
+
+def _backends(device: str) -> list[tuple[str, str]]:
+    from ..recurrence import available_backends
+
+    reasons = available_backends(device).items()
+    return [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
+
+
+def _mnist(root: str) -> str:
+    """Whether the files are there; their checksums are checked when they are read."""
+    from ..data.mnist import SHA256
+
+    folder = Path(root).expanduser() / "MNIST" / "raw"
+    missing = [name for name in SHA256 if not any((folder / file).is_file() for file in (name, f"{name}.gz"))]
+    if not missing:
+        return f"found in {folder}"
+    return f"not in {folder}; indrnn-train downloads it, data.root= or INDRNN_DATA names another folder"
+
+
+if __name__ == "__main__":
+    main()
