@@ -32,7 +32,7 @@ def derivative(h: Tensor, nonlinearity: str) -> Tensor | float:
     if nonlinearity == "tanh":
         return 1 - h * h
     if nonlinearity == "leaky_relu":
-        return torch.where(h > 0, 1.0, NEGATIVE_SLOPE).to(h.dtype)
+        return torch.where(h > 0, torch.ones_like(h), torch.full_like(h, NEGATIVE_SLOPE))
     return 1.0
 
 

@@ -1,0 +1,104 @@
+"""The recurrence on the CPU, compiled by Numba at its first use (no compiler is needed on the machine)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import kernels, launch
+
+NONLINEARITIES = ("relu", "identity", "leaky_relu")
+DTYPES = (torch.float32, torch.float64)
+_KINDS = {"identity": kernels.IDENTITY, "relu": kernels.RELU, "leaky_relu": kernels.LEAKY_RELU}
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+def forward(
+    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See `dispatch.Backend.forward`."""
+    B, T, H = x.shape
+    h = torch.empty_like(x)
+    nothing = u.new_zeros(H)
+    partials = torch.empty(2, B, H if statistics else 0, dtype=torch.float64)  # mean and Σ(h − mean)² of each sequence
+    groups = _groups(B, H)
+    launch.run(
+        "forward",
+        x.dtype,
+        B * groups,
+        (groups, B, T, H, _KINDS[nonlinearity], int(statistics)),
+        (
+            _sequence(x),
+            _row(u),
+            _row(bias, nothing),
+            _row(h0, nothing),
+            _sequence(h),
+            _row(partials[0]),
+            _row(partials[1]),
+        ),
+    )
+    if not statistics:
+        return h, None, None
+    # sequences are of one length: Chan's formula for all of them at once
+    mean = partials[0].mean(0)
+    m2 = partials[1].sum(0) + T * (partials[0] - mean).square_().sum(0)
+    return h, mean.to(u.dtype), m2.div_(B * T).to(u.dtype)
+
+
+def backward(
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    h: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `dispatch.Backend.backward`."""
+    B, T, H = h.shape
+    dx = torch.empty_like(h)
+    du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
+    nothing = u.new_zeros(H)
+    groups = _groups(B, H)
+    launch.run(
+        "backward",
+        h.dtype,
+        B * groups,
+        (groups, B, T, H, _KINDS[nonlinearity], 0),
+        (
+            _row(None, nothing) if grad_h is None else _sequence(grad_h),
+            _row(grad_last, nothing),
+            _row(offset, nothing),
+            _row(slope, nothing),
+            _sequence(h),
+            _row(u),
+            _row(h0, nothing),
+            _sequence(dx),
+            _row(du),
+            _row(dh0),
+            _row(dbias),
+        ),
+    )
+    return dx, du, dh0, dbias
+
+
+def _sequence(x: Tensor) -> launch.Strided:
+    return x, x.stride(0), x.stride(1)
+
+
+def _row(value: Tensor | None, nothing: Tensor | None = None) -> launch.Strided:
+    """(H,) or (B, H), or for None the row of zeros `nothing`."""
+    if value is None:
+        assert nothing is not None
+        value = nothing
+    return value, value.stride(0) if value.dim() == 2 else 0, 0
+
+
+def _groups(B: int, H: int) -> int:
+    """Into how many ranges of units each sequence is cut, so that every thread finds tasks."""
+    wanted = math.ceil(4 * torch.get_num_threads() / B)
+    return max(1, min(wanted, math.ceil(H / 32)))

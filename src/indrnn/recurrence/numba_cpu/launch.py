@@ -1,0 +1,112 @@
+"""Running the kernels: compiled, on the threads of PyTorch's own pool; or, with NUMBA_DISABLE_JIT=1, as Python.
+
+PyTorch's OpenMP threads spin for a while after each of its operations. A second pool of threads, such as Numba's,
+would compete with them for the cores; so the kernels are handed to the same pool through the OpenMP runtime that
+PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), threads of Python's run them.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import kernels
+
+# a tensor with stride 1 along its last dimension, and its strides along batch and time
+Strided = tuple[Tensor, int, int]
+Entry = Callable[[int], None]
+
+
+def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
+    """Run all tasks of kernel `name` ("forward" or "backward").
+
+    `sizes` are groups, B, T, H, kind and statistics (0 for backward), `arrays` in the order of the task's arguments.
+    """
+    if numba.config.DISABLE_JIT:
+        _run_as_python(name, dtype, tasks, sizes, arrays)
+        return
+    call = np.zeros(kernels.LONGEST_CALL, np.int64)
+    call[kernels.TASKS] = tasks
+    call[kernels.DOUBLE] = dtype == torch.float64
+    call[kernels.GROUPS : kernels.ARRAYS] = sizes
+    for k, (tensor, batch_stride, time_stride) in enumerate(arrays):
+        at = kernels.ARRAYS + kernels.PER_ARRAY * k
+        call[at : at + kernels.PER_ARRAY] = tensor.data_ptr(), batch_stride, time_stride
+    threads = min(torch.get_num_threads(), tasks)
+    _run_on_threads(_compiled(name), call.ctypes.data, threads)
+
+
+@cache
+def _compiled(name: str) -> int:
+    """The address of an entry point. Compiled once and kept on disk, unless there is no place to keep it."""
+    entry = getattr(kernels, f"{name}_entry")
+    signature = numba.types.void(numba.types.voidptr)
+    try:
+        compiled = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+        compiled = numba.cfunc(signature, error_model="numpy")(entry)
+    _compiled_entries.append(compiled)
+    return int(compiled.address)
+
+
+_compiled_entries: list[Any] = []  # keeps the machine code alive
+
+
+def _run_on_threads(entry: int, call: int, threads: int) -> None:
+    if threads == 1:
+        _function(entry)(call)
+        return
+    parallel = _openmp_parallel()
+    if parallel is not None:
+        parallel(entry, call, threads, 0)
+        return
+    helpers = [_pool().submit(_function(entry), call) for _ in range(threads - 1)]
+    _function(entry)(call)
+    for helper in helpers:
+        helper.result()
+
+
+def _function(entry: int) -> Entry:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)
+
+
+@cache
+def _openmp_parallel() -> Any | None:
+    """GOMP_parallel(function, argument, threads, flags) of the OpenMP runtime that PyTorch runs on, if it has one."""
+    for library in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
+        try:
+            # looked up through libtorch_cpu, the symbol is the one of the runtime that it depends on
+            parallel = ctypes.CDLL(str(library)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        parallel.restype = None
+        return parallel
+    return None
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="indrnn")
+
+
+def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
+    lanes = (kernels.SIXTEEN, kernels.FOUR) if dtype == torch.float64 else (kernels.THIRTY_TWO, kernels.EIGHT)
+    arguments = [[tensor.detach().as_strided((_span(tensor),), (1,)).numpy(), b, t] for tensor, b, t in arrays]
+    for task in range(tasks):
+        getattr(kernels, f"{name}_python")(task, sizes, *lanes, *arguments)
+
+
+def _span(tensor: Tensor) -> int:
+    return (
+        0
+        if tensor.numel() == 0
+        else 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    )
