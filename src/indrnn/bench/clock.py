@@ -1,0 +1,147 @@
+"""Timing: warm-up outside the clock, contenders taking turns, CUDA synchronised, medians with 20/80 quantiles."""
+
+import ctypes
+import gc
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Work = Callable[[], object]
+
+# A turn of a fast contender: one call that only brings its data back into the caches, then this many timed calls.
+CALLS_A_TURN = 4
+# A call slower than this is timed alone, without the untimed one before it.
+SLOW_SECONDS = 0.2
+MOST_CALLS = 400
+# Larger than the L2 cache of any GPU (H200: 50 MB), so that every timed call reads its input from memory.
+FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call over the timed repeats."""
+
+    median: float
+    q20: float
+    q80: float
+    repeats: int
+
+
+class Clock:
+    """Times calls on one device. On CUDA every call is timed between two events behind a write that flushes the L2
+    cache and keeps the device busy while the host enqueues."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self.cuda else None
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
+
+    def scope(self):
+        """The context in which a contender must be prepared: on CUDA the stream that may later be captured, since
+        autograd runs a backward pass on the stream of its forward pass."""
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
+
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def once(self, work: Work) -> float:
+        """Seconds of one call."""
+        if self._flush is None:
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+        with self.scope():
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._flush.zero_()
+            begin.record()
+            work()
+            end.record()
+            end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def capture(self, work: Work) -> Work:
+        """Return a call that replays ``work`` as a CUDA graph; ``work`` must have run before."""
+        graph = torch.cuda.CUDAGraph()
+        self.synchronize()
+        with torch.cuda.graph(graph, stream=self.stream):
+            work()
+        return graph.replay
+
+    def warm_up(self, work: Work) -> float:
+        """Run ``work`` twice (compilation, caches, memory pools); return the seconds of the second call."""
+        self.once(work)
+        return self.once(work)
+
+    def together(self, works: Mapping[str, Work], seconds: float, least: int = 3) -> dict[str, Timing]:
+        """Time warmed-up calls in turns, so that a machine that slows down slows all of them.
+
+        Each gets about ``seconds`` of clock and at least ``least`` timed calls.
+        """
+        samples: dict[str, list[float]] = {name: [] for name in works}
+
+        def wanted(name: str) -> bool:
+            taken = samples[name]
+            return len(taken) < least or (sum(taken) < seconds and len(taken) < MOST_CALLS)
+
+        gc.disable()
+        try:
+            while waiting := [name for name in works if wanted(name)]:
+                for name in waiting:
+                    if samples[name] and samples[name][-1] > SLOW_SECONDS:
+                        samples[name].append(self.once(works[name]))
+                        continue
+                    first = self.once(works[name])
+                    calls = 1 if first > SLOW_SECONDS else CALLS_A_TURN
+                    if calls == 1:
+                        samples[name].append(first)
+                    else:
+                        samples[name] += [self.once(works[name]) for _ in range(calls)]
+        finally:
+            gc.enable()
+        return {name: timing(values) for name, values in samples.items()}
+
+
+def timing(samples: list[float]) -> Timing:
+    q20, median, q80 = np.quantile(samples, [0.2, 0.5, 0.8])
+    return Timing(float(median), float(q20), float(q80), len(samples))
+
+
+def peak_memory(work: Work, device: torch.device) -> int | None:
+    """Bytes that one call needs on top of what was held before; None where the system does not tell.
+
+    CUDA: the allocator's peak. Linux: the peak of the resident set, reset through /proc/self/clear_refs after the C
+    library has given back what it kept from earlier calls; a lower bound where it cannot.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
+        work()
+        return max(0, _status_bytes("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found[1]) * 1024

@@ -1,0 +1,108 @@
+"""What the command does: check, measure, write, and print the targets beside the measurements."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from indrnn.train.device import flush_denormals, resolve_device, set_precision
+
+from .contenders import contenders
+from .exact import TOLERANCE, Check, require_exact
+from .figure import draw
+from .grid import DEFAULT, FULL, QUICK, run_grid
+from .rows import provenance, slug, write_rows, write_text
+from .step import cases, profile, run_steps, step_targets
+from .targets import Target, recurrence_targets, table
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One row of the exactness table; error and allowed are shares of the quantity's largest value."""
+
+    implementation: str
+    dtype: str
+    quantity: str
+    error: float
+    allowed: float
+
+
+def bench_recurrence(device_name: str, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
+    """The recurrence and a layer over the grid of sizes.
+
+    Raises:
+        RunError: a backend is not exact; nothing is written.
+        UserError: no such device, or a folder that cannot be written.
+    """
+    device = _device(device_name)
+    plan = QUICK if quick else FULL
+    plan = plan if minutes is None else replace(plan, minutes=minutes)
+    able = _checked(device, say)[0]
+    rows = run_grid(plan, able, device, say)
+    where = provenance(device)
+    stem = f"recurrence-{'quick-' if quick else ''}{slug(where)}"
+    write_rows(out / f"{stem}.csv", rows, where)
+    paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
+    _close(recurrence_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+
+
+def bench_steps(device_name: str, quick: bool, out: Path, say: Say) -> None:
+    """Whole training steps. Raises as `bench_recurrence` does."""
+    device = _device(device_name)
+    _checked(device, say)
+    rows = run_steps(cases(device, quick), device, seconds=3.0 if device.type == "cpu" else 1.0, say=say)
+    where = provenance(device)
+    stem = f"step-{'quick-' if quick else ''}{slug(where)}"
+    write_rows(out / f"{stem}.csv", rows, where)
+    profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
+    write_text(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled))
+    paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
+    _close(step_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+
+
+def check_exactness(device_name: str, out: Path, say: Say) -> None:
+    """The exactness matrix alone. Raises as `bench_recurrence` does."""
+    device = _device(device_name)
+    _, checks = _checked(device, say)
+    where = provenance(device)
+    path = out / f"exactness-{slug(where)}.csv"
+    rows = [
+        CheckRow(each.implementation, str(each.dtype), each.quantity, each.error, TOLERANCE[each.dtype])
+        for each in checks
+    ]
+    write_rows(path, rows, where)
+    say(f"wrote {path}")
+
+
+def _device(name: str) -> torch.device:
+    device = resolve_device(name)
+    flush_denormals()
+    set_precision("float32")
+    return device
+
+
+def _checked(device: torch.device, say: Say) -> tuple[list, list[Check]]:
+    able, unable = contenders(device)
+    for name, reason in unable.items():
+        say(f"{name} is left out: {reason}")
+    checks = require_exact(able, device)
+    worst: dict[tuple[str, str], float] = {}
+    for check in checks:
+        key = (check.implementation, str(check.dtype).removeprefix("torch."))
+        worst[key] = max(worst.get(key, 0.0), check.error)
+    for (name, dtype), error in worst.items():
+        say(f"exact: {name}, {dtype}: largest error {error:.1e} of the largest value, gradients included")
+    return able, checks
+
+
+def _close(found: list[Target], path: Path, written: list[Path], where: dict, say: Say) -> None:
+    versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
+    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table(found)}\n"
+    write_text(path, text)
+    say("\n" + text)
+    for each in [*written, path]:
+        if each.suffix != ".svg":
+            say(f"wrote {each}{' and .svg' if each.suffix == '.png' else ''}")

@@ -1,0 +1,171 @@
+"""What is timed: each contender, at a size, becomes the calls whose time is taken.
+
+B sequences, T time steps, H units (inputs and outputs alike). Batch-major memory, float32.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indrnn.layers import IndRNNLayer, recurrent_max
+from indrnn.recurrence import available_backends, indrnn_recurrence
+
+Work = Callable[[], object]
+
+COPY = "copy"
+LOOP = "loop"
+LSTM = "lstm"
+LSTM_EQUAL_PARAMETERS = "lstm_equal_parameters"
+
+
+@dataclass(frozen=True)
+class Size:
+    B: int
+    T: int
+    H: int
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of one (B, T, H) tensor of float32."""
+        return 4 * self.B * self.T * self.H
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation. ``op`` is recurrence (x + b is given) or layer (the product with the input weights too)."""
+
+    op: str
+    name: str
+    backend: str | None = None
+    strategy: str | None = None
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        if self.name == COPY:
+            return ("forward",)
+        return ("forward", "backward") if self.op == "recurrence" else ("step",)
+
+    def bytes_moved(self, which: str, size: Size) -> int | None:
+        """Bytes that the operation cannot do without: forward reads x and writes h; backward reads h and the gradient
+        and writes dx. None for a layer, which is not bound by memory alone."""
+        return None if self.op == "layer" else {"forward": 2, "backward": 3}[which] * size.tensor_bytes
+
+
+def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
+    """All contenders that work on ``device``, and why each other backend does not."""
+    reasons = available_backends(device)
+    able: list[Contender] = [Contender("recurrence", COPY), Contender("recurrence", LOOP), Contender("layer", LOOP)]
+    for backend in (name for name, reason in reasons.items() if reason is None):
+        for strategy in _strategies(backend):
+            name = backend if strategy is None else f"{backend}/{strategy}"
+            able += [Contender(op, name, backend, strategy) for op in ("recurrence", "layer")]
+    able += [Contender("layer", LSTM), Contender("layer", LSTM_EQUAL_PARAMETERS)]
+    return able, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def prepare(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
+    """The calls to time, by pass: forward without autograd, backward alone from a kept graph, or a layer's whole
+    training step (forward, gradients of input and weights)."""
+    make = _recurrence_works if contender.op == "recurrence" else _layer_works
+    return make(contender, size, device)
+
+
+def _strategies(backend: str) -> tuple[str | None, ...]:
+    return (None,)
+
+
+@contextmanager
+def forced(strategy: str | None) -> Iterator[None]:
+    yield
+
+
+def loop(x: Tensor, u: Tensor) -> Tensor:
+    """What one writes first in PyTorch: a loop over time that autograd records."""
+    state, states = x.new_zeros(x.shape[0], x.shape[2]), []
+    for t in range(x.shape[1]):
+        state = torch.relu(x[:, t] + u * state)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+def lstm_units(size: Size) -> int:
+    """Units of the LSTM on H inputs that has about as many parameters as an IndRNN layer H -> H (H² + 2 H)."""
+    H = size.H
+    # 4 n (H + n + 2) = H² + 2 H
+    return max(1, round((-(H + 2) + math.sqrt((H + 2) ** 2 + H * H + 2 * H)) / 2))
+
+
+def _recurrence_works(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
+    x = torch.randn(size.B, size.T, size.H, device=device)
+    if contender.name == COPY:
+        target = torch.empty_like(x)
+        return {"forward": lambda: target.copy_(x)}
+    u = _recurrent_weight(size, device)
+    compute = _recurrence(contender)
+
+    @torch.no_grad()
+    def forward() -> object:
+        with forced(contender.strategy):
+            return compute(x, u)
+
+    inputs = (x.clone().requires_grad_(), u.clone().requires_grad_())
+    with forced(contender.strategy):
+        h = compute(*inputs)
+    cotangent = torch.randn_like(h)
+
+    def backward() -> object:
+        with forced(contender.strategy):
+            return torch.autograd.grad(h, inputs, cotangent, retain_graph=True)
+
+    return {"forward": forward, "backward": backward}
+
+
+def _recurrence(contender: Contender) -> Callable[[Tensor, Tensor], Tensor]:
+    if contender.name == LOOP:
+        return loop
+    backend = contender.backend or "auto"
+    return lambda x, u: indrnn_recurrence(x, u, backend=backend)[0]
+
+
+def _layer_works(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
+    x = torch.randn(size.B, size.T, size.H, device=device, requires_grad=True)
+    run, module = _layer(contender, size, device)
+    inputs = (x, *module.parameters())
+    with torch.no_grad():
+        cotangent = torch.randn_like(run(x[:, :1])).repeat(1, size.T, 1)
+
+    def step() -> object:
+        with forced(contender.strategy):
+            return torch.autograd.grad(run(x), inputs, cotangent)
+
+    return {"step": step}
+
+
+def _layer(contender: Contender, size: Size, device: torch.device) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    if contender.name in (LSTM, LSTM_EQUAL_PARAMETERS):
+        units = size.H if contender.name == LSTM else lstm_units(size)
+        lstm = nn.LSTM(size.H, units, batch_first=True, device=device)
+        return lambda x: lstm(x)[0], lstm
+    layer = IndRNNLayer(size.H, size.H, backend=contender.backend or "auto", device=device)
+    with torch.no_grad():
+        layer.weight_hh.copy_(_recurrent_weight(size, device))
+    if contender.name == LOOP:
+        assert layer.weight_ih is not None
+        weight, bias = layer.weight_ih, layer.bias
+        return lambda x: loop(F.linear(x, weight, bias), layer.weight_hh), layer
+    return lambda x: layer(x)[0].h, layer
+
+
+def _recurrent_weight(size: Size, device: torch.device) -> Tensor:
+    return torch.rand(size.H, device=device) * recurrent_max(size.T)
+
+
+def describe(contender: Contender, size: Size) -> dict[str, Any]:
+    """The CSV columns that name a contender at a size."""
+    return {"op": contender.op, "implementation": contender.name, "B": size.B, "T": size.T, "H": size.H}

@@ -1,0 +1,116 @@
+"""The check that comes before any timing: every backend, forward and backward, against float64.
+
+The forward pass is compared with a loop in float64. The backward pass is a function of the output that the forward
+pass saved, so it is compared with the reference in float64 on that same output; otherwise a rounding that moves one
+state across relu's kink would count as an error of the gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indrnn.errors import RunError
+from indrnn.layers import recurrent_max
+from indrnn.recurrence import indrnn_recurrence
+from indrnn.recurrence.dispatch import load_backend
+
+from .contenders import Contender, forced
+
+# Largest error allowed, as a share of the largest value of the quantity. Float32: a scan in tree order, whose factors
+# u^length are rounded before they are used, has about 2e-4 after 784 steps at the bound on u.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+SHAPES = ((3, 1, 5), (3, 2, 1), (2, 17, 128), (1, 257, 33), (3, 784, 128))
+QUANTITIES = ("h", "h_last", "dx", "du", "dh0")
+
+
+@dataclass(frozen=True)
+class Check:
+    """The largest relative error of one quantity over all cases."""
+
+    implementation: str
+    dtype: torch.dtype
+    quantity: str
+    error: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= TOLERANCE[self.dtype]  # False for NaN
+
+
+def check_backend(contender: Contender, device: torch.device) -> list[Check]:
+    """The errors of one backend (and strategy) in every dtype that it computes."""
+    assert contender.backend is not None
+    checks = []
+    for dtype in load_backend(contender.backend).DTYPES:
+        worst = dict.fromkeys(QUANTITIES, 0.0)
+        for arguments in _cases(dtype, device):
+            for name, error in _errors(contender, *arguments).items():
+                # `not <=` keeps a NaN.
+                worst[name] = error if not error <= worst[name] else worst[name]
+        checks += [Check(contender.name, dtype, name, error) for name, error in worst.items()]
+    return checks
+
+
+def require_exact(contenders: Sequence[Contender], device: torch.device) -> list[Check]:
+    """Check every backend among the contenders.
+
+    Raises:
+        RunError: one of them is wrong; the message names it, the quantity and the error.
+    """
+    backends = {each.name: each for each in contenders if each.backend is not None}
+    checks = [check for each in backends.values() for check in check_backend(each, device)]
+    for check in checks:
+        if not check.passed:
+            raise RunError(
+                f"{check.implementation} is wrong in {check.dtype}: {check.quantity} is off by {check.error:.1e} "
+                f"of its largest value (allowed: {TOLERANCE[check.dtype]:.0e}); nothing is timed or written"
+            )
+    return checks
+
+
+def _cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """x, u, h0 and the gradients of h and h_last; x also with strides of its own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    for B, T, H in SHAPES:
+        bound = recurrent_max(T)
+        u = (2 * torch.rand(H, generator=generator) - 1) * bound
+        u[::4] = bound
+        u[1::8] = -bound
+        u[2::8] = 0.0
+        for strided in (False, True):
+            x = normal(T, B, H).transpose(0, 1) if strided else normal(B, T, H)
+            yield (
+                x.to(device, dtype),
+                u.to(device, state),
+                normal(B, H).to(device, dtype),
+                normal(B, T, H).to(device, dtype),
+                normal(B, H).to(device, dtype),
+            )
+
+
+def _errors(contender: Contender, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dlast: Tensor) -> dict[str, float]:
+    inputs = tuple(each.detach().clone().requires_grad_() for each in (x, u, h0))
+    assert contender.backend is not None
+    with forced(contender.strategy):
+        h, last = indrnn_recurrence(*inputs, backend=contender.backend)
+        found = torch.autograd.grad((h, last), inputs, (dh, dlast))
+    state, states = h0.double(), []
+    for t in range(x.shape[1]):
+        state = torch.relu(x[:, t].double() + u.double() * state)
+        states.append(state)
+    reference = load_backend("reference")
+    dx, du, dh0, _ = reference.backward(
+        dh.double(), dlast.double(), None, None, h.detach().double(), u.double(), h0.double(), "relu"
+    )
+    expected = (torch.stack(states, 1), state, dx, du.sum(0), dh0)
+    return {
+        name: ((value.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
+        for name, value, wanted in zip(QUANTITIES, (h, last, *found), expected, strict=True)
+    }

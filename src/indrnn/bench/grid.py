@@ -1,0 +1,184 @@
+"""Every contender at every size, within a budget of time and memory.
+
+A point is a size. Points are taken by the size of their tensor, the default one (B = 32, T = 784) first, and within a
+point the contenders take turns on the clock. What would be too slow or too large is skipped by rule and recorded so:
+
+- memory: the point needs more than half of what is free;
+- call: a call is expected to take longer than ``call_seconds``, judged by the nearest smaller point of that contender
+  and growth in proportion to T (and on a CPU to B);
+- budget: ``minutes`` have passed.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from .clock import Clock, Timing, Work, peak_memory
+from .contenders import COPY, LOOP, Contender, Size, prepare
+from .rows import Row
+
+HIDDEN = 128
+DEFAULT = Size(32, 784, HIDDEN)
+# x, h, the gradients of both, and as much again for a contender's own work.
+TENSORS_NEEDED = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and for how long."""
+
+    steps: tuple[int, ...]
+    batches: tuple[int, ...]
+    seconds: float
+    """Of clock for each contender and pass at each point."""
+    call_seconds: float
+    minutes: float
+
+    def sizes(self) -> list[Size]:
+        grid = [Size(B, T, HIDDEN) for B, T in product(self.batches, self.steps)]
+        return sorted(grid, key=lambda size: (size != DEFAULT, size.tensor_bytes, size.T))
+
+
+FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), seconds=0.3, call_seconds=3.0, minutes=30)
+QUICK = Plan((28, 256, 784, 1024), (32,), seconds=0.3, call_seconds=3.0, minutes=2)
+
+
+@dataclass
+class _Past:
+    """The seconds that calls took, by contender and pass, for what is to be expected of larger sizes."""
+
+    device: torch.device
+    seen: dict[tuple[Contender, str], list[tuple[Size, float]]] = field(default_factory=dict)
+
+    def note(self, contender: Contender, which: str, size: Size, seconds: float) -> None:
+        self.seen.setdefault((contender, which), []).append((size, seconds))
+
+    def expected(self, contender: Contender, size: Size) -> float:
+        """Seconds of the slowest pass at ``size``; 0 if no smaller size is known."""
+        worst = 0.0
+        for which in contender.passes:
+            smaller = [
+                (old, s) for old, s in self.seen.get((contender, which), []) if old.B <= size.B and old.T <= size.T
+            ]
+            if smaller:
+                old, seconds = max(smaller, key=lambda each: each[0].tensor_bytes)
+                growth = size.T / old.T * (size.B / old.B if self.device.type == "cpu" else 1.0)
+                worst = max(worst, seconds * growth)
+        return worst
+
+
+def run_grid(
+    plan: Plan, contenders: Sequence[Contender], device: torch.device, say: Callable[[str], None]
+) -> list[Row]:
+    """Measure every contender at every size of the plan; ``say`` gets a line a point."""
+    end = time.monotonic() + 60 * plan.minutes
+    clock, past, rows = Clock(device), _Past(device), []
+    for size in plan.sizes():
+        # Here, so that nothing of an earlier point is collected while the clock runs or memory is counted.
+        gc.collect()
+        start = time.monotonic()
+        found = _point(plan, contenders, size, clock, past, end)
+        rows += found
+        measured = sum(row.status == "measured" for row in found)
+        say(
+            f"B={size.B} T={size.T} H={size.H}: {measured} measured, {len(found) - measured} skipped, "
+            f"{time.monotonic() - start:.0f} s"
+        )
+    return rows
+
+
+def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock, past: _Past, end: float) -> list[Row]:
+    rows: list[Row] = []
+    free = free_memory(clock.device)
+    needed = TENSORS_NEEDED * size.tensor_bytes
+    for op in ("recurrence", "layer"):
+        works: dict[tuple[Contender, str, str], Work] = {}
+        for contender in (each for each in contenders if each.op == op):
+            expected = past.expected(contender, size)
+            if free is not None and needed > free / 2:
+                reason = f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+            elif expected > plan.call_seconds:
+                reason = f"call: expected to take {expected:.1f} s, limit {plan.call_seconds:g} s"
+            elif time.monotonic() > end:
+                reason = f"budget: {plan.minutes:g} minutes were used up"
+            else:
+                works |= _warm(contender, size, clock, past)
+                continue
+            rows += [_row(contender, which, "eager", size, "skipped", reason) for which in contender.passes]
+        named = {"|".join((key[0].name, *key[1:])): key for key in works}
+        timings = clock.together({name: works[key] for name, key in named.items()}, plan.seconds)
+        for name, timing in timings.items():
+            # A replayed graph owns its memory already.
+            peak = None if named[name][2] == "graph" else peak_memory(works[named[name]], clock.device)
+            rows.append(_row(*named[name], size, "measured", None, timing, peak))
+    return _with_limits(rows)
+
+
+def _warm(contender: Contender, size: Size, clock: Clock, past: _Past) -> dict[tuple[Contender, str, str], Work]:
+    works: dict[tuple[Contender, str, str], Work] = {}
+    with clock.scope():
+        prepared = prepare(contender, size, clock.device)
+    for which, work in prepared.items():
+        past.note(contender, which, size, clock.warm_up(work))
+        works[contender, which, "eager"] = work
+        # Launching a kernel a time step is what a loop is; captured, it would be something else.
+        if clock.cuda and contender.name != LOOP and contender.backend != "reference":
+            works[contender, which, "graph"] = clock.capture(work)
+    return works
+
+
+def _row(
+    contender: Contender,
+    which: str,
+    launch: str,
+    size: Size,
+    status: str,
+    reason: str | None = None,
+    timing: Timing | None = None,
+    peak: int | None = None,
+) -> Row:
+    row = Row(contender.op, contender.name, which, launch, size.B, size.T, size.H, "float32", status, reason)
+    if timing is None:
+        return row
+    return replace(
+        row,
+        median_seconds=timing.median,
+        q20_seconds=timing.q20,
+        q80_seconds=timing.q80,
+        repeats=timing.repeats,
+        bytes_moved=contender.bytes_moved(which, size),
+        peak_memory_bytes=peak,
+    )
+
+
+def _with_limits(rows: list[Row]) -> list[Row]:
+    """The rows of a point with the time of a copy of as many bytes, from the copy measured there."""
+    copies = {row.launch: row for row in rows if row.implementation == COPY and row.median_seconds is not None}
+    limited = []
+    for row in rows:
+        copy = copies.get(row.launch)
+        if copy is None or row.bytes_moved is None or row.median_seconds is None:
+            limited.append(row)
+            continue
+        assert copy.median_seconds is not None
+        assert copy.bytes_moved is not None
+        limit = copy.median_seconds * row.bytes_moved / copy.bytes_moved
+        limited.append(replace(row, limit_seconds=limit, share_of_limit=limit / row.median_seconds))
+    return limited
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on the device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return None if available is None else int(available.split()[1]) * 1024

@@ -1,0 +1,75 @@
+"""``indrnn-bench``: how fast, and how near to the limits of the machine."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from indrnn.errors import UserError
+
+DESCRIPTION = """\
+Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), and whole training steps
+against their matrix products (step). Every backend is compared with float64 first; if one is wrong, nothing is timed or
+written. Writes CSV, a figure and the targets beside what was measured.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "indrnn-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "what",
+        nargs="?",
+        choices=("all", "recurrence", "step", "exact"),
+        default="all",
+        help="what to measure (default: all, which is recurrence and step); exact: only the comparison with float64",
+    )
+    made.add_argument("--quick", action="store_true", help="a few sizes at B = 32: under two minutes on two CPU cores")
+    made.add_argument(
+        "--minutes", type=_minutes, help="recurrence: skip the sizes left after this time (default: 30, with --quick 2)"
+    )
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    made.add_argument(
+        "--out", type=Path, default=Path("results/bench"), help="folder to write to (default: results/bench)"
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exits with 2 and one line on stderr for a bad request, with 1 if a backend is not exact."""
+    options = parser().parse_args(arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"indrnn-bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from indrnn.bench.commands import bench_recurrence, bench_steps, check_exactness
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if options.minutes is not None and options.what in ("step", "exact"):
+        raise UserError(f"--minutes has no use with {options.what}; only recurrence takes it")
+    if options.what == "exact":
+        check_exactness(options.device, options.out, say)
+    if options.what in ("all", "recurrence"):
+        bench_recurrence(options.device, options.quick, options.minutes, options.out, say)
+    if options.what in ("all", "step"):
+        bench_steps(options.device, options.quick, options.out, say)
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

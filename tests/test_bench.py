@@ -1,0 +1,283 @@
+"""The benchmark: what it refuses, what it skips and says so, and what it writes."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from indrnn.bench import commands, exact, grid, step
+from indrnn.bench.clock import Clock, peak_memory, timing
+from indrnn.bench.contenders import COPY, LOOP, LSTM, Contender, Size, contenders, loop, lstm_units, prepare
+from indrnn.bench.figure import draw
+from indrnn.bench.grid import DEFAULT, FULL, Plan, run_grid
+from indrnn.bench.rows import Row, provenance, slug, write_rows
+from indrnn.bench.targets import Target, recurrence_targets, table
+from indrnn.cli.bench import main
+from indrnn.errors import UserError
+from indrnn.layers import IndRNNLayer
+from indrnn.recurrence import indrnn_recurrence
+from indrnn.recurrence.dispatch import load_backend
+
+CPU = torch.device("cpu")
+TINY = Plan((3, 5), (1, 2), seconds=0.001, call_seconds=100, minutes=5)
+SOME = [
+    Contender("recurrence", COPY),
+    Contender("recurrence", LOOP),
+    Contender("recurrence", "scan", "scan"),
+    Contender("layer", LSTM),
+]
+
+
+def measured(seconds: float, name: str = "numba", op: str = "recurrence", which: str = "forward", **more) -> Row:
+    values = {"launch": "eager", "B": 32, "T": 784, "H": 128, "dtype": "float32", "status": "measured"} | more
+    return Row(op=op, implementation=name, which=which, median_seconds=seconds, **values)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_timing_is_the_median_with_quantiles():
+    found = timing([5.0, 1.0, 2.0, 3.0, 4.0, 100.0])
+    assert (found.median, found.q20, found.q80, found.repeats) == (3.5, 2.0, 5.0, 6)
+
+
+def test_contenders_take_turns_until_each_has_enough():
+    order = []
+    clock = Clock(CPU)
+    found = clock.together({name: lambda name=name: order.append(name) for name in "ab"}, seconds=0.0, least=6)
+    assert {name: each.repeats for name, each in found.items()} == {"a": 8, "b": 8}
+    turns = "".join(order)
+    assert turns == "aaaaabbbbb" * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_sees_what_a_call_allocates():
+    kept = torch.ones(2_000_000)
+    found = peak_memory(lambda: [kept + 1 for _ in range(4)], CPU)
+    assert 0.9 * 32e6 < found < 1.5 * 32e6
+
+
+def test_loop_is_the_recurrence():
+    x, u = torch.randn(2, 9, 4), torch.rand(4)
+    torch.testing.assert_close(loop(x, u), indrnn_recurrence(x, u, backend="reference")[0])
+
+
+def test_every_contender_of_this_machine_can_be_prepared():
+    able, unable = contenders(CPU)
+    assert {"reference", "scan"} <= {each.name for each in able}
+    assert not {each.backend for each in able} & set(unable)
+    for each in able:
+        works = prepare(each, Size(2, 3, 8), CPU)
+        assert tuple(works) == each.passes
+        for work in works.values():
+            work()
+            work()
+
+
+def test_lstm_of_equal_parameters():
+    units = lstm_units(DEFAULT)
+    layer = sum(each.numel() for each in IndRNNLayer(128, 128).parameters())
+    counts = {n: sum(each.numel() for each in torch.nn.LSTM(128, n).parameters()) for n in range(units - 1, units + 2)}
+    assert min(counts, key=lambda n: abs(counts[n] - layer)) == units
+
+
+def test_grid_starts_with_the_default_size_and_grows():
+    sizes = FULL.sizes()
+    assert sizes[0] == DEFAULT
+    assert len(sizes) == len(set(sizes)) == 35
+    assert [each.tensor_bytes for each in sizes[1:]] == sorted(each.tensor_bytes for each in sizes[1:])
+
+
+def test_grid_measures_every_contender_and_pass():
+    rows = run_grid(TINY, SOME, CPU, quiet)
+    assert len(rows) == 4 * (1 + 2 + 2 + 1)
+    for row in rows:
+        assert row.status == "measured", row
+        assert 0 < row.q20_seconds <= row.median_seconds <= row.q80_seconds
+        assert row.repeats >= 3
+    copies = [row for row in rows if row.implementation == COPY]
+    assert all(row.share_of_limit == pytest.approx(1.0) for row in copies)
+    for row in rows:
+        if (row.implementation, row.which) == ("scan", "backward"):
+            copy = next(each for each in copies if (each.B, each.T) == (row.B, row.T))
+            assert row.limit_seconds == pytest.approx(1.5 * copy.median_seconds)
+        assert (row.share_of_limit is None) == (row.op == "layer")
+
+
+def test_slow_calls_are_skipped_by_expectation():
+    plan = dataclasses.replace(TINY, call_seconds=1e-9)
+    rows = run_grid(plan, SOME[:1], CPU, quiet)
+    assert [row.status for row in rows] == ["measured", "skipped", "skipped", "skipped"]
+    assert "call: expected to take" in rows[-1].reason
+    assert rows[-1].median_seconds is None
+
+
+def test_points_after_the_budget_are_skipped():
+    rows = run_grid(dataclasses.replace(TINY, minutes=-1), SOME, CPU, quiet)
+    assert {row.status for row in rows} == {"skipped"}
+    assert {row.reason.split(":")[0] for row in rows} == {"budget"}
+
+
+def test_points_that_do_not_fit_are_skipped(monkeypatch):
+    monkeypatch.setattr(grid, "free_memory", lambda device: 100)
+    rows = run_grid(TINY, SOME, CPU, quiet)
+    assert {(row.status, row.reason.split(":")[0]) for row in rows} == {("skipped", "memory")}
+
+
+def test_every_backend_passes_the_exactness_check():
+    checks = exact.require_exact(contenders(CPU)[0], CPU)
+    assert {check.quantity for check in checks} == set(exact.QUANTITIES)
+    assert {torch.float32, torch.float64} <= {check.dtype for check in checks}
+
+
+class Broken:
+    """The scan backend with a fault in its forward or its backward pass."""
+
+    def __init__(self, fault: str) -> None:
+        self._scan, self._fault = load_backend("scan"), fault
+        self.DTYPES = (torch.float32,)
+
+    def forward(self, *arguments):
+        h, mean, variance = self._scan.forward(*arguments)
+        return h * 1.001 if self._fault == "forward" else h, mean, variance
+
+    def backward(self, *arguments):
+        dx, du, dh0, dbias = self._scan.backward(*arguments)
+        return dx, du * float("nan") if self._fault == "backward" else du, dh0, dbias
+
+    def __getattr__(self, name):
+        return getattr(self._scan, name)
+
+
+@pytest.mark.parametrize(("fault", "quantity"), [("forward", "h"), ("backward", "du")])
+def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, capsys, fault, quantity):
+    broken, original = Broken(fault), load_backend
+    for module in ("indrnn.recurrence.dispatch", "indrnn.recurrence.ops", "indrnn.bench.exact"):
+        monkeypatch.setattr(f"{module}.load_backend", lambda name: broken if name == "scan" else original(name))
+    monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {}))
+    with pytest.raises(SystemExit) as end:
+        main(["--quick", "--device", "cpu", "--out", str(tmp_path / "bench")])
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"indrnn-bench: scan is wrong in torch.float32: {quantity} is off by")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_run_writes_table_figure_and_targets(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(commands, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
+    monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {"triton": "no GPU"}))
+    main(["recurrence", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    stem = f"recurrence-quick-{slug(provenance(CPU))}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{end}" for end in ("csv", "md", "png", "svg")]
+    with (tmp_path / f"{stem}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 6
+    assert all(row["device"] and row["torch"] == torch.__version__ and row["date"] for row in rows)
+    said = capsys.readouterr().out
+    assert "triton is left out: no GPU" in said
+    assert "exact: scan, float32: largest error" in said
+    assert "not measured" in said
+
+
+def test_steps_are_measured_against_their_products(tmp_path):
+    rows = [step.StepRow("indrnn", 2, 2, "float32", "eager"), step.StepRow("lstm", 1, 2, "float32", "eager")]
+    ours, lstm = step.run_steps(rows, CPU, seconds=0.01, say=quiet)
+    assert ours.status == lstm.status == "measured"
+    assert ours.steps_per_second == pytest.approx(1 / ours.median_seconds)
+    assert 0 < ours.products_seconds < ours.floor_seconds < ours.median_seconds
+    assert ours.over_products > 1
+    assert (lstm.products_seconds, lstm.parameters) == (None, 68_362)
+    write_rows(tmp_path / "step.csv", [ours, lstm], provenance(CPU))
+    assert "indrnn::recurrence" in step.profile(ours, CPU)
+
+
+def test_gpu_cases_cover_precisions_and_launches():
+    rows = step.cases(torch.device("cuda"), quick=False)
+    assert len(rows) == len(set(rows)) == 3 * 2 * 3 * 2
+    assert {(row.model, row.layers) for row in rows} == {("indrnn", 6), ("indrnn", 12), ("lstm", 1)}
+    assert {row.launch for row in step.cases(CPU, quick=False)} == {"eager"}
+
+
+def test_targets_on_a_cpu():
+    rows = [
+        measured(1.0, COPY),
+        measured(1.5),
+        measured(3.2, which="backward"),
+        measured(500.0, LOOP),
+        measured(600.0, LOOP, which="backward"),
+        measured(2.0, op="layer", which="step"),
+        measured(15.0, LSTM, "layer", "step"),
+    ]
+    verdicts = {each.text.split(",")[0]: (each.measured, each.verdict) for each in recurrence_targets(rows, "cpu")}
+    assert verdicts["numba forward over a copy of its input"] == (1.5, "pass")
+    assert verdicts["numba backward over a copy of its input"] == (3.2, "meets what is required")
+    assert verdicts["PyTorch loop over numba"] == (pytest.approx(1100 / 4.7), "meets what is required")
+    assert verdicts["nn.LSTM layer over numba layer"] == (7.5, "miss")
+    assert all(each.verdict == "not measured" for each in recurrence_targets([], "cpu"))
+
+
+def test_targets_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
+    graph = {"launch": "graph"}
+    rows = [
+        measured(1.0, COPY, **graph),
+        measured(1.9, "triton", **graph),
+        measured(9.0, "triton", **graph, B=512, share_of_limit=0.7),
+        measured(2.0, "triton"),
+        measured(3.0, "triton", which="backward"),
+        measured(800.0, LOOP),
+        measured(800.0, LOOP, which="backward"),
+        measured(1.0, "triton", "layer", "step", **graph, T=1024),
+        measured(51.0, LSTM, "layer", "step", **graph, T=1024),
+    ]
+    found = [(each.measured, each.verdict) for each in recurrence_targets(rows, "cuda")]
+    assert found == [(1.9, "pass"), (0.7, "miss"), (51.0, "pass"), (None, "not measured"), (320.0, "pass")]
+
+
+def test_step_targets():
+    row = step.StepRow("indrnn", 6, 32, "float32", "eager", status="measured", over_products=2.0)
+    assert [each.verdict for each in step.step_targets([row], "cpu")] == ["meets what is required"]
+    fast = dataclasses.replace(row, launch="graph", steps_per_second=1600.0)
+    assert [each.verdict for each in step.step_targets([fast], "cuda")] == ["pass", "not measured"]
+
+
+def test_target_table():
+    lines = table([Target("a", 2, 1.25, at_least=False, required=3), Target("b", 2, None, at_least=True)]).splitlines()
+    assert lines[2:] == ["| a | ≤ 3 | ≤ 2 | 1.25 | pass |", "| b |  | ≥ 2 |  | not measured |"]
+
+
+def test_no_figure_without_measurements(tmp_path):
+    assert draw([measured(1.0, B=8)], provenance(CPU), 32, tmp_path, "stem") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder_is_one_line(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*--out"):
+        write_rows(file / "rows.csv", [measured(1.0)], provenance(CPU))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["step", "--minutes", "3"], "--minutes has no use with step"),
+        (["--minutes", "0"], "must be above 0"),
+        (["--minutes", "soon"], "invalid"),
+        (["--device", "tpu"], "device=tpu"),
+    ],
+)
+def test_bad_requests_exit_with_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, indrnn.cli.bench as b; b.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
