@@ -180,9 +180,9 @@ class Training:
         accuracy = self.objective.accuracy(sums["correct"], count * cfg.trainer.batch_size)
         elapsed = at.seconds - at.interval_seconds
         speed = count / elapsed if elapsed > 0 else None
-        epoch = self.order.epochs(at.step)
-        self.metrics.row(at.step, epoch, at.seconds, "train", loss, accuracy, self._rate, norm)
-        tags = {"train/loss": loss, "train/accuracy": accuracy, "lr": self._rate, "grad_norm": norm}
+        rate = self.schedule.rate(at.step - 1)
+        self.metrics.row(at.step, self.order.epochs(at.step), at.seconds, "train", loss, accuracy, rate, norm)
+        tags = {"train/loss": loss, "train/accuracy": accuracy, "lr": rate, "grad_norm": norm}
         self.tensorboard.scalars(at.step, {**tags, "steps_per_second": speed})
         self.progress.trained(at.step, loss, speed or 0.0)
         self.update.meter.clear()
