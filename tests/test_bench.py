@@ -12,7 +12,7 @@ from indrnn.bench import commands, exact, grid, step
 from indrnn.bench.clock import Clock, peak_memory, timing
 from indrnn.bench.contenders import COPY, LOOP, LSTM, Contender, Size, contenders, loop, lstm_units, prepare
 from indrnn.bench.figure import draw
-from indrnn.bench.grid import DEFAULT, FULL, Plan, run_grid
+from indrnn.bench.grid import DEFAULT, FULL, Plan
 from indrnn.bench.rows import Row, provenance, slug, write_rows
 from indrnn.bench.targets import Target, recurrence_targets, table
 from indrnn.cli.bench import main
@@ -34,6 +34,10 @@ SOME = [
 def measured(seconds: float, name: str = "numba", op: str = "recurrence", which: str = "forward", **more) -> Row:
     values = {"launch": "eager", "B": 32, "T": 784, "H": 128, "dtype": "float32", "status": "measured"} | more
     return Row(op=op, implementation=name, which=which, median_seconds=seconds, **values)
+
+
+def run_grid(*arguments) -> list[Row]:
+    return [row for point in grid.run_grid(*arguments, say=quiet) for row in point]
 
 
 def quiet(_: str) -> None:
@@ -93,7 +97,7 @@ def test_grid_starts_with_the_default_size_and_grows():
 
 
 def test_grid_measures_every_contender_and_pass():
-    rows = run_grid(TINY, SOME, CPU, quiet)
+    rows = run_grid(TINY, SOME, CPU)
     assert len(rows) == 4 * (1 + 2 + 2 + 1)
     for row in rows:
         assert row.status == "measured", row
@@ -110,22 +114,34 @@ def test_grid_measures_every_contender_and_pass():
 
 def test_slow_calls_are_skipped_by_expectation():
     plan = dataclasses.replace(TINY, call_seconds=1e-9)
-    rows = run_grid(plan, SOME[:1], CPU, quiet)
+    rows = run_grid(plan, SOME[:1], CPU)
     assert [row.status for row in rows] == ["measured", "skipped", "skipped", "skipped"]
     assert "call: expected to take" in rows[-1].reason
     assert rows[-1].median_seconds is None
 
 
 def test_points_after_the_budget_are_skipped():
-    rows = run_grid(dataclasses.replace(TINY, minutes=-1), SOME, CPU, quiet)
+    rows = run_grid(dataclasses.replace(TINY, minutes=-1), SOME, CPU)
     assert {row.status for row in rows} == {"skipped"}
     assert {row.reason.split(":")[0] for row in rows} == {"budget"}
 
 
 def test_points_that_do_not_fit_are_skipped(monkeypatch):
     monkeypatch.setattr(grid, "free_memory", lambda device: 100)
-    rows = run_grid(TINY, SOME, CPU, quiet)
+    rows = run_grid(TINY, SOME, CPU)
     assert {(row.status, row.reason.split(":")[0]) for row in rows} == {("skipped", "memory")}
+
+
+def test_a_contender_that_fails_is_recorded_and_the_others_go_on(monkeypatch):
+    def prepare_or_fail(contender, *arguments):
+        if contender.name == "scan":
+            raise RuntimeError("out of memory\nmuch more text")
+        return prepare(contender, *arguments)
+
+    monkeypatch.setattr(grid, "prepare", prepare_or_fail)
+    rows = run_grid(TINY, SOME, CPU)
+    assert {(row.implementation, row.reason) for row in rows if row.status == "failed"} == {("scan", "out of memory")}
+    assert {row.implementation for row in rows if row.status == "measured"} == {COPY, LOOP, LSTM}
 
 
 def test_every_backend_passes_the_exactness_check():

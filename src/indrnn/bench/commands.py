@@ -12,7 +12,7 @@ from .contenders import contenders
 from .exact import TOLERANCE, Check, require_exact
 from .figure import draw
 from .grid import DEFAULT, FULL, QUICK, run_grid
-from .rows import provenance, slug, write_rows, write_text
+from .rows import Row, provenance, slug, write_rows, write_text
 from .step import cases, profile, run_steps, step_targets
 from .targets import Target, recurrence_targets, table
 
@@ -41,10 +41,13 @@ def bench_recurrence(device_name: str, quick: bool, minutes: float | None, out: 
     plan = QUICK if quick else FULL
     plan = plan if minutes is None else replace(plan, minutes=minutes)
     able = _checked(device, say)[0]
-    rows = run_grid(plan, able, device, say)
     where = provenance(device)
     stem = f"recurrence-{'quick-' if quick else ''}{slug(where)}"
-    write_rows(out / f"{stem}.csv", rows, where)
+    rows: list[Row] = []
+    for point in run_grid(plan, able, device, say):
+        rows += point
+        # After each point, so that a machine that is taken away leaves what it measured.
+        write_rows(out / f"{stem}.csv", rows, where)
     paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
     _close(recurrence_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
 

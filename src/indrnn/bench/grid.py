@@ -7,11 +7,14 @@ point the contenders take turns on the clock. What would be too slow or too larg
 - call: a call is expected to take longer than ``call_seconds``, judged by the nearest smaller point of that contender
   and growth in proportion to T (and on a CPU to B);
 - budget: ``minutes`` have passed.
+
+A contender that fails at a point (out of memory, or a size its library does not know) is recorded as failed, with why.
 """
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -21,6 +24,8 @@ import torch
 from .clock import Clock, Timing, Work, peak_memory
 from .contenders import COPY, LOOP, Contender, Size, prepare
 from .rows import Row
+
+Say = Callable[[str], None]
 
 HIDDEN = 128
 DEFAULT = Size(32, 784, HIDDEN)
@@ -44,7 +49,7 @@ class Plan:
         return sorted(grid, key=lambda size: (size != DEFAULT, size.tensor_bytes, size.T))
 
 
-FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), seconds=0.3, call_seconds=3.0, minutes=30)
+FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), seconds=0.3, call_seconds=1.0, minutes=30)
 QUICK = Plan((28, 256, 784, 1024), (32,), seconds=0.3, call_seconds=3.0, minutes=2)
 
 
@@ -72,44 +77,36 @@ class _Past:
         return worst
 
 
-def run_grid(
-    plan: Plan, contenders: Sequence[Contender], device: torch.device, say: Callable[[str], None]
-) -> list[Row]:
-    """Measure every contender at every size of the plan; ``say`` gets a line a point."""
+def run_grid(plan: Plan, contenders: Sequence[Contender], device: torch.device, say: Say) -> Iterator[list[Row]]:
+    """Measure every contender at every size of the plan: yields the rows of each point, and ``say`` gets a line."""
     end = time.monotonic() + 60 * plan.minutes
-    clock, past, rows = Clock(device), _Past(device), []
+    clock, past = Clock(device), _Past(device)
     for size in plan.sizes():
         # Here, so that nothing of an earlier point is collected while the clock runs or memory is counted.
         gc.collect()
         start = time.monotonic()
-        found = _point(plan, contenders, size, clock, past, end)
-        rows += found
-        measured = sum(row.status == "measured" for row in found)
-        say(
-            f"B={size.B} T={size.T} H={size.H}: {measured} measured, {len(found) - measured} skipped, "
-            f"{time.monotonic() - start:.0f} s"
-        )
-    return rows
+        rows = _point(plan, contenders, size, clock, past, end)
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
+        say(f"B={size.B} T={size.T} H={size.H}: {counts}, {time.monotonic() - start:.0f} s")
+        for row in rows:
+            if row.status == "failed":
+                say(f"  {row.op} {row.implementation} {row.which} failed: {row.reason}")
+        yield rows
 
 
 def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock, past: _Past, end: float) -> list[Row]:
     rows: list[Row] = []
-    free = free_memory(clock.device)
-    needed = TENSORS_NEEDED * size.tensor_bytes
     for op in ("recurrence", "layer"):
         works: dict[tuple[Contender, str, str], Work] = {}
         for contender in (each for each in contenders if each.op == op):
-            expected = past.expected(contender, size)
-            if free is not None and needed > free / 2:
-                reason = f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
-            elif expected > plan.call_seconds:
-                reason = f"call: expected to take {expected:.1f} s, limit {plan.call_seconds:g} s"
-            elif time.monotonic() > end:
-                reason = f"budget: {plan.minutes:g} minutes were used up"
-            else:
-                works |= _warm(contender, size, clock, past)
-                continue
-            rows += [_row(contender, which, "eager", size, "skipped", reason) for which in contender.passes]
+            status, reason = "skipped", _reason_to_skip(plan, contender, size, clock.device, past, end)
+            if reason is None:
+                try:
+                    works |= _warm(contender, size, clock, past)
+                    continue
+                except RuntimeError as error:  # out of memory, or a library that cannot do this size
+                    status, reason = "failed", str(error).splitlines()[0]
+            rows += [_row(contender, which, "eager", size, status, reason) for which in contender.passes]
         named = {"|".join((key[0].name, *key[1:])): key for key in works}
         timings = clock.together({name: works[key] for name, key in named.items()}, plan.seconds)
         for name, timing in timings.items():
@@ -117,6 +114,20 @@ def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock
             peak = None if named[name][2] == "graph" else peak_memory(works[named[name]], clock.device)
             rows.append(_row(*named[name], size, "measured", None, timing, peak))
     return _with_limits(rows)
+
+
+def _reason_to_skip(
+    plan: Plan, contender: Contender, size: Size, device: torch.device, past: _Past, end: float
+) -> str | None:
+    free, needed = free_memory(device), TENSORS_NEEDED * size.tensor_bytes
+    if free is not None and needed > free / 2:
+        return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+    expected = past.expected(contender, size)
+    if expected > plan.call_seconds:
+        return f"call: expected to take {expected:.1f} s, limit {plan.call_seconds:g} s"
+    if time.monotonic() > end:
+        return f"budget: {plan.minutes:g} minutes were used up"
+    return None
 
 
 def _warm(contender: Contender, size: Size, clock: Clock, past: _Past) -> dict[tuple[Contender, str, str], Work]:

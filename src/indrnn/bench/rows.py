@@ -19,7 +19,7 @@ from indrnn.record import environment, git
 class Row:
     """One contender at one size. Times in seconds; what does not apply, or was not measured, is None.
 
-    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured" or "skipped", and then why.
+    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured", or "skipped" or "failed" and then why.
     limit_seconds: a copy's time for as many bytes as the operation has to move; share_of_limit: that over the median.
     """
 
