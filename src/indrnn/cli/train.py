@@ -1,6 +1,7 @@
 """``indrnn-train``: Hydra around `indrnn.train.train`; what is wrong with a request is one line and exit code 2."""
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -125,6 +126,8 @@ def _job(cfg: DictConfig) -> None:
         from indrnn.record import command_line, run_folder
         from indrnn.train import train
 
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("indrnn").setLevel(logging.INFO)
         settings = HydraConfig.get()
         overrides = [str(word) for word in settings.overrides.task]
         sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"

@@ -1,7 +1,9 @@
 """Composing the configuration from ``configs/`` with Hydra, and saying in one line what is wrong with a request."""
 
+import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -17,7 +19,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..errors import UserError
 from .checks import check
-from .overrides import check_groups, check_keys, expand_sweep, is_group, parse_overrides
+from .overrides import check_groups, check_keys, expand_sweep, is_value, parse_overrides
 from .paths import config_dir
 from .schema import SCHEMAS, Config
 from .wording import one_line
@@ -67,15 +69,14 @@ class Composer:
         """
         parsed = parse_overrides(overrides, self.loader)
         check_groups(parsed, self.loader)
-        groups = tuple(str(override.input_line) for override in parsed if is_group(override, self.loader))
-        if groups not in self._by_groups:
-            self._by_groups[groups] = self._load(groups)
+        values = [override for override in parsed if is_value(override, self.loader)]
         # Keys are looked up in what the chosen files compose to, so that a key of another model is recognised as one.
-        values = [override for override in parsed if str(override.input_line) not in groups]
-        check_keys(values, self._by_groups[groups])
-        cfg = self._load(overrides)
+        cfg = self._load(tuple(str(override.input_line) for override in parsed if override not in values))
+        check_keys(values, cfg)
+        with _in_one_line():
+            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         with flag_override(cfg, ["struct", "readonly"], False):
-            cfg.pop("hydra", None)
+            cfg.pop("hydra")
         return cfg
 
     def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
@@ -95,11 +96,19 @@ class Composer:
         order = [*SCHEMAS, *sorted(set(groups) - set(SCHEMAS))]
         return {group: self.loader.get_group_options(group, config_name=None, overrides=[]) for group in order}
 
-    def _load(self, overrides: Sequence[str]) -> DictConfig:
-        try:
-            return self.loader.load_configuration(self.config_name, list(overrides), RunMode.RUN)
-        except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-            raise UserError(one_line(error)) from error
+    def _load(self, groups: tuple[str, ...]) -> DictConfig:
+        if groups not in self._by_groups:
+            with _in_one_line():
+                self._by_groups[groups] = self.loader.load_configuration(self.config_name, list(groups), RunMode.RUN)
+        return copy.deepcopy(self._by_groups[groups])
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def load_config(overrides: Iterable[str] = (), config_name: str = "train", config_dir: str | None = None) -> DictConfig:

@@ -42,6 +42,11 @@ def is_group(override: Override, loader: ConfigLoaderImpl) -> bool:
     return "." not in override.key_or_group and loader.repository.group_exists(override.key_or_group)
 
 
+def is_value(override: Override, loader: ConfigLoaderImpl) -> bool:
+    """Whether it sets a key of the project's own, and not a choice or a key of Hydra's."""
+    return not (override.is_hydra_override() or is_group(override, loader) or override.package is not None)
+
+
 def expand_sweep(overrides: Sequence[Override]) -> list[list[str]]:
     """The overrides of every job of ``-m``, in the order in which Hydra's basic sweeper runs them.
 
@@ -95,8 +100,6 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
     choices = {str(key): str(value) for key, value in cfg.hydra.runtime.choices.items()}
     for override in overrides:
         key = override.key_or_group
-        if key.partition(".")[0] == "hydra":
-            continue
         if key not in known and key.split("[")[0] not in known:
             raise UserError(unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
         if override.is_delete():

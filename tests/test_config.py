@@ -1,0 +1,318 @@
+"""Composing and checking: what a user asks for is what runs, and a mistake is one line that says how to mend it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from indrnn.config import check, config_dir, load_config, result_keys
+from indrnn.config.compose import Composer
+from indrnn.config.schema import SCHEMAS
+from indrnn.errors import UserError
+
+CHOICES = {path.parent.name + "=" + path.stem for path in config_dir().glob("*/*.yaml")}
+
+
+COMPOSER = Composer()
+
+
+def load(*overrides: str) -> DictConfig:
+    """As load_config, which reads every file again each time."""
+    cfg = COMPOSER.compose(overrides)
+    check(cfg)
+    return cfg
+
+
+def refusal(*overrides: str, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(list(overrides), **options) if options else load(*overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What runs
+
+
+def test_the_default_is_the_tutorial_protocol():
+    cfg = load_config()
+    assert (cfg.model.name, cfg.model.num_layers, cfg.model.hidden_size) == ("indrnn", 6, 128)
+    assert (cfg.model.gamma, cfg.model.constraint, cfg.model.norm, cfg.model.dropout) == (2.0, "clip", "batch", 0.0)
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.weight_decay) == ("adam", 2e-4, 0.0)
+    assert (cfg.schedule.name, cfg.schedule.every, cfg.schedule.factor) == ("staircase", 600_000, 0.1)
+    trainer = cfg.trainer
+    assert (trainer.batch_size, trainer.max_steps, trainer.eval_every) == (32, 60_000, 1000)
+    assert (trainer.clip_norm, trainer.clip_value, trainer.target_accuracy) == (5.0, None, 0.99)
+    assert (cfg.data.name, cfg.data.validation_size) == ("mnist", 5000)
+
+
+def test_the_paper_protocol_differs_from_the_tutorials_where_the_papers_code_does():
+    tutorial, paper = result_keys(load_config()), result_keys(load("experiment=paper_6layer"))
+    assert {key: value for key, value in paper.items() if tutorial.get(key) != value} == {
+        "model.gamma": 5.0,
+        "model.constraint": "project",
+        "model.dropout": 0.1,
+        "model.weight_init": "kaiming",
+        "data.validation_size": 3000,
+        "optimizer.weight_decay": 1e-4,
+        "schedule.name": "plateau",
+        "schedule.patience": [100, 50, 25],
+        "schedule.minimum_lr": 1e-6,
+        "trainer.max_steps": 2_000_000,
+        "trainer.eval_every": 1700,
+        "trainer.clip_norm": None,
+        "trainer.clip_value": 10.0,
+        "trainer.target_accuracy": None,
+        "name": "paper_6layer",
+    }
+
+
+@pytest.mark.parametrize("choice", sorted(CHOICES))
+def test_every_choice_composes_and_passes_the_checks(choice):
+    group, _, name = choice.partition("=")
+    if group == "for_model":
+        pytest.skip("part of an experiment")
+    cfg = load(choice)
+    assert group in ("experiment", "trainer") or cfg[group].name == name
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")))
+def test_an_experiment_file_says_how_to_run_it_and_what_to_expect(experiment):
+    text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    command = next(line for line in text.splitlines() if line.startswith("# command:"))
+    assert f"experiment={experiment}" in command
+    for word in ("expect", "hardware", "time"):
+        assert f"\n# {word}:" in text
+
+
+def test_the_files_give_every_key_of_the_schema_a_value_of_its_own():
+    """A key that only the dataclass knows would be missing where people look for what there is to set."""
+    for group, schemas in SCHEMAS.items():
+        for choice, schema in schemas.items():
+            name = {"optimizer": "adam", "trainer": "default"}.get(group, choice)
+            content = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
+            content = content.get(group, content)
+            assert set(schema.__dataclass_fields__) - set(content) <= {"name"}, f"{group}/{name}.yaml"
+
+
+@pytest.mark.parametrize("model", ["indrnn", "lstm", "rnn"])
+def test_the_length_study_and_the_demo_run_every_model_by_the_same_protocol(model):
+    for experiment in ("length_study", "demo"):
+        cfg = load(f"experiment={experiment}", f"model={model}")
+        reference = load(f"experiment={experiment}")
+        assert cfg.name == f"{experiment}_{model}"
+        for group in ("data", "optimizer", "schedule", "trainer"):
+            assert cfg[group] == reference[group]
+
+
+def test_the_length_studys_indrnn_is_the_ports():
+    model = load("experiment=length_study").model
+    assert (model.num_layers, model.norm, model.last_layer_fixed) == (2, "none", 1.0)
+    assert (model.weight_init, model.recurrent_init) == ("small_normal", "symmetric")
+
+
+def test_the_adding_problem_alone_has_no_accuracy_to_stop_at():
+    assert load("data=adding").trainer.target_accuracy is None
+
+
+def test_mnist_is_looked_for_where_the_environment_says(monkeypatch):
+    monkeypatch.delenv("INDRNN_DATA", raising=False)
+    assert load_config().data.root == "data"
+    monkeypatch.setenv("INDRNN_DATA", "/elsewhere")
+    assert load_config().data.root == "/elsewhere"
+    assert load("data.root=here").data.root == "here"
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 7\n")
+    assert load_config(["experiment=mine"], config_dir=str(tmp_path)).trainer.max_steps == 7
+
+
+def test_the_composed_configuration_is_plain_and_complete():
+    cfg = load("model=lstm")
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert set(values) == {
+        *SCHEMAS, "name", "tag", "seed", "device", "output_root", "resume", "overwrite"
+    }  # fmt: skip
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_misspelt_key_is_refused_with_a_suggestion(prefix):
+    assert "did you mean optimizer.lr" in refusal(f"{prefix}optimizer.lrr=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [("lr=1", "optimizer.lr"), ("layers=3", "model.num_layers"), ("modl=lstm", "model"), ("sede=1", "seed"),
+     ("train.max_steps=3", "trainer.max_steps"), ("~tagg", "tag")],
+)  # fmt: skip
+def test_a_suggestion_is_the_key_that_was_meant(override, suggestion):
+    assert f"did you mean {suggestion}" in refusal(override)
+
+
+def test_a_key_of_another_model_is_recognised_as_one():
+    message = refusal("model=lstm", "model.gamma=3")
+    assert "model=lstm" in message
+    assert "belongs to model=indrnn" in message
+
+
+def test_a_new_key_is_refused_even_with_a_plus():
+    for group in SCHEMAS:
+        assert f"{group}.brandnew" in refusal(f"+{group}.brandnew=1")
+    assert "zzz" in refusal("++zzz=1")
+
+
+@pytest.mark.parametrize(
+    "override", ["~seed", "~optimizer.lr", "~model", "+model=lstm", "+optimizer.lr=1", "model=null"]
+)
+def test_what_must_be_there_once_cannot_be_taken_away_or_added(override):
+    assert override.strip("~+").split("=")[0] in refusal(override)
+
+
+def test_a_wrong_choice_lists_the_choices():
+    message = refusal("model=lsmt")
+    assert "did you mean lstm" in message
+    assert "indrnn_dense" in message
+    assert "length_study" in refusal("experiment=nothing_like_it")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lr=fast", "optimizer.lr=true", "seed=1.5", "seed=null", "model.num_layers=[1]", "overwrite=7.5",
+     "schedule.every={a: 1}"],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(override):
+    assert refusal(override).startswith(override.split("=")[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "limit"),
+    [("optimizer.lr=0", "above 0"), ("optimizer.lr=-1", "above 0"), ("optimizer.lr=nan", "finite"),
+     ("optimizer.lr=inf", "finite"), ("trainer.batch_size=1", "at least 2"), ("model.dropout=1", "below 1"),
+     ("seed=-1", "at least 0"), ("seed=99999999999", "at most 4,294,967,295"), ("model.gamma=0.5", "at least 1"),
+     ("device=gpu", "auto, cpu, cuda, mps"), ("model.norm=bach", "batch, layer, none"), ("model.name=lstm", "indrnn"),
+     ("trainer.target_accuracy=99", "at most 1")],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_with_key_value_and_range(override, limit):
+    message = refusal(override)
+    assert message.startswith(override.split("=")[0])
+    assert limit in message
+
+
+def test_lists_are_checked_element_by_element():
+    assert "at least 1" in refusal("model=indrnn_dense", "model.block_layers=[8,0]")
+    assert "empty" in refusal("model=indrnn_dense", "model.block_layers=[]")
+    assert "a is not a whole number" in refusal("model=indrnn_dense", "model.block_layers=[8,a]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["trainer.batch_size=55001"], "55,000"),
+        (["trainer.bn_samples=55001"], "55,000"),
+        (["data=mnist5k", "data.validation_size=4000"], "leave some"),
+        (["data=mnist5k", "trainer.batch_size=3501"], "3,500"),
+        (["data=adding", "trainer.target_accuracy=0.9"], "trainer.target_accuracy=null"),
+        (["schedule=plateau", "schedule.minimum_lr=1e-3"], "optimizer.lr"),
+        (["model.last_layer_fixed=1.1"], "1.00088"),
+        (["data.permutation=nonsense"], "seed92916"),
+        (["data=mnist_permuted", "data.permutation=null"], "data=mnist"),
+        (["tag=a/b"], "folder"),
+        (["name=.."], "folder"),
+        (["output_root=''"], "output_root"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(overrides, word):
+    assert word in refusal(*overrides)
+
+
+def test_values_at_the_edge_go_together():
+    load("trainer.batch_size=55000")
+    load("data=adding", "data.length=10", "model.last_layer_fixed=1.07")
+    load("model.last_layer_fixed=1.1", "model.constraint=none")
+
+
+@pytest.mark.parametrize(
+    "override", ["seed", "=3", "a b", "model.num_layers=[1", "seed=1,2", "name=${nothing}", "tag=???"]
+)
+def test_what_cannot_be_read_is_refused(override):
+    refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# @package _global_\ntrainer:\n  max_step: 5\n", "trainer.max_step: there is no such key; did you mean"),
+        ("# @package _global_\ntrainr:\n  max_steps: 5\n", "did you mean trainer"),
+        ("# @package _global_\ntrainer:\n  max_steps: soon\n", "soon is not a whole number"),
+        ("# @package _global_\ntrainer:\n  max_steps: [5\n", "line 4"),
+        ("trainer:\n  max_steps: 5\n", "# @package _global_"),
+        ("# @package _global_\ndefaults:\n  - override /model: lstn\n", "model/lstn"),
+        ("# @package _global_\ntrainer:\n  max_steps: -5\n", "trainer.max_steps=-5"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_names_the_file_or_the_key(tmp_path, text, words):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert words in refusal("experiment=mine", config_dir=str(tmp_path))
+
+
+def test_a_missing_folder_or_primary_file_is_named(tmp_path):
+    assert "nowhere" in refusal(config_dir="nowhere")
+    assert "nothing" in refusal(config_name="nothing")
+
+
+def test_check_alone_refuses_what_was_changed_later():
+    cfg = load_config()
+    cfg.optimizer.lr = -1.0
+    with pytest.raises(UserError, match=r"optimizer\.lr=-1"):
+        check(cfg)
+    with pytest.raises(UserError, match="schema"):
+        check(OmegaConf.create({"seed": 1}))
+
+
+# Sweeps, keys that count, places
+
+
+def test_a_sweep_is_expanded_in_hydras_order():
+    jobs = Composer().jobs(["model=lstm,rnn", "seed=range(0,2)", "device=cpu"])
+    assert jobs == [
+        ["model=lstm", "seed=0", "device=cpu"],
+        ["model=lstm", "seed=1", "device=cpu"],
+        ["model=rnn", "seed=0", "device=cpu"],
+        ["model=rnn", "seed=1", "device=cpu"],
+    ]
+
+
+def test_a_glob_sweeps_over_the_choices():
+    assert ["model=lstm_matched"] in Composer().jobs(["model=glob(lstm*)"])
+
+
+def test_keys_that_cannot_change_the_result_do_not_count():
+    before = result_keys(load_config())
+    assert before == result_keys(load("data.root=x", "trainer.log_every=7", "output_root=y", "overwrite=true"))
+    assert before != result_keys(load("seed=1"))
+    assert before["model.num_layers"] == 6
+
+
+def test_a_checkouts_files_are_used_and_no_strangers(tmp_path):
+    def package(folder: str) -> Path:
+        path = tmp_path / folder / "indrnn"
+        path.mkdir(parents=True)
+        return path
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.yaml").touch()
+    assert config_dir(package("src")) == tmp_path / "configs"
+    with pytest.raises(UserError, match="install indrnn again"):
+        config_dir(package("libraries"))
+    installed = package("site-packages")
+    (installed / "configs").mkdir()
+    (installed / "configs" / "train.yaml").touch()
+    assert config_dir(installed) == installed / "configs"

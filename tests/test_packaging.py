@@ -1,0 +1,87 @@
+"""The built packages work without the checkout: configuration files and bundled data come with them."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "configs").is_dir(), reason="needs the source tree")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the sdist and the wheel built from that sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT], check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The wheel in a folder of its own; its dependencies are those of this environment."""
+    target = tmp_path_factory.mktemp("site")
+    (wheel,) = built.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index",
+         "--target", target, wheel],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return target
+
+
+def train(package: Path, cwd: Path, *words: str) -> str:
+    """stdout of the console script of the package in the folder ``package``, started in ``cwd``."""
+    # First on the path, so before the checkout that this environment installs.
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    code = (
+        "import sys, indrnn; from indrnn.cli.train import main; "
+        f"assert indrnn.__file__.startswith({str(package)!r}), indrnn.__file__; sys.argv[0] = 'indrnn-train'; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_wheel_works_in_any_folder(installed, tmp_path):
+    assert "paper_12layer" in train(installed, tmp_path, "--help")
+    shown = yaml.safe_load(train(installed, tmp_path, "experiment=demo", "model=lstm", "--cfg", "job", "--resolve"))
+    assert (shown["name"], shown["data"]["name"]) == ("demo_lstm", "mnist5k")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_wheel_has_the_commands_and_the_files_they_need(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+        scripts = archive.read(entry_points).decode()
+    for command in ("train", "report", "info", "bench"):
+        assert f"indrnn-{command} = indrnn.cli.{command}:main" in scripts
+    files = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"indrnn/configs/{path.as_posix()}" for path in files} <= set(names)
+    assets = [path for path in (ROOT / "src/indrnn/data/assets").iterdir() if path.is_file()]
+    assert {f"indrnn/data/assets/{path.name}" for path in assets} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "configs/"))]
+    assert wheel.stat().st_size < 2_000_000
+
+
+def test_the_sdist_is_a_checkout_that_works(built, tmp_path):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    for name in ("README.md", "LICENSE", "Makefile", "pyproject.toml", "configs/train.yaml", "tests/test_packaging.py"):
+        assert (source / name).is_file()
+    assert "paper_12layer" in train(source / "src", tmp_path, "--help")
