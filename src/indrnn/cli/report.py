@@ -64,7 +64,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from indrnn.report.inspection import inspect_runs
+    from indrnn.report.inspection_figures import inspect_runs
 
     if options.folder:
         raise UserError(f"--inspect takes all folders after it; put {options.folder[0]} there")
