@@ -83,6 +83,7 @@ class Training:
         self.update = TrainingStep(self.model, self.optimizer, self.objective, self.task.train, cfg.trainer, device)
         self.at = Progressed()
         self.best: dict[str, Any] | None = None
+        self._threads_before: int = torch.get_num_threads()
         self._rate: float | None = None
         self._clock: float | None = None
         content = read_checkpoint(folder.checkpoint_path) if folder.state == "resume" else None
@@ -107,7 +108,7 @@ class Training:
             self.progress = Progress(label, at.step, cfg.trainer.max_steps)
             try:
                 if folder.state == "resume":
-                    self.progress.say(f"{label}: going on from the checkpoint at step {at.step}")
+                    self.progress.say(f"{label}: going on from the checkpoint at step {at.step}{self._other_threads()}")
                 self._train()
                 return self._finish()
             except _Stop:
@@ -283,6 +284,7 @@ class Training:
         self.schedule.restore(content["schedule"])
         self.at = Progressed(**content["progressed"])
         self.best = content["best"]
+        self._threads_before = content["threads"]
 
     def _save(self) -> None:
         self._read_meter()
@@ -295,6 +297,7 @@ class Training:
             "schedule": self.schedule.state(),
             "progressed": asdict(self.at),
             "best": self.best,
+            "threads": torch.get_num_threads(),
         }
         save_checkpoint(self.folder.checkpoint_path, content)
 
@@ -324,6 +327,12 @@ class Training:
     def _farewell(self) -> str:
         again = f": {self.folder.command}" if self.folder.command else ""
         return f"stopped at step {self.at.step}, saved in {self.folder.path}; go on with the same command{again}"
+
+    def _other_threads(self) -> str:
+        before, now = self._threads_before, torch.get_num_threads()
+        if before == now or self.device.type != "cpu":
+            return ""
+        return f", made with {before} CPU threads where there are {now} now: sums may differ in their last bits"
 
     def _fail(self, step: int) -> None:
         # No update followed the bad one, so the model still has the weights it started from.

@@ -1,0 +1,115 @@
+"""Batch-norm statistics from training data, and figures over a whole split."""
+
+import pytest
+import torch
+from torch import nn
+
+from indrnn.data import TaskSpec
+from indrnn.layers import recurrent_layers
+from indrnn.models import build_model
+from indrnn.train.evaluate import Evaluation, batch_norms, evaluate, reestimate_batch_norm
+from indrnn.train.objective import Objective
+from small_runs import ArraySplit, small_config, small_task
+
+CPU = torch.device("cpu")
+
+
+def small_model(tmp_path, *overrides):
+    torch.manual_seed(0)
+    return build_model(small_config(tmp_path, "model.dropout=0.5", *overrides))
+
+
+def test_statistics_equal_a_direct_computation_without_dropout(tmp_path):
+    model, split = small_model(tmp_path), ArraySplit(200, 1)
+    samples = torch.arange(0, 90, 2)
+    reestimate_batch_norm(model, split, samples, batch_size=1000)
+    x, _ = split.batch(samples)
+    for (_, layer), norm in zip(recurrent_layers(model), batch_norms(model), strict=True):
+        drive = x @ layer.weight_ih.T + layer.bias
+        h, hs = torch.zeros(len(samples), layer.hidden_size), []
+        for t in range(drive.shape[1]):
+            h = torch.relu(drive[:, t] + layer.recurrent_weight() * h)
+            hs.append(h)
+        values = torch.stack(hs, 1).flatten(0, 1)
+        torch.testing.assert_close(norm.running_mean, values.mean(0))
+        torch.testing.assert_close(norm.running_var, values.var(0))
+        z = (values - values.mean(0)) / (values.var(0, correction=0) + norm.eps).sqrt() * norm.weight + norm.bias
+        x = z.view(x.shape[0], -1, layer.hidden_size)
+
+
+def test_several_batches_are_averaged_whatever_was_there_before(tmp_path):
+    model, split = small_model(tmp_path, "model.num_layers=1"), ArraySplit(200, 1)
+    norm = batch_norms(model)[0]
+    means, variances = [], []
+    for part in (torch.arange(0, 33), torch.arange(33, 65), torch.arange(65, 97)):
+        reestimate_batch_norm(model, split, part, batch_size=100)
+        means.append(norm.running_mean.clone())
+        variances.append(norm.running_var.clone())
+    norm.running_mean.fill_(float("nan"))
+    reestimate_batch_norm(model, split, torch.arange(97), batch_size=40)  # three batches of 33, 32 and 32
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+
+
+def test_reestimating_changes_nothing_else(tmp_path):
+    model, split = small_model(tmp_path), ArraySplit(200, 1)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    random = torch.get_rng_state()
+    reestimate_batch_norm(model, split, torch.arange(64), batch_size=32)
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    assert torch.equal(random, torch.get_rng_state())
+    assert [norm.momentum for norm in batch_norms(model)] == [0.1, 0.1]
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
+    split = ArraySplit(200, 1)
+    reestimate_batch_norm(nn.Linear(1, 1), split, torch.arange(64), batch_size=32)
+    assert split.read == []
+
+
+def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
+    model, task = small_model(tmp_path), small_task()
+    split, objective = ArraySplit(71, 2), Objective(task.spec)
+    found = evaluate(model, split, objective, 30, CPU)
+    assert torch.equal(torch.cat(split.read).sort().values, torch.arange(71))
+    assert [len(batch) for batch in split.read] == [30, 30, 11]
+    model.eval()
+    with torch.no_grad():
+        output = model(split.x)
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(output, split.y)), rel=1e-6)
+    assert found.correct == int((output.argmax(1) == split.y).sum())
+    assert (found.accuracy, found.size) == (found.correct / 71, 71)
+    assert found.chance == pytest.approx(int(split.y.bincount().max()) / 71)
+
+
+def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
+    split = ArraySplit(40, 2)
+    split.y = torch.linspace(0, 1, 40)
+    objective = Objective(TaskSpec("adding", 20, 1, 1, "mse"))
+
+    class Mean(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), 1), 0.5)
+
+    found = evaluate(Mean(), split, objective, 16, CPU)
+    assert found.accuracy is None
+    assert found.loss == pytest.approx(found.chance, rel=1e-5)
+    assert found.near_chance
+
+
+@pytest.mark.parametrize(("accuracy", "near"), [(0.1135, True), (0.1180, True), (0.13, False), (0.9, False)])
+def test_the_share_of_the_most_frequent_class_is_recognised(accuracy, near):
+    assert Evaluation(2.3, accuracy, 0, 10_000, chance=0.1135).near_chance is near
+
+
+def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
+    model, split = small_model(tmp_path), ArraySplit(71, 2)
+
+    def stop():
+        if len(split.read) == 2:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        evaluate(model, split, Objective(small_task().spec), 30, CPU, stop)
+    assert len(split.read) == 2

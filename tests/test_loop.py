@@ -1,0 +1,311 @@
+"""A whole run: what it does when, what it writes, how it ends."""
+
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from indrnn.config.compose import load_config
+from indrnn.errors import RunError, UserError
+from indrnn.record import read_result
+from indrnn.train import Interrupted, load_run, loop
+from indrnn.train.evaluate import evaluate
+from indrnn.train.objective import Objective
+from small_runs import (
+    OVERRIDES,
+    ArraySplit,
+    figures,
+    folder_of,
+    rows_of,
+    run_small,
+    small_task,
+    task_with,
+    trained,
+)
+
+
+@pytest.fixture(autouse=True)
+def task(monkeypatch):
+    task = small_task()
+    monkeypatch.setattr(loop, "load_task", lambda data, device: task)
+    return task
+
+
+def test_every_interval_and_evaluation_has_its_row(tmp_path):
+    run_small(tmp_path)
+    rows = rows_of(folder_of(tmp_path))
+    found = [(row["split"], int(row["step"])) for row in rows]
+    train = [("train", step) for step in (4, 8, 12, 16, 20, 24, 28, 30)]
+    val = [("val", step) for step in (10, 20, 30)]
+    assert sorted(found[:-1]) == sorted(train + val)
+    assert found[-1] == ("test", 30)
+    assert [int(row["step"]) for row in rows] == sorted(int(row["step"]) for row in rows)
+    epochs = [float(row["epoch"]) for row in rows if row["split"] == "val"]
+    assert epochs == pytest.approx([10 / 12, 20 / 12, 30 / 12], rel=1e-5)
+    assert all(row["lr"] and row["grad_norm"] for row in rows if row["split"] == "train")
+
+
+LSTM = ("data=mnist5k", "model=lstm", "model.hidden_size=8", *OVERRIDES[6:], "device=cpu")
+
+
+def test_tensorboard_has_the_same_tags_for_indrnn_and_lstm(tmp_path):
+    run_small(tmp_path)
+    assert trained(load_config([*LSTM, f"output_root={tmp_path}"])).backend == "torch"
+    tags = []
+    for name in ("indrnn", "lstm"):
+        events = EventAccumulator(str(folder_of(tmp_path, name)))
+        events.Reload()
+        tags.append(set(events.Tags()["scalars"]))
+        assert [point.step for point in events.Scalars("val/accuracy")] == [10, 20, 30]
+        layers = ["layer1", "layer2"] if name == "indrnn" else ["layer1"]
+        assert events.Tags()["histograms"] == [f"recurrent_weight/{layer}" for layer in layers]
+    assert tags[0] == tags[1]
+    assert tags[0] > {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy", "test/loss", "test/accuracy", "lr", "grad_norm",
+        "steps_per_second",
+    }  # fmt: skip
+
+
+def test_the_result_is_that_of_the_best_checkpoint_on_validation(tmp_path, task):
+    result = run_small(tmp_path)
+    folder = folder_of(tmp_path)
+    assert read_result(folder / "result.json") == result
+    rows = rows_of(folder)
+    validation = {int(row["step"]): float(row["accuracy"]) for row in rows if row["split"] == "val"}
+    assert result.val_accuracy == max(validation.values())
+    assert result.best_step == min(step for step, accuracy in validation.items() if accuracy == result.val_accuracy)
+    model, cfg = load_run(folder)
+    assert cfg.model.hidden_size == 8
+    test = evaluate(model, ArraySplit(90, 3), Objective(task.spec), 32, torch.device("cpu"))
+    assert (test.accuracy, test.loss) == (result.test_accuracy, result.test_loss)
+    assert result.test_ci95[0] < result.test_accuracy < result.test_ci95[1]
+    assert (result.steps, result.epochs, result.backend) == (30, 2.5, "reference")
+    assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert result.steps_per_second == pytest.approx(30 / result.seconds)
+
+
+def test_the_test_split_is_read_once_and_last_and_statistics_come_from_training_data(tmp_path, monkeypatch):
+    test, log = ArraySplit(90, 3), []
+
+    def load_test():
+        log.append("test")
+        return test
+
+    spied = task_with(load_test=load_test)
+    monkeypatch.setattr(loop, "load_task", lambda data, device: spied)
+    reestimate = loop.reestimate_batch_norm
+
+    def spy(model, split, indices, batch_size):
+        assert split is spied.train
+        log.append("statistics")
+        read = len(spied.validation.read)
+        reestimate(model, split, indices, batch_size)
+        assert len(spied.validation.read) == read
+
+    monkeypatch.setattr(loop, "reestimate_batch_norm", spy)
+    run_small(tmp_path)
+    assert log == ["statistics"] * 3 + ["test"]
+    assert torch.equal(torch.cat(test.read), torch.arange(90))
+
+
+def test_training_stops_once_validation_exceeds_the_target(tmp_path):
+    result = run_small(tmp_path, "trainer.target_accuracy=0.0")
+    assert (result.steps, result.best_step) == (10, 10)
+
+
+def test_training_stops_when_the_plateau_is_over(tmp_path):
+    result = run_small(
+        tmp_path, "schedule=plateau", "schedule.patience=[1]", "schedule.minimum_lr=9e-3", "trainer.max_steps=500",
+        "optimizer.lr=1e-2",
+    )  # fmt: skip
+    validation = [float(row["accuracy"]) for row in rows_of(folder_of(tmp_path)) if row["split"] == "val"]
+    assert result.steps == 10 * len(validation) < 500
+    assert validation[-1] <= max(validation[:-1])
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
+    first = run_small(tmp_path)
+    monkeypatch.setattr(loop, "load_task", None)
+    assert run_small(tmp_path) == first
+    assert "is finished: nothing to do" in capsys.readouterr().err
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_not_ended(tmp_path):
+    short, straight = tmp_path / "short", tmp_path / "straight"
+    run_small(short, "trainer.max_steps=20")
+    run_small(short, "trainer.max_steps=40")
+    run_small(straight, "trainer.max_steps=40")
+    rows = rows_of(folder_of(short))
+    assert [row["step"] for row in rows if row["split"] == "test"] == ["20", "40"]
+    one, two = figures(folder_of(short)), figures(folder_of(straight))
+    for each in (one, two):
+        each["rows"] = [row for row in each["rows"] if row["split"] != "test" or row["step"] == "40"]
+    assert one == two
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path):
+    for name in ("a", "b"):
+        run_small(tmp_path / name)
+    run_small(tmp_path / "c", "seed=1")
+    assert figures(folder_of(tmp_path / "a")) == figures(folder_of(tmp_path / "b"))
+    other = rows_of(tmp_path / "c" / "mnist5k" / "indrnn" / "seed1")
+    assert rows_of(folder_of(tmp_path / "a"))[0]["loss"] != other[0]["loss"]
+
+
+def test_dropout_changes_neither_the_order_of_the_data_nor_the_initial_weights(tmp_path, monkeypatch):
+    reads, losses = [], []
+    for dropout in ("0.0", "0.5"):
+        task = small_task()
+        monkeypatch.setattr(loop, "load_task", lambda data, device, task=task: task)
+        run_small(tmp_path / dropout, f"model.dropout={dropout}", "optimizer.lr=1e-12", "trainer.max_steps=10")
+        reads.append([read.tolist() for read in task.train.read])
+        rows = rows_of(folder_of(tmp_path / dropout))
+        losses.append([[float(row["loss"]) for row in rows if row["split"] == split] for split in ("train", "val")])
+    assert reads[0] == reads[1]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-5)
+    assert losses[0][0] != pytest.approx(losses[1][0], rel=1e-2), "there was no dropout, so the test shows nothing"
+
+
+class NaNSplit(ArraySplit):
+    """One training sequence has become NaN."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__(200, 1)
+        self.x[bad] = float("nan")
+
+
+def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpoint(tmp_path, monkeypatch):
+    order = loop.DataOrder(200, 16, 0, torch.device("cpu"))
+    # Sequences that neither the first epoch nor the first evaluation sees, so that there is a checkpoint before.
+    seen = {int(i) for step in range(12) for i in order.indices(step)} | {int(i) for i in order.norm_samples(48, 10)}
+    later = ((step, int(i)) for step in range(12, 24) for i in order.indices(step))
+    step, bad = next((step, i) for step, i in later if i not in seen)
+    broken = task_with(train=NaNSplit(bad))
+    monkeypatch.setattr(loop, "load_task", lambda data, device: broken)
+    with pytest.raises(RunError) as caught:
+        run_small(tmp_path, "trainer.log_every=1000")
+    message, folder = str(caught.value), folder_of(tmp_path)
+    assert f"not finite at step {step + 1}, first in the output of layers.0; " in message
+    assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 1
+    assert not (folder / "result.json").exists()
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert content["progressed"]["step"] <= step
+    assert all(value.isfinite().all() for value in content["model"].values())
+
+
+def test_a_network_that_has_learnt_nothing_is_named_once(tmp_path, capsys):
+    run_small(tmp_path, "optimizer.lr=1e-12")
+    err = capsys.readouterr().err
+    assert err.count("the network has learnt nothing yet") == 1
+    assert "at step 10: the share of the most frequent class is" in err
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
+    advance = loop.Training._advance
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupted(self):
+        advance(self)
+        if self.at.step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop.Training, "_advance", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped at step 12, saved in .*; go on with the same command") as caught:
+        run_small(tmp_path)
+    assert caught.value.exit_code == 130
+    assert torch.load(folder_of(tmp_path) / "checkpoint.pt", weights_only=True)["progressed"]["step"] == 12
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_training_works_outside_the_main_thread(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run_small(tmp_path)))
+    thread.start()
+    thread.join()
+    assert results[0].steps == 30
+
+
+def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(tmp_path, monkeypatch):
+    saves = []
+    write = loop.save_checkpoint
+
+    def full(path, content):
+        if path.name == "checkpoint.pt":
+            saves.append(path)
+            if len(saves) == 2:
+                monkeypatch.setattr(os, "fsync", no_space)
+        write(path, content)
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(RunError, match=r"cannot write .*checkpoint\.pt: No space left on device; free some space"):
+        run_small(tmp_path)
+    folder = folder_of(tmp_path)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["progressed"]["step"] == 7
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_figures_of_a_task_without_classes(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    result = run_small(
+        tmp_path, "data=adding", "data.length=12", "data.validation_size=60", "data.test_size=80",
+        "trainer.target_accuracy=null",
+    )  # fmt: skip
+    assert result.steps == 30
+    assert result.test_accuracy is None
+    assert result.test_ci95 is None
+    folder = tmp_path / "adding-T12" / "indrnn" / "seed0"
+    losses = {int(row["step"]): float(row["loss"]) for row in rows_of(folder) if row["split"] == "val"}
+    assert result.val_loss == min(losses.values()) == losses[result.best_step]
+    assert all(math.isfinite(float(row["loss"])) and row["accuracy"] == "" for row in rows_of(folder))
+    assert json.loads((folder / "result.json").read_text())["task"] == "adding"
+
+
+def test_a_folder_that_is_no_run_and_one_without_checkpoint_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.yaml"):
+        load_run(tmp_path)
+    run_small(tmp_path, "trainer.max_steps=10")
+    folder = folder_of(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint='last' is unknown; choose from best, latest"):
+        load_run(folder, "last")
+    (folder / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"has no best\.pt: the run has not come far enough"):
+        load_run(folder)
+    assert load_run(folder, "latest")[1].seed == 0
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other", "pickle"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
+    run_small(tmp_path, "trainer.max_steps=10")
+    folder = folder_of(tmp_path)
+    path = folder / "best.pt"
+    whole = path.read_bytes()
+    if damage == "other":
+        torch.save({"weights": 1}, path)
+    elif damage == "pickle":
+        torch.save({"model": os.system}, path)
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"not a checkpoint"}[damage])
+    with pytest.raises(UserError) as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "move the file away, or start the run anew with overwrite=true" in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run_small(tmp_path, "trainer.max_steps=10")
+    folder = folder_of(tmp_path)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
+    with pytest.raises(UserError, match=r"best\.pt belongs to another model: .* has shape \(8, 1\) there and \(9, 1\)"):
+        load_run(folder)

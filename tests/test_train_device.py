@@ -1,0 +1,64 @@
+"""Devices, denormal numbers, precision."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from indrnn.errors import UserError
+from indrnn.train.device import flush_denormals, peak_memory_bytes, resolve_device, set_precision
+
+CPU = torch.device("cpu")
+
+
+def test_devices_by_name():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError) as caught:
+        resolve_device(name)
+    assert str(caught.value).startswith(f"device={name}: ")
+    assert str(caught.value).endswith("use device=cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_denormals_are_flushed_in_workers_that_were_already_running():
+    program = """
+import torch
+from indrnn.train.device import flush_denormals
+
+def shares():
+    tiny = torch.full((2048, 64), 1e-20)
+    return float((tiny @ tiny.T == 0).float().mean()), float((torch.full((1 << 20,), 1e-40) * 1.0 == 0).float().mean())
+
+print(*shares())
+flush_denormals()
+print(*shares())
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["0.0", "0.0", "1.0", "1.0"]
+
+
+def test_backward_flushes_denormals_too():
+    flush_denormals()
+    x = torch.full((1 << 18,), 1.0, requires_grad=True)
+    (x * 1e-20).backward(torch.full_like(x, 1e-20))
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
+def test_precision_is_the_same_for_matmul_and_cudnn(precision, mode):
+    set_precision(precision)
+    assert torch.backends.cuda.matmul.fp32_precision == mode
+    assert torch.backends.cudnn.rnn.fp32_precision == mode
+    set_precision("float32")
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50 * 2**20 < peak_memory_bytes(CPU) < 2**40

@@ -1,0 +1,204 @@
+"""One optimisation step: what it updates, what it limits, and that it can be captured as a CUDA graph."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from indrnn.config.compose import load_config
+from indrnn.errors import RunError, UserError
+from indrnn.layers import recurrent_layers
+from indrnn.models import build_model
+from indrnn.train.graph import GraphedStep
+from indrnn.train.objective import Objective
+from indrnn.train.optimizer import build_optimizer, rate_tensor, weight_matrices
+from indrnn.train.step import TrainingStep
+from small_runs import ArraySplit, small_config, small_task
+
+CPU = torch.device("cpu")
+BATCH = torch.arange(16)
+
+
+def make_step(tmp_path, *overrides, split=None):
+    cfg = small_config(tmp_path, *overrides)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, CPU)
+    task = small_task()
+    return TrainingStep(model, optimizer, Objective(task.spec), split or task.train, cfg.trainer, CPU)
+
+
+def weights(step):
+    return {name: value.clone() for name, value in step.model.named_parameters()}
+
+
+def test_a_step_is_plain_adam_on_clipped_gradients(tmp_path):
+    step = make_step(tmp_path, "model.dropout=0", "trainer.clip_norm=0.5", "optimizer.lr=0.01")
+    model = copy.deepcopy(step.model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=False, fused=False)
+    norms = 0.0
+    for batch in (BATCH, BATCH + 16, BATCH + 32):
+        step(batch)
+        x, y = step.split.batch(batch)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        norms += float(nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        optimizer.step()
+    assert norms > 1.5, "nothing was clipped, so the test shows nothing"
+    for (name, ours), theirs in zip(step.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+    assert step.meter.read()["grad_norm"] == pytest.approx(norms, rel=1e-5)
+
+
+def test_gradients_are_limited_by_value_before_their_norm_is(tmp_path):
+    step = make_step(tmp_path, "model.dropout=0", "trainer.clip_value=1e-3", "trainer.clip_norm=1e-2")
+    model = copy.deepcopy(step.model)
+    step(BATCH)
+    x, y = step.split.batch(BATCH)
+    nn.functional.cross_entropy(model(x), y).backward()
+    nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+    before = float(nn.utils.clip_grad_norm_(model.parameters(), 1e-2))
+    assert before > 1e-2, "the norm was not limited, so the test shows nothing"
+    for ours, theirs in zip(step.parameters, model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("model", ["indrnn", "indrnn_residual", "indrnn_dense", "lstm", "rnn"])
+def test_weight_decay_applies_to_weight_matrices_only(model):
+    cfg = load_config([f"model={model}", "data=mnist5k", "optimizer.weight_decay=0.1"])
+    network = build_model(cfg)
+    decayed = {id(parameter) for parameter in weight_matrices(network)}
+    for name, parameter in network.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.dim() == 2), name
+    assert all(id(layer.weight_hh) not in decayed for _, layer in recurrent_layers(network))
+    optimizer = build_optimizer(network, cfg.optimizer, CPU)
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(grouped) == len({id(each) for each in grouped}) == len(list(network.parameters()))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_the_learning_rate_is_read_from_a_tensor(tmp_path):
+    step = make_step(tmp_path)
+    rate_tensor(step.optimizer).fill_(0.0)
+    before = weights(step)
+    step(BATCH)
+    assert all(torch.equal(before[name], value) for name, value in weights(step).items())
+    rate_tensor(step.optimizer).fill_(0.1)
+    step(BATCH)
+    assert all(not torch.equal(before[name], value) for name, value in weights(step).items())
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on the operators that make the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "aten::equal", "item")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", ["model.constraint=clip", "model.constraint=project"])
+def test_a_step_never_waits_for_the_device(tmp_path, model):
+    step = make_step(tmp_path, model, "trainer.clip_value=1.0", "optimizer.weight_decay=0.1")
+    step(BATCH)
+    with NoWaiting():
+        step(BATCH + 16)
+        with pytest.raises(AssertionError):
+            step.meter.loss.item()
+    assert step.meter.read()["count"] == 2
+
+
+def test_project_keeps_the_stored_weight_in_its_bounds(tmp_path):
+    step = make_step(tmp_path, "model.constraint=project")
+    rate_tensor(step.optimizer).fill_(0.5)
+    step(BATCH)
+    for _, layer in recurrent_layers(step.model):
+        assert layer.weight_hh.abs().max() <= layer.recurrent_max_abs
+
+
+class FakeGraph:
+    """Stands for a CUDA graph: what the step does is fixed at capture; only its buffers' contents may change."""
+
+    def __init__(self, warm_up=3):
+        self.warm_up = warm_up
+
+    def __call__(self, step, device):
+        for _ in range(self.warm_up):
+            step()
+        return step
+
+
+def test_the_captured_step_reads_indices_and_rate_from_fixed_buffers(tmp_path):
+    eager, graphed = make_step(tmp_path, "model.dropout=0"), make_step(tmp_path, "model.dropout=0")
+    run = GraphedStep(graphed, BATCH, CPU, capture=FakeGraph(warm_up=0))
+    for number, rate in enumerate((0.01, 0.002)):
+        rate_tensor(eager.optimizer).fill_(rate)
+        rate_tensor(graphed.optimizer).fill_(rate)
+        indices = BATCH + 16 * number
+        eager(indices)
+        run(indices)
+        indices.fill_(0)  # the caller's tensor is not the buffer
+    for name, value in weights(eager).items():
+        assert torch.equal(value, weights(graphed)[name])
+
+
+def test_a_step_that_cannot_be_captured_stops_the_run_with_the_reason(tmp_path):
+    def fails(step, device):
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    with pytest.raises(RunError) as caught:
+        GraphedStep(make_step(tmp_path), BATCH, CPU, capture=fails)
+    assert str(caught.value) == (
+        "the training step cannot be captured as a CUDA graph (CUDA error: operation not permitted when stream is "
+        "capturing); use trainer.cuda_graph=false"
+    )
+
+
+class Poisoned(ArraySplit):
+    """Gives NaN for the second batch."""
+
+    def batch(self, indices):
+        x, y = super().batch(indices)
+        return (x * float("nan") if len(self.read) == 2 else x), y
+
+
+def test_after_a_non_finite_step_the_weights_stay_the_last_good_ones(tmp_path):
+    step = make_step(tmp_path, "optimizer.weight_decay=0.1", split=Poisoned(200, 1))
+    step(BATCH)
+    good = weights(step)
+    for _ in range(3):
+        step(BATCH)
+    assert step.meter.read()["first_bad"] == 2
+    assert all(torch.equal(good[name], value) for name, value in weights(step).items())
+
+
+def test_the_meter_sums_over_its_interval(tmp_path):
+    step = make_step(tmp_path, "model.dropout=0", "optimizer.lr=1e-12")
+    for number in range(3):
+        step(BATCH + 16 * number)
+    x, y = step.split.batch(torch.arange(48))
+    step.model.train()
+    with torch.no_grad():
+        outputs = torch.cat([step.model(part) for part in x.split(16)])
+    sums = step.meter.read()
+    assert sums["loss"] / 3 == pytest.approx(float(nn.functional.cross_entropy(outputs, y)), rel=1e-5)
+    assert sums["correct"] == int((outputs.argmax(1) == y).sum())
+    step.meter.clear()
+    assert step.meter.read() == {
+        "loss": 0.0, "correct": 0.0, "grad_norm": 0.0, "count": 0.0, "steps": 3, "first_bad": -1
+    }  # fmt: skip
+
+
+def test_mean_squared_error_is_judged_without_accuracy():
+    objective = Objective(SimpleNamespace(loss="mse", output_size=1))
+    loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
+    assert (float(loss), float(correct)) == (0.5, 0.0)
+    assert objective.accuracy(0, 2) is None
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(UserError, match=r"optimizer\.name=sgd is unknown; choose from adam, adamw"):
+        build_optimizer(nn.Linear(1, 1), SimpleNamespace(name="sgd"), CPU)
