@@ -57,11 +57,10 @@ def recurrence(
     dtype of the running state; without, two empty tensors.
     """
     _check(x, u, h0, bias)
-    name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
     state = state_dtype(x.dtype)
     u = u.to(state)
     bias = None if bias is None else bias.to(state)
-    return _recurrence(x, u, h0, bias, statistics, nonlinearity, name)
+    return _recurrence(x, u, h0, bias, statistics, nonlinearity, backend)
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
@@ -97,7 +96,9 @@ def _unit_stride(x: Tensor) -> Tensor:
 def _recurrence(
     x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, statistics: bool, nonlinearity: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h, mean, variance = load_backend(backend).forward(
+    # resolved here, inside the operator, where torch.compile does not look
+    name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
+    h, mean, variance = load_backend(name).forward(
         _unit_stride(x),
         u.contiguous(),
         None if h0 is None else h0.contiguous(),
@@ -161,7 +162,8 @@ def _recurrence_backward(
     nonlinearity: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return load_backend(backend).backward(
+    name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
+    return load_backend(name).backward(
         None if grad_h is None else _unit_stride(grad_h),
         None if grad_last is None else grad_last.contiguous(),
         None if offset is None else offset.contiguous(),

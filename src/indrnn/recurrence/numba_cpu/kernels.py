@@ -9,6 +9,9 @@ one that walked a few units through time with the state in registers took 1.3 ti
 quantities a unit, so there it is registers: `CHUNK` time steps of `wide` units at once.
 """
 
+# mypy: ignore-errors
+# (see `vector`)
+
 import numpy as np
 from numba import carray, njit
 

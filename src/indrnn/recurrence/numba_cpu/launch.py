@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .vector import INTERPRETED
 
 # a tensor with stride 1 along its last dimension, and its strides along batch and time
 Strided = tuple[Tensor, int, int]
@@ -29,7 +30,7 @@ def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays:
 
     `sizes` are groups, B, T, H, kind and statistics (0 for backward), `arrays` in the order of the task's arguments.
     """
-    if numba.config.DISABLE_JIT:
+    if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
         return
     call = np.zeros(kernels.LONGEST_CALL, np.int64)
@@ -53,7 +54,7 @@ def _compiled(name: str) -> int:
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
         compiled = numba.cfunc(signature, error_model="numpy")(entry)
     _compiled_entries.append(compiled)
-    return int(compiled.address)
+    return cast(int, compiled.address)
 
 
 _compiled_entries: list[Any] = []  # keeps the machine code alive

@@ -1,4 +1,4 @@
-"""What the kernels need of the machine: pointers, an atomic counter, and flushing of denormals; and their entry points.
+"""What the kernels need of the machine: pointers, an atomic counter, and flushing of denormals.
 
 An entry point is a C function ``void (*)(int64_t *call)`` that several threads run at once on one call: each takes
 the next task from the counter call[0] until none is left. It flushes denormals to zero in its own thread for as long
@@ -6,8 +6,10 @@ as it runs, because gradients that vanish over hundreds of steps are denormal, a
 number; ``torch.set_flush_denormal`` reaches the calling thread only.
 """
 
+# mypy: ignore-errors
+# (see `vector`)
+
 import platform
-from typing import Any
 
 from llvmlite import ir
 from numba.core import types
@@ -21,20 +23,20 @@ FLUSH = 0x8040 if _X86 else 1 << 24 if _ARM else 0
 
 
 @intrinsic
-def pointer_at(typing: Any, address: Any) -> Any:
+def pointer_at(typing, address):
     """The integer `address` as a pointer."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), generate
 
 
 @intrinsic
-def take(typing: Any, counter: Any) -> Any:
+def take(typing, counter):
     """The 64-bit integer at `counter`, which grows by one, atomically."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         pointer = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
         return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "monotonic")
 
@@ -42,10 +44,10 @@ def take(typing: Any, counter: Any) -> Any:
 
 
 @intrinsic
-def float_mode(typing: Any) -> Any:
+def float_mode(typing):
     """The processor's floating-point control register."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         if _X86:
             register = builder.alloca(ir.IntType(32))
             builder.call(_mxcsr(builder, "st"), [builder.bitcast(register, ir.IntType(8).as_pointer())])
@@ -58,10 +60,10 @@ def float_mode(typing: Any) -> Any:
 
 
 @intrinsic
-def set_float_mode(typing: Any, mode: Any) -> Any:
+def set_float_mode(typing, mode):
     """Set what `float_mode` reads, for this thread."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         if _X86:
             register = builder.alloca(ir.IntType(32))
             builder.store(builder.trunc(arguments[0], ir.IntType(32)), register)
@@ -74,6 +76,6 @@ def set_float_mode(typing: Any, mode: Any) -> Any:
     return types.void(types.int64), generate
 
 
-def _mxcsr(builder: Any, direction: str) -> Any:
+def _mxcsr(builder, direction):
     kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
     return builder.module.declare_intrinsic(f"llvm.x86.sse.{direction}mxcsr", (), kind)

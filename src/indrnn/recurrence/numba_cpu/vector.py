@@ -11,9 +11,10 @@ order of additions keep their meaning.
 Numba's cache on disk looks at the kernels' own file only: after a change here, touch ``kernels.py``.
 """
 
+# mypy: ignore-errors
+# (Numba calls these functions with types, then with LLVM values; its stubs describe neither)
+
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -26,14 +27,14 @@ _MAY_FUSE = ("contract",)
 class Vector(types.Type):
     """`lanes` values of the Numba type `dtype`."""
 
-    def __init__(self, dtype: Any, lanes: int) -> None:
+    def __init__(self, dtype, lanes):
         self.dtype, self.lanes = dtype, lanes
         super().__init__(name=f"Vector({dtype}, {lanes})")
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: Vector) -> None:
+    def __init__(self, manager, vector: Vector):
         super().__init__(manager, vector, _ir(vector))
 
 
@@ -41,16 +42,16 @@ def _ir(vector: Vector) -> ir.VectorType:
     return ir.VectorType(ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType(), vector.lanes)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Vector) -> Any:
+def _pointer(context, builder, array_type, array, index, vector: Vector):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), _ir(vector).as_pointer())
 
 
 @intrinsic
-def _load(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
+def _load(typing, array, index, lanes):
     vector = Vector(array.dtype, len(lanes))
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, array, *arguments[:2], vector)
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
@@ -58,8 +59,8 @@ def _load(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 
 @intrinsic
-def _store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _store(typing, array, index, vector):
+    def generate(context, builder, signature, arguments):
         pointer = _pointer(context, builder, array, *arguments[:2], vector)
         builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
@@ -68,15 +69,15 @@ def _store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def _zeros(typing: Any, like: Any) -> Any:
+def _zeros(typing, like):
     return like(like), lambda context, builder, signature, arguments: ir.Constant(_ir(like), None)
 
 
 @intrinsic
-def _convert(typing: Any, a: Any, like: Any) -> Any:
+def _convert(typing, a, like):
     result = Vector(like.dtype, a.lanes)
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context, builder, signature, arguments):
         if a.dtype == like.dtype:
             return arguments[0]
         instruction = builder.fpext if like.dtype == types.float64 else builder.fptrunc
@@ -85,18 +86,18 @@ def _convert(typing: Any, a: Any, like: Any) -> Any:
     return result(a, like), generate
 
 
-def _arithmetic(instruction: str) -> Callable[..., Any]:
+def _arithmetic(instruction: str):
     @intrinsic
-    def operate(typing: Any, a: Any, b: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def operate(typing, a, b):
+        def generate(context, builder, signature, arguments):
             return getattr(builder, instruction)(*arguments, flags=_MAY_FUSE)
 
         return a(a, b), generate
 
-    return operate  # type: ignore[no-any-return]
+    return operate
 
 
-def _between_vectors(symbol: Callable[..., Any], operate: Callable[..., Any]) -> None:
+def _between_vectors(symbol, operate):
     @overload(symbol)
     def _(a, b):  # Numba compares the two signatures, annotations included
         if isinstance(a, Vector) and a == b:
@@ -110,8 +111,8 @@ _between_vectors(operator.mul, _arithmetic("fmul"))
 
 
 @intrinsic
-def _times(typing: Any, a: Any, factor: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _times(typing, a, factor):
+    def generate(context, builder, signature, arguments):
         one = builder.insert_element(ir.Constant(_ir(a), ir.Undefined), arguments[1], ir.IntType(32)(0))
         order = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), None)
         return builder.fmul(arguments[0], builder.shuffle_vector(one, one, order), flags=_MAY_FUSE)
@@ -120,8 +121,8 @@ def _times(typing: Any, a: Any, factor: Any) -> Any:
 
 
 @intrinsic
-def _choose(typing: Any, by: Any, positive: Any, other: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _choose(typing, by, positive, other):
+    def generate(context, builder, signature, arguments):
         condition = builder.fcmp_ordered(">", arguments[0], ir.Constant(_ir(by), None))
         return builder.select(condition, arguments[1], arguments[2])
 
@@ -129,41 +130,43 @@ def _choose(typing: Any, by: Any, positive: Any, other: Any) -> Any:
 
 
 @intrinsic
-def _relu(typing: Any, a: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _relu(typing, a):
+    def generate(context, builder, signature, arguments):
         zero = ir.Constant(_ir(a), None)
         return builder.select(builder.fcmp_ordered("<", arguments[0], zero), zero, arguments[0])
 
     return a(a), generate
 
 
-if config.DISABLE_JIT:
+INTERPRETED = bool(config.DISABLE_JIT)
 
-    def load(array: Any, index: Any, lanes: Any) -> Any:
+if INTERPRETED:
+
+    def load(array, index, lanes):
         """The vector array[index : index + len(lanes)]."""
         return array[index : index + len(lanes)].copy()
 
-    def store(array: Any, index: Any, a: Any) -> None:
+    def store(array, index, a):
         """Put a into array[index : index + its lanes]."""
         array[index : index + len(a)] = a
 
-    def zeros(like: Any) -> Any:
+    def zeros(like):
         """Zeros of that type."""
         return np.zeros_like(like)
 
-    def convert(a: Any, like: Any) -> Any:
+    def convert(a, like):
         """a with the elements' type of the vector or array `like`."""
         return a.astype(like.dtype)
 
-    def times(a: Any, factor: Any) -> Any:
+    def times(a, factor):
         """a times a number."""
         return a * a.dtype.type(factor)
 
-    def choose(by: Any, positive: Any, other: Any) -> Any:
+    def choose(by, positive, other):
         """`positive` where by > 0, `other` elsewhere (also where by is NaN)."""
         return np.where(by > 0, positive, other)
 
-    def relu(a: Any) -> Any:
+    def relu(a):
         """0 where a < 0, a elsewhere; NaN stays."""
         return np.where(a < 0, zeros(a), a)
 else:

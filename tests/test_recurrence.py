@@ -1,0 +1,366 @@
+"""The recurrence on every backend of this machine: outputs, gradients, and what a caller may rely on."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import naive
+from indrnn.errors import UserError
+from indrnn.recurrence import available_backends, dispatch, indrnn_recurrence, resolve_backend
+from indrnn.recurrence.ops import recurrence
+
+# Largest error allowed, relative to the largest element of the float64 result.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+# A tree of products rounds differently from a loop: DESIGN says 2e-4 at |u| = 2^(1/784) over 784 steps.
+TREE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-4}
+BACKENDS = ["reference", "scan", "numba"]
+COMPUTES = [(name, sigma) for name in BACKENDS for sigma in dispatch.load_backend(name).NONLINEARITIES]
+MAX = 2 ** (1 / 784)
+
+
+def assert_close(actual, expected, tolerance):
+    scale = expected.abs().max().clamp(min=1e-30)
+    error = ((actual.double() - expected).abs().max() / scale).item()
+    assert actual.shape == expected.shape
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def example(B, T, H, dtype=torch.float64):
+    """Inputs whose states cross the kink again and again, and weights at the bounds, zero, tiny and negative."""
+    x = torch.randn(B, T, H, dtype=torch.float64)
+    u = (2 * torch.rand(H, dtype=torch.float64) - 1) * MAX
+    special = torch.tensor([MAX, -MAX, 0.0, 1e-30, -1.0], dtype=torch.float64)[:H]
+    u[: len(special)] = special
+    h0 = torch.rand(B, H, dtype=torch.float64) * 3
+    bias = torch.randn(B, H, dtype=torch.float64) / 10
+    return [tensor.to(dtype) for tensor in (x, u, h0, bias)]
+
+
+def cotangents(*outputs):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.dtype) for out in outputs]
+
+
+def results_and_gradients(function, inputs):
+    """What `function` returns, and the gradients of its inputs for random cotangents on all it returns."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    outputs = [out for out in function(*inputs) if out.numel()]
+    gradients = torch.autograd.grad(outputs, inputs, cotangents(*outputs))
+    return [tensor.detach() for tensor in (*outputs, *gradients)]
+
+
+def in_float64(inputs):
+    return [tensor.double() for tensor in inputs]
+
+
+SHAPES = [(3, 1, 1), (3, 1, 128), (3, 2, 5), (3, 17, 5), (3, 17, 128), (3, 783, 5), (3, 784, 45), (1, 33, 100)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("B", "T", "H"), SHAPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_relu_outputs_and_all_gradients(backend, B, T, H, dtype):
+    inputs = example(B, T, H, dtype)[:3]
+    expected = results_and_gradients(naive.recurrence, in_float64(inputs))
+    actual = results_and_gradients(lambda x, u, h0: indrnn_recurrence(x, u, h0, backend=backend), inputs)
+    tolerance = (TREE_TOLERANCE if backend == "scan" else TOLERANCE)[dtype]
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        assert_close(a, e, tolerance)
+
+
+@pytest.mark.parametrize(("backend", "nonlinearity"), COMPUTES)
+def test_every_nonlinearity_with_a_bias(backend, nonlinearity):
+    inputs = example(3, 70, 45)
+    expected = results_and_gradients(lambda *i: naive.recurrence(*i, nonlinearity), inputs)
+    actual = results_and_gradients(lambda *i: recurrence(*i, nonlinearity=nonlinearity, backend=backend), inputs)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_initial_state_is_zeros(backend):
+    x, u, h0, _ = example(3, 17, 5)
+    h, last = indrnn_recurrence(x, u, backend=backend)
+    assert torch.equal(h, indrnn_recurrence(x, u, torch.zeros_like(h0), backend=backend)[0])
+    assert torch.equal(last, h[:, -1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shared_bias", [False, True])
+def test_statistics_and_their_gradients(backend, shared_bias):
+    x, u, h0, bias = example(3, 70, 45)
+    inputs = [x, u, h0, bias[0] if shared_bias else bias]
+
+    def slow(*inputs):
+        h, last = naive.recurrence(*inputs)
+        return h, last, h.mean((0, 1)), h.var((0, 1), correction=0)
+
+    def fast(*inputs):
+        return recurrence(*inputs, statistics=True, backend=backend)
+
+    for a, e in zip(results_and_gradients(fast, inputs), results_and_gradients(slow, inputs), strict=True):
+        assert_close(a, e, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_variance_does_not_cancel(backend):
+    """States near 1000 that vary by 0.01: the sum of squares less the square of the sum keeps no digit of that."""
+    x = 1000 + 0.01 * torch.randn(4, 784, 5)
+    h, _, mean, variance = recurrence(x, torch.zeros(5), statistics=True, backend=backend)
+    expected = h.double().var((0, 1), correction=0)
+    assert_close(mean, h.double().mean((0, 1)), 1e-6)
+    assert_close(variance, expected, 1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_step_alone(backend):
+    """A loss that reads h_last only has the gradients of one that reads h[:, -1]."""
+    inputs = example(3, 17, 5)[:3]
+    actual = results_and_gradients(lambda *i: indrnn_recurrence(*i, backend=backend)[1:], inputs)
+    expected = results_and_gradients(lambda *i: naive.recurrence(*i)[1:], inputs)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["time-major", "sliced", "expanded", "units apart"])
+def test_strided_input(backend, layout):
+    x, u, h0, _ = example(3, 40, 36)
+    if layout == "time-major":
+        strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    elif layout == "sliced":
+        strided = torch.randn(3, 80, 50, dtype=x.dtype)[:, ::2, 5:41].copy_(x)
+    elif layout == "expanded":
+        strided = x = x[:, :1].expand(3, 40, 36)
+    else:
+        strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    expected = naive.recurrence(x, u, h0)[0]
+    leaf = strided.detach().requires_grad_()
+    h, _ = indrnn_recurrence(leaf, u, h0, backend=backend)
+    assert_close(h.detach(), expected, 1e-12)
+    if layout == "time-major":
+        assert h.stride() == strided.stride()
+    # gradients arrive in any layout too: of h.sum() every stride is 0
+    (strided_gradient,) = torch.autograd.grad(h.sum(), leaf)
+    plain = x.contiguous().requires_grad_()
+    (expected_gradient,) = torch.autograd.grad(naive.recurrence(plain, u, h0)[0].sum(), plain)
+    assert_close(strided_gradient, expected_gradient, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_are_left_alone(backend):
+    inputs = example(3, 40, 36)
+    before = [tensor.clone() for tensor in inputs]
+    results_and_gradients(lambda *i: recurrence(*i, backend=backend), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("B", "T", "H"), [(3, 40, 45), (1, 33, 7), (2, 1, 1)])
+def test_every_element_is_written(backend, B, T, H, monkeypatch):
+    """Fresh memory full of NaN must not show."""
+    inputs = example(B, T, H)
+
+    def poison(make):
+        return lambda *args, **kwargs: make(*args, **kwargs).fill_(float("nan"))
+
+    expected = results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend=backend), inputs)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", poison(torch.empty))
+        patch.setattr(torch, "empty_like", poison(torch.empty_like))
+        patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+        actual = results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend=backend), inputs)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_not_a_number_is_not_hidden(backend):
+    x, u, _, _ = example(2, 9, 5)
+    x[1, 4, 2] = float("nan")
+    h, _ = indrnn_recurrence(x, u, backend=backend)
+    assert h[1, 4:, 2].isnan().any()
+    assert not h[0].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]
+
+    def everything(*inputs):
+        return recurrence(*inputs, statistics=True, backend=backend)
+
+    assert torch.autograd.gradcheck(everything, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_are_refused(backend):
+    x, u, _, _ = example(2, 4, 3)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(indrnn_recurrence(x, u, backend=backend)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once, not twice"):
+        gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck itself looks at it
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("optional", [False, True])
+def test_operators_keep_pytorchs_rules(backend, optional):
+    x, u, h0, bias = (tensor.requires_grad_() for tensor in example(2, 9, 5))
+    arguments = (x, u, h0 if optional else None, bias if optional else None, optional, "relu", backend)
+    torch.library.opcheck(torch.ops.indrnn.recurrence, arguments)
+    h = torch.ops.indrnn.recurrence(*arguments)[0].detach()
+    offset = torch.rand(5, dtype=h.dtype) if optional else None
+    arguments = (torch.randn_like(h), None, offset, offset, h, u.detach(), h0.detach(), "relu", backend)
+    torch.library.opcheck(torch.ops.indrnn.recurrence_backward, arguments)
+
+
+@pytest.mark.parametrize("backend", ["numba", "scan"])
+def test_compiles_into_one_graph(backend):
+    inputs = example(2, 9, 5)[:3]
+
+    def function(x, u, h0):
+        h, last = indrnn_recurrence(x * 2, u, h0, backend=backend)
+        return h + 1, last
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for a, e in zip(results_and_gradients(compiled, inputs), results_and_gradients(function, inputs), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_threads_do_not_change_a_bit():
+    inputs = example(3, 200, 128, torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend="numba"), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, e) for a, e in zip(other, results[0], strict=True))
+
+
+def test_numba_without_the_openmp_runtime(monkeypatch):
+    """Where PyTorch's runtime cannot be called, Python's threads give the same result."""
+    from indrnn.recurrence.numba_cpu import launch
+
+    inputs = example(3, 100, 128, torch.float32)
+    expected = results_and_gradients(lambda *i: recurrence(*i, backend="numba"), inputs)
+    monkeypatch.setattr(launch, "_openmp_parallel", lambda: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        actual = results_and_gradients(lambda *i: recurrence(*i, backend="numba"), inputs)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numba_flushes_denormals_in_its_threads_and_nowhere_else(threads):
+    h = torch.ones(4, 60, 128)
+    u = torch.full((128,), 0.05)
+    last = torch.full((4, 128), 1e-30)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        dx, _, _, _ = torch.ops.indrnn.recurrence_backward(None, last, None, None, h, u, None, "relu", "numba")
+    finally:
+        torch.set_num_threads(before)
+    tiny = torch.finfo(torch.float32).tiny
+    assert (dx > 0).any()
+    assert not ((dx != 0) & (dx.abs() < tiny)).any()
+    assert (torch.tensor(1e-30) * torch.tensor(1e-10)).item() > 0  # denormals live on in the caller's thread
+
+
+def test_numba_kernels_as_python():
+    """The kernels' loops, interpreted: what a debugger and a coverage tool see."""
+    program = """
+import torch
+from indrnn.recurrence.ops import recurrence
+torch.manual_seed(0)
+for dtype, B, T, H in ((torch.float64, 2, 40, 21), (torch.float32, 1, 35, 45), (torch.float32, 9, 1, 1)):
+    for sigma in ("relu", "identity", "leaky_relu"):
+        results = []
+        inputs = [torch.randn(B, T, H, dtype=dtype), torch.rand(H, dtype=dtype) * 1.8 - 0.9,
+                  torch.rand(B, H, dtype=dtype), torch.randn(H, dtype=dtype)]
+        for backend in ("numba", "reference"):
+            leaves = [each.clone().requires_grad_() for each in inputs]
+            outputs = recurrence(*leaves, statistics=True, nonlinearity=sigma, backend=backend)
+            loss = sum((out * torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out)).sum() for out in outputs)
+            results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+        for a, e in zip(*results):
+            torch.testing.assert_close(a, e, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-4)
+print("same")
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_importing_the_package_does_not_import_numba_or_triton():
+    program = "import sys, indrnn.layers; print(sorted({'numba', 'llvmlite'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": torch.randn(3, 5)}, r"x must be \(B, T, H\)"),
+            ({"x": torch.randn(3, 0, 5)}, "at least one sequence, step and unit"),
+            ({"x": torch.zeros(3, 4, 5, dtype=torch.int64)}, "x must be floating point"),
+            ({"u": torch.randn(4)}, r"u must have shape \(5,\)"),
+            ({"u": torch.randn(5).double()}, "u must have the dtype of x"),
+            ({"h0": torch.randn(5)}, r"h0 must have shape \(3, 5\)"),
+            ({"h0": torch.randn(3, 5).double()}, "h0 must have the dtype of x"),
+            ({"u": torch.randn(5, device="meta")}, "u is on meta"),
+        ],
+    )
+    def test_tensors_that_do_not_fit(self, change, message):
+        arguments = {"x": torch.randn(3, 4, 5), "u": torch.randn(5), "h0": None, **change}
+        with pytest.raises(ValueError, match=message):
+            indrnn_recurrence(**arguments)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"backend": "cuda"}, "backend='cuda' is unknown; choose one of auto"),
+            ({"nonlinearity": "gelu"}, "nonlinearity='gelu' is unknown; choose one of relu"),
+            ({"backend": "triton"}, "backend=triton is not available on cpu: .*; choose auto or reference"),
+            ({"backend": "numba", "nonlinearity": "tanh"}, "it computes relu, identity, leaky_relu, not tanh"),
+        ],
+    )
+    def test_backends_that_cannot(self, options, message):
+        with pytest.raises(UserError, match=message) as error:
+            indrnn_recurrence(torch.randn(3, 4, 5), torch.randn(5), **options)
+        assert "\n" not in str(error.value)
+
+
+class TestResolveBackend:
+    def test_on_the_cpu(self):
+        assert resolve_backend("auto", "cpu") == "numba"
+        assert resolve_backend("auto", "cpu", nonlinearity="tanh") == "reference"
+        assert resolve_backend("auto", "cpu", torch.bfloat16) == "reference"
+        assert resolve_backend("scan", "cpu") == "scan"
+
+    def test_a_slow_choice_on_cuda_warns_once(self, monkeypatch):
+        monkeypatch.setattr(dispatch, "_refusal", lambda name, *_: "no kernel" if name == "triton" else None)
+        monkeypatch.setattr(dispatch, "_warned", set())
+        with pytest.warns(UserWarning, match="slow, because triton cannot be used: no kernel"):
+            assert resolve_backend("auto", "cuda") == "reference"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert resolve_backend("auto", "cuda") == "reference"
+
+    def test_a_missing_library_is_a_reason(self, monkeypatch):
+        monkeypatch.setitem(dispatch._MODULES, "numba", ".no_such_module")
+        assert "cannot be imported" in available_backends("cpu")["numba"]
+        assert resolve_backend("auto", "cpu") == "reference"
