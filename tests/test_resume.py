@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from indrnn.errors import UserError
 from indrnn.record import MetricsWriter
