@@ -1,0 +1,218 @@
+"""Backward: δ_t = σ'_t ⊙ (g_t + u ⊙ δ_{t+1}), a linear scan from the saved output, time reversed."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chooser import Tile
+from .maps import LIMIT, clamp, compose_affine, power, times_derivative
+from .tiles import load_steps, locate, packed_step, store_step
+
+_SIZES = ["T", "n", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
+_POINTERS = [
+    "dh_ptr",
+    "dlast_ptr",
+    "offset_ptr",
+    "slope_ptr",
+    "h_ptr",
+    "u_ptr",
+    "h0_ptr",
+    "dx_ptr",
+    "du_ptr",
+    "dh0_ptr",
+    "dbias_ptr",
+]
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
+def backward_kernel(
+    dh_ptr,
+    dlast_ptr,
+    offset_ptr,
+    slope_ptr,
+    h_ptr,
+    u_ptr,
+    h0_ptr,
+    dx_ptr,
+    du_ptr,
+    dh0_ptr,
+    dbias_ptr,
+    T,
+    n,
+    H,
+    dh_stride_b,
+    dh_stride_t,
+    h_stride_b,
+    h_stride_t,
+    dx_stride_b,
+    dx_stride_t,
+    DH_STEP: tl.constexpr,
+    H_STEP: tl.constexpr,
+    DX_STEP: tl.constexpr,
+    NONLINEARITY: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    sequence, unit, chain, exists = locate(n, H, BLOCK, WHOLE)
+    u = tl.load(u_ptr + unit, mask=exists, other=0.0)
+    state = u.dtype
+    u = tl.broadcast_to(u, [CHUNKS, BLOCK])
+    zeros = tl.zeros([CHUNKS, BLOCK], state)
+    delta = zeros
+    du = zeros
+    dbias = zeros
+    offset = zeros
+    slope = zeros
+    if offset_ptr is not None:
+        offset += tl.load(offset_ptr + unit, mask=exists, other=0.0)
+        slope += tl.load(slope_ptr + unit, mask=exists, other=0.0)
+
+    chunk = tl.broadcast_to(tl.arange(0, CHUNKS)[:, None], [CHUNKS, BLOCK])
+    # Chunks are counted from the end of time, so that what is missing in the last tile is missing before t = 0.
+    left = T - chunk * STEPS
+    last = (left - 1).to(tl.int64)
+    h_step = h_stride_t.to(tl.int64) if H_STEP == 0 else H_STEP
+    dx_step = dx_stride_t.to(tl.int64) if DX_STEP == 0 else DX_STEP
+    TILE: tl.constexpr = CHUNKS * STEPS
+    h_pos = h_ptr + sequence * h_stride_b + unit + last * h_step
+    dx_pos = dx_ptr + sequence * dx_stride_b + unit + last * dx_step
+    if dh_ptr is not None:
+        dh_step = dh_stride_t.to(tl.int64) if DH_STEP == 0 else DH_STEP
+        dh_pos = dh_ptr + sequence * dh_stride_b + unit + last * dh_step
+
+    # The gradient of h_last enters with the first step of the first tile.
+    entering = zeros
+    if dlast_ptr is not None:
+        entering += tl.where(chunk == 0, tl.load(dlast_ptr + chain, mask=exists, other=0.0).to(state), 0.0)
+
+    if AHEAD:
+        hs_following = load_steps(h_pos, -h_step, left, exists, STEPS, WHOLE, FULL)
+        if dh_ptr is not None:
+            gs_following = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
+    for _ in range(0, tl.cdiv(T, TILE)):
+        # h before the chunk's first step, that is, of the step its last one looks back to
+        h_before = load_steps(h_pos - STEPS * h_step, -h_step, left - STEPS, exists, 1, WHOLE, FULL)[0]
+        if AHEAD:
+            hs = hs_following
+            hs_following = load_steps(h_pos - TILE * h_step, -h_step, left - TILE, exists, STEPS, WHOLE, FULL)
+            if dh_ptr is not None:
+                gs = gs_following
+                gs_following = load_steps(dh_pos - TILE * dh_step, -dh_step, left - TILE, exists, STEPS, WHOLE, FULL)
+        else:
+            hs = load_steps(h_pos, -h_step, left, exists, STEPS, WHOLE, FULL)
+            if dh_ptr is not None:
+                gs = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
+        hs = hs + (h_before,)  # noqa: RUF005
+
+        incoming = ()
+        for i in tl.static_range(STEPS):
+            g = offset
+            if dh_ptr is not None:
+                g = gs[i].to(state)
+                if offset_ptr is not None:
+                    g += offset
+            if offset_ptr is not None:
+                g += slope * hs[i].to(state)
+            if i == 0:
+                g += entering
+            incoming = incoming + (g,)  # type: ignore[assignment] # noqa: RUF005
+        entering = zeros
+
+        if CHUNKS > 1:
+            a = zeros
+            s = zeros + 1.0
+            for i in tl.static_range(STEPS):
+                h = hs[i].to(state)
+                a = times_derivative(incoming[i] + u * a, h, NONLINEARITY)
+                s = times_derivative(s, h, NONLINEARITY)
+            s = clamp(s * power(u, STEPS), -LIMIT, LIMIT)
+            first = chunk == 0
+            a = tl.where(first, a + s * delta, a)
+            s = tl.where(first, 0.0, s)
+            a, s = tl.associative_scan((a, s), 0, compose_affine)
+            before = tl.where(first, delta, tl.gather(a, tl.maximum(chunk - 1, 0), 0))
+            after = tl.gather(a, tl.full([CHUNKS, BLOCK], CHUNKS - 1, tl.int32), 0)
+            delta = before
+        for i in tl.static_range(STEPS):
+            new = times_derivative(incoming[i] + u * delta, hs[i].to(state), NONLINEARITY)
+            store_step(dx_pos - i * dx_step, new, i, left, exists, WHOLE, FULL)
+            if FULL:
+                delta = new
+            else:
+                new = tl.where(left > i, new, 0.0)
+                delta = tl.where(left > i, new, delta)
+            du += new * hs[i + 1].to(state)
+            dbias += new
+        # The chunk that holds t = 0
+        ends = (left > 0) & (left <= STEPS) & exists
+        tl.store(dh0_ptr + chain + chunk * 0, u * delta, mask=ends)
+        if h0_ptr is not None:
+            du += delta * tl.load(h0_ptr + chain + chunk * 0, mask=ends, other=0.0).to(state)
+        if CHUNKS > 1:
+            delta = after
+        left -= TILE
+        h_pos -= TILE * h_step
+        dx_pos -= TILE * dx_step
+        if dh_ptr is not None:
+            dh_pos -= TILE * dh_step
+
+    tl.store(du_ptr + chain, tl.sum(du, axis=0, keep_dims=True), mask=exists)
+    tl.store(dbias_ptr + chain, tl.sum(dbias, axis=0, keep_dims=True), mask=exists)
+
+
+def launch_backward(
+    grad_h: Tensor | None,
+    grad_last: Tensor | None,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    h: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    nonlinearity: str,
+    tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, du, dh0, dbias as `dispatch.Backend.backward` defines them."""
+    B, T, H = h.shape
+    dx = torch.empty_like(h)
+    du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
+    backward_kernel[(triton.cdiv(B * H, tile.block),)](
+        grad_h,
+        grad_last,
+        offset,
+        slope,
+        h,
+        u,
+        h0,
+        dx,
+        du,
+        dh0,
+        dbias,
+        T,
+        B * H,
+        H,
+        0 if grad_h is None else grad_h.stride(0),
+        0 if grad_h is None else grad_h.stride(1),
+        h.stride(0),
+        h.stride(1),
+        dx.stride(0),
+        dx.stride(1),
+        DH_STEP=0 if grad_h is None else packed_step(grad_h),
+        H_STEP=packed_step(h),
+        DX_STEP=packed_step(dx),
+        NONLINEARITY=nonlinearity,
+        CHUNKS=tile.chunks,
+        STEPS=tile.steps,
+        BLOCK=tile.block,
+        AHEAD=tile.ahead,
+        WHOLE=H % tile.block == 0,
+        FULL=T % (tile.chunks * tile.steps) == 0,
+        num_warps=tile.warps,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    return dx, du, dh0, dbias

@@ -1,0 +1,206 @@
+"""Forward: h_t = σ(x_t + bias + u ⊙ h_{t-1})."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .chooser import Tile
+from .maps import LIMIT, activate, clamp, compose_affine, compose_clamped, larger, power, smaller
+from .statistics import combine_chains
+from .tiles import load_steps, locate, packed_step, store_step
+
+
+@triton.jit
+def enter(
+    xs,
+    bias,
+    u,
+    carry,
+    chunk,
+    NONLINEARITY: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The state before each chunk of a tile, and after the last, given the state before the first."""
+    first = chunk == 0
+    a = tl.zeros([CHUNKS, BLOCK], u.dtype)
+    s = power(u, STEPS)
+    if NONLINEARITY == "relu":
+        # The images of the two ends of the line are the bounds, whatever the sign of u.
+        p = a - LIMIT
+        q = a + LIMIT
+        for i in tl.static_range(STEPS):
+            x = xs[i].to(u.dtype) + bias
+            a = x + u * a
+            p = larger(x + u * p, 0.0)
+            q = larger(x + u * q, 0.0)
+        a = clamp(a, -LIMIT, LIMIT)
+        s = clamp(s, -LIMIT, LIMIT)
+        lo = clamp(smaller(p, q), -LIMIT, LIMIT)
+        hi = clamp(larger(p, q), -LIMIT, LIMIT)
+        # With the first chunk's map made constant, the scan composes values, not maps, wherever it goes left to right.
+        end = clamp(a + s * carry, lo, hi)
+        a = tl.where(first, end, a)
+        s = tl.where(first, 0.0, s)
+        lo = tl.where(first, end, lo)
+        hi = tl.where(first, end, hi)
+        a, s, lo, hi = tl.associative_scan((a, s, lo, hi), 0, compose_clamped)
+    else:
+        for i in tl.static_range(STEPS):
+            a = xs[i].to(u.dtype) + bias + u * a
+        a = tl.where(first, a + s * carry, a)
+        s = tl.where(first, 0.0, clamp(s, -LIMIT, LIMIT))
+        a, s = tl.associative_scan((a, s), 0, compose_affine)
+    before = tl.where(first, carry, tl.gather(a, tl.maximum(chunk - 1, 0), 0))
+    after = tl.gather(a, tl.full([CHUNKS, BLOCK], CHUNKS - 1, tl.int32), 0)
+    return before, after
+
+
+_SIZES = ["T", "n", "H", "x_stride_b", "x_stride_t", "h_stride_b", "h_stride_t", "bias_stride_b"]
+_POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "mean_ptr", "deviation_ptr"]
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
+def forward_kernel(
+    x_ptr,
+    u_ptr,
+    h0_ptr,
+    bias_ptr,
+    h_ptr,
+    mean_ptr,
+    deviation_ptr,
+    T,
+    n,
+    H,
+    x_stride_b,
+    x_stride_t,
+    h_stride_b,
+    h_stride_t,
+    bias_stride_b,
+    X_STEP: tl.constexpr,
+    H_STEP: tl.constexpr,
+    NONLINEARITY: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
+    WHOLE: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    sequence, unit, chain, exists = locate(n, H, BLOCK, WHOLE)
+    u = tl.load(u_ptr + unit, mask=exists, other=0.0)
+    state = u.dtype
+    u = tl.broadcast_to(u, [CHUNKS, BLOCK])
+    zeros = tl.zeros([CHUNKS, BLOCK], state)
+    carry = zeros
+    if h0_ptr is not None:
+        carry += tl.load(h0_ptr + chain, mask=exists, other=0.0).to(state)
+    bias = zeros
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + sequence * bias_stride_b + unit, mask=exists, other=0.0)
+
+    chunk = tl.broadcast_to(tl.arange(0, CHUNKS)[:, None], [CHUNKS, BLOCK])
+    left = T - chunk * STEPS
+    x_step = x_stride_t.to(tl.int64) if X_STEP == 0 else X_STEP
+    h_step = h_stride_t.to(tl.int64) if H_STEP == 0 else H_STEP
+    TILE: tl.constexpr = CHUNKS * STEPS
+    x_pos = x_ptr + sequence * x_stride_b + unit + (chunk * STEPS).to(tl.int64) * x_step
+    h_pos = h_ptr + sequence * h_stride_b + unit + (chunk * STEPS).to(tl.int64) * h_step
+
+    if mean_ptr is not None:
+        count = zeros
+        mean = zeros
+        deviation = zeros
+    if AHEAD:
+        following = load_steps(x_pos, x_step, left, exists, STEPS, WHOLE, FULL)
+    for _ in range(0, tl.cdiv(T, TILE)):
+        if AHEAD:
+            xs = following
+            following = load_steps(x_pos + TILE * x_step, x_step, left - TILE, exists, STEPS, WHOLE, FULL)
+        else:
+            xs = load_steps(x_pos, x_step, left, exists, STEPS, WHOLE, FULL)
+
+        h = carry
+        if CHUNKS > 1:
+            h, carry = enter(xs, bias, u, carry, chunk, NONLINEARITY, CHUNKS, STEPS, BLOCK)
+        for i in tl.static_range(STEPS):
+            h = activate(xs[i].to(state) + bias + u * h, NONLINEARITY)
+            store_step(h_pos + i * h_step, h, i, left, exists, WHOLE, FULL)
+            if mean_ptr is not None:
+                kept = h.to(h_ptr.dtype.element_ty).to(state)
+                if i == 0:
+                    first = kept
+                    sum1 = zeros
+                    sum2 = zeros
+                else:
+                    d = kept - first
+                    if not FULL:
+                        d = tl.where(left > i, d, 0.0)
+                    sum1 += d
+                    sum2 += d * d
+        if CHUNKS == 1:
+            carry = h
+        if mean_ptr is not None:
+            # This tile's mean and squared deviation, taken about its first value, join the earlier tiles' (Chan,
+            # Golub & LeVeque 1983, "Algorithms for computing the sample variance").
+            size = tl.minimum(tl.maximum(left, 0), STEPS).to(state)
+            some = tl.maximum(size, 1.0)
+            d = first + sum1 / some - mean
+            total = tl.maximum(count + size, 1.0)
+            mean += d * (size / total)
+            deviation += tl.where(size > 0, sum2 - sum1 * (sum1 / some), 0.0) + d * d * (count * (size / total))
+            count += size
+        left -= TILE
+        x_pos += TILE * x_step
+        h_pos += TILE * h_step
+
+    if mean_ptr is not None:
+        whole_mean = tl.sum(mean * (count / T), axis=0, keep_dims=True)
+        d = mean - whole_mean
+        whole_deviation = tl.sum(deviation + d * d * count, axis=0, keep_dims=True)
+        tl.store(mean_ptr + chain, whole_mean, mask=exists)
+        tl.store(deviation_ptr + chain, whole_deviation, mask=exists)
+
+
+def launch_forward(
+    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool, tile: Tile
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """h, and the mean and variance or None and None, as `dispatch.Backend.forward` defines them."""
+    B, T, H = x.shape
+    h = torch.empty_like(x)
+    mean = u.new_empty(B, H) if statistics else None
+    deviation = u.new_empty(B, H) if statistics else None
+    forward_kernel[(triton.cdiv(B * H, tile.block),)](
+        x,
+        u,
+        h0,
+        bias,
+        h,
+        mean,
+        deviation,
+        T,
+        B * H,
+        H,
+        x.stride(0),
+        x.stride(1),
+        h.stride(0),
+        h.stride(1),
+        H if bias is not None and bias.dim() == 2 else 0,
+        X_STEP=packed_step(x),
+        H_STEP=packed_step(h),
+        NONLINEARITY=nonlinearity,
+        CHUNKS=tile.chunks,
+        STEPS=tile.steps,
+        BLOCK=tile.block,
+        AHEAD=tile.ahead,
+        WHOLE=H % tile.block == 0,
+        FULL=T % (tile.chunks * tile.steps) == 0,
+        num_warps=tile.warps,
+        num_stages=1,
+        enable_fp_fusion=True,
+    )
+    if mean is None or deviation is None:
+        return h, None, None
+    return h, *combine_chains(mean, deviation, T)

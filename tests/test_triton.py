@@ -1,0 +1,306 @@
+"""The Triton kernels against a float64 loop: on a GPU, or interpreted on the CPU where TRITON_INTERPRET=1 is set."""
+
+import os
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import naive
+from indrnn import indrnn_recurrence
+from indrnn.recurrence import ops
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+import triton.language as tl  # noqa: E402
+
+from indrnn.recurrence import triton_gpu  # noqa: E402
+from indrnn.recurrence.triton_gpu.chooser import Tile  # noqa: E402
+from indrnn.recurrence.triton_gpu.maps import compose_clamped  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+pytestmark = [
+    pytest.mark.skipif(
+        not (INTERPRETED or torch.cuda.is_available()),
+        reason="needs a CUDA GPU, or TRITON_INTERPRET=1 (make test-interpret)",
+    ),
+    # NumPy, under the interpreter, says so when float32 overflows; the kernels mean it to.
+    pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered"),
+    *([] if INTERPRETED else [pytest.mark.gpu]),
+]
+
+# Largest error, as a share of the largest value (or of 1).
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 8e-3}
+
+
+@dataclass(frozen=True)
+class Case:
+    tile: Tile
+    nonlinearity: str
+    dtype: torch.dtype
+    B: int
+    T: int
+    H: int
+    layout: str
+    h0: bool
+    bias: int | None
+    statistics: bool
+    gradients: str
+
+    def __str__(self) -> str:
+        options = f"{'h0-' * self.h0}bias{self.bias}-{'statistics-' * self.statistics}{self.gradients}"
+        tile = f"{self.tile.chunks}x{self.tile.steps}{'-ahead' * self.tile.ahead}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{tile}-{self.nonlinearity}-{dtype}-{self.B}x{self.T}x{self.H}-{self.layout}-{options}"
+
+
+def cases() -> list[Case]:
+    """Each tile with each nonlinearity and dtype; the other options turn at rates without a common factor."""
+    tiles = [Tile(1, 4, 8), Tile(1, 3, 8, ahead=True), Tile(2, 4, 4), Tile(4, 3, 8), Tile(8, 2, 4, ahead=True)]
+    sizes = [(2, 13, 5), (1, 24, 8), (3, 1, 3), (2, 17, 4), (1, 12, 1), (2, 2, 9), (1, 48, 8)]
+    made = []
+    for tile in tiles:
+        nonlinearities = ("relu", "identity") if tile.chunks > 1 else ("relu", "identity", "tanh", "leaky_relu")
+        for nonlinearity in nonlinearities:
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                k = len(made)
+                layout = ("batch", "time", "slice", "expanded")[k % 4]
+                gradients = ("both", "h", "last")[(k // 2) % 3]
+                options = (k % 2 == 0, (None, 1, 2)[k % 3], k % 5 != 4)
+                made.append(Case(tile, nonlinearity, dtype, *sizes[k % 7], layout, *options, gradients))
+    return made if INTERPRETED else made[::4]
+
+
+def laid_out(B: int, T: int, H: int, dtype: torch.dtype, layout: str) -> torch.Tensor:
+    if layout == "time":
+        return torch.randn(T, B, H, dtype=dtype).transpose(0, 1)
+    if layout == "slice":
+        return torch.randn(B, T, H + 3, dtype=dtype)[..., :H]
+    if layout == "expanded":
+        return torch.randn(B, 1, H, dtype=dtype).expand(B, T, H)
+    return torch.randn(B, T, H, dtype=dtype)
+
+
+def recurrent_weights(T: int, H: int) -> torch.Tensor:
+    bound = 2 ** (1 / T)
+    special = torch.tensor([0.5, -0.7, 1.0, bound, -bound, 0.0, -1.0, 1.5 if T < 40 else 1.0, 1e-30])
+    return special.repeat(-(-H // len(special)))[:H].double()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str) -> None:
+    assert actual.shape == expected.shape, what
+    scale = expected.abs().amax().clamp(min=1)
+    error = ((actual.cpu().double() - expected).abs().amax() / scale).item()
+    assert error <= TOLERANCE[dtype], f"{what}: {error:.2e}"
+
+
+def through_written_states(written, x, u, h0=None, bias=None, nonlinearity="relu"):
+    """States whose values are those written and whose derivatives are taken there, as the backward takes them: bfloat16
+    rounds tanh near ±1 so far that its derivative is another."""
+    derivative = {
+        "relu": (written > 0).double(),
+        "tanh": 1 - written * written,
+        "identity": torch.ones_like(written),
+        "leaky_relu": torch.where(written > 0, torch.ones_like(written), 0.01),
+    }[nonlinearity]
+    state = torch.zeros_like(x[:, 0]) if h0 is None else h0
+    states = []
+    for t in range(x.shape[1]):
+        a = x[:, t] + u * state + (0 if bias is None else bias)
+        state = written[:, t] + derivative[:, t] * (a - a.detach())
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+@pytest.fixture
+def _poisoned(monkeypatch):
+    """Memory that a kernel is to fill starts as NaN, so that an element it forgets fails the test."""
+    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, float("nan")))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda x, *size, **options: x.new_full(size, float("nan"), **options)
+    )
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_outputs_and_gradients_are_those_of_a_float64_loop(case):
+    B, T, H, dtype = case.B, case.T, case.H, case.dtype
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    x = laid_out(B, T, H, dtype, case.layout)
+    u = recurrent_weights(T, H).to(state)
+    h0 = torch.randn(B, H, dtype=dtype) if case.h0 else None
+    bias = None if case.bias is None else torch.randn((H,) if case.bias == 1 else (B, H), dtype=state)
+    inputs = {name: each.double() for name, each in {"u": u, "h0": h0, "bias": bias}.items() if each is not None}
+    exact = {name: each.requires_grad_() for name, each in {"x": x.double(), **inputs}.items()}
+    expected, _ = naive.recurrence(**exact, nonlinearity=case.nonlinearity)
+
+    move = lambda value: None if value is None else value.to(DEVICE)  # noqa: E731
+    h, mean, variance = triton_gpu.forward(
+        move(x), move(u), move(h0), move(bias), case.nonlinearity, case.statistics, tile=case.tile
+    )
+    close(h, expected.detach(), dtype, "h")
+    assert h.stride() == torch.zeros_like(x).stride()
+    grad_h = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
+    grad_last = torch.randn(B, H, dtype=dtype) if case.gradients != "h" else None
+    offset = slope = None
+    if case.statistics:
+        written = h.cpu().double()
+        close(mean, written.mean((0, 1)), state, "mean")
+        close(variance, written.var((0, 1), correction=0), state, "variance")
+        offset, slope = torch.randn(2, H, dtype=state)
+    if dtype == torch.bfloat16:
+        expected = through_written_states(h.cpu().double(), **exact, nonlinearity=case.nonlinearity)
+    loss = torch.zeros(())
+    if grad_h is not None:
+        loss = loss + (expected * grad_h.double()).sum()
+    if grad_last is not None:
+        loss = loss + (expected[:, -1] * grad_last.double()).sum()
+    if offset is not None and slope is not None:
+        loss = loss + (expected * offset.double() + expected * expected * slope.double() / 2).sum()
+    loss.backward()
+
+    results = triton_gpu.backward(
+        move(grad_h),
+        move(grad_last),
+        move(offset),
+        move(slope),
+        h,
+        move(u),
+        move(h0),
+        case.nonlinearity,
+        tile=case.tile,
+    )
+    dx, du, dh0, dbias = results
+    assert all(each.dtype == state for each in (du, dh0, dbias))
+    close(dx, exact["x"].grad, dtype, "dx")
+    close(du.sum(0), exact["u"].grad, dtype, "du")
+    if h0 is not None:
+        close(dh0, exact["h0"].grad, dtype, "dh0")
+    if bias is not None:
+        close(dbias if bias.dim() == 2 else dbias.sum(0), exact["bias"].grad, dtype, "dbias")
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "scan"])
+@pytest.mark.parametrize(("B", "T", "H"), [(2, 37, 6), (1, 70, 32)])
+def test_the_operator_with_statistics_is_differentiable_with_either_strategy(strategy, B, T, H):
+    x, u, h0, bias = torch.randn(B, T, H), recurrent_weights(T, H).float(), torch.randn(B, H), torch.randn(H)
+    cotangents = torch.randn(B, T, H), torch.randn(B, H), torch.randn(H), torch.randn(H)
+    exact = [each.double().requires_grad_() for each in (x, u, h0, bias)]
+    h, last = naive.recurrence(*exact)
+    variance, mean = torch.var_mean(h, (0, 1), correction=0)
+    expected = (h, last, mean, variance)
+    gradients = torch.autograd.grad(expected, exact, [each.double() for each in cotangents])
+
+    given = [each.to(DEVICE).requires_grad_() for each in (x, u, h0, bias)]
+    with triton_gpu.forced(strategy):
+        outputs = ops.recurrence(*given, statistics=True, backend="triton")
+        actual = torch.autograd.grad(outputs, given, [each.to(DEVICE) for each in cotangents])
+    for name, one, other in zip(("h", "last", "mean", "variance"), outputs, expected, strict=True):
+        close(one.detach(), other.detach(), torch.float32, name)
+    for name, one, other in zip(("dx", "du", "dh0", "dbias"), actual, gradients, strict=True):
+        close(one, other, torch.float32, name)
+
+
+def test_variance_survives_a_mean_a_thousand_times_the_deviation():
+    # h = relu(x) here; Σh² − (Σh)²/n in float32 would leave no digit of it.
+    x = 1000 + torch.randn(2, 200, 4)
+    _, mean, variance = triton_gpu.forward(
+        x.to(DEVICE), torch.zeros(4, device=DEVICE), None, None, "relu", True, tile=Tile(4, 8, 4)
+    )
+    close(mean, x.double().mean((0, 1)), torch.float32, "mean")
+    expected = x.double().var((0, 1), correction=0)
+    torch.testing.assert_close(variance.cpu().double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "scan"])
+def test_not_a_number_reaches_every_later_step_and_no_other_chain(strategy):
+    x = torch.randn(2, 40, 3)
+    x[0, 11, 1] = float("nan")
+    with triton_gpu.forced(strategy):
+        h, _ = indrnn_recurrence(x.to(DEVICE), torch.full((3,), 0.9, device=DEVICE), backend="triton")
+    expected = torch.zeros(2, 40, 3, dtype=torch.bool)
+    expected[0, 11:, 1] = True
+    assert torch.equal(h.isnan().cpu(), expected)
+
+
+@pytest.mark.parametrize("u", [0.0, 1e-30, -1e-30, 1.0, -1.0, 2 ** (1 / 784), -(2 ** (1 / 784)), 1.5, -1.5])
+def test_a_long_scan_stays_finite_where_the_loop_does(u):
+    # x < 0 keeps h at 0 while u^784 overflows; a pulse then decays, lasts or, for |u| = 1.5, must not be met.
+    x = -torch.rand(1, 784, 2)
+    if abs(u) <= 1.01:
+        x[0, 5, 0] = 300.0
+    expected, _ = naive.recurrence(x.double(), torch.full((2,), u).double())
+    h, _, _ = triton_gpu.forward(
+        x.to(DEVICE), torch.full((2,), u, device=DEVICE), None, None, "relu", False, tile=Tile(16, 25, 2)
+    )
+    close(h, expected, torch.float32, "h")
+
+
+@triton.jit
+def compose_kernel(first_ptr, second_ptr, result_ptr, n, SIZE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    a1, s1 = tl.load(first_ptr + i, mask=i < n), tl.load(first_ptr + n + i, mask=i < n)
+    lo1, hi1 = tl.load(first_ptr + 2 * n + i, mask=i < n), tl.load(first_ptr + 3 * n + i, mask=i < n)
+    a2, s2 = tl.load(second_ptr + i, mask=i < n), tl.load(second_ptr + n + i, mask=i < n)
+    lo2, hi2 = tl.load(second_ptr + 2 * n + i, mask=i < n), tl.load(second_ptr + 3 * n + i, mask=i < n)
+    a, s, lo, hi = compose_clamped(a1, s1, lo1, hi1, a2, s2, lo2, hi2)
+    tl.store(result_ptr + i, a, mask=i < n)
+    tl.store(result_ptr + n + i, s, mask=i < n)
+    tl.store(result_ptr + 2 * n + i, lo, mask=i < n)
+    tl.store(result_ptr + 3 * n + i, hi, mask=i < n)
+
+
+def composed(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The kernels' own composition of maps (4, ...), elementwise."""
+    first, second = first.contiguous().to(DEVICE), second.contiguous().to(DEVICE)
+    result = torch.full_like(first, float("nan"))
+    n = first[0].numel()
+    compose_kernel[(1,)](first, second, result, n, SIZE=triton.next_power_of_2(n))
+    return result.cpu()
+
+
+def step_maps(x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """(4, T, H): a, s, lo and hi of every step."""
+    return torch.stack([x, u.expand_as(x), torch.zeros_like(x), torch.full_like(x, 1e30)])
+
+
+def applied_to_zero(maps: torch.Tensor) -> torch.Tensor:
+    a, _, lo, hi = maps
+    assert maps.isfinite().all()
+    return torch.minimum(torch.maximum(a, lo), hi)
+
+
+def test_composition_in_tree_order_is_the_loop():
+    """The interpreter scans from left to right and a GPU in a tree (Hillis & Steele 1986), so here is that order."""
+    T, H = 784, 9
+    x, u = torch.randn(T, H), recurrent_weights(T, H).float()
+    maps = step_maps(x, u)
+    distance = 1
+    while distance < T:
+        # Composing with the identity leaves the first steps as they are, but for the bounds of the line.
+        identity = torch.tensor([0.0, 1.0, -1e30, 1e30])[:, None, None].expand(4, distance, H)
+        maps = composed(torch.cat([identity, maps[:, :-distance]], dim=1), maps)
+        distance *= 2
+    expected, _ = naive.recurrence(x[None].double(), u.double())
+    for unit in range(H):
+        # A float32 tree is known to lose about 2e-4 where |u| is largest.
+        scale = expected[0, :, unit].abs().max().clamp(min=1)
+        assert (applied_to_zero(maps)[:, unit] - expected[0, :, unit]).abs().max() / scale < 2e-4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_composition_in_random_brackets_is_the_loop(seed):
+    generator = random.Random(seed)
+    T, H = 60, 9
+    x, u = torch.randn(T, H), torch.tensor([0.0, 0.5, -0.7, 1.0, -1.0, 1e-30, -1e-30, 1.5, -1.5])
+
+    def bracket(maps: torch.Tensor) -> torch.Tensor:
+        if maps.shape[1] == 1:
+            return maps
+        split = generator.randint(1, maps.shape[1] - 1)
+        return composed(bracket(maps[:, :split]), bracket(maps[:, split:]))
+
+    _, expected = naive.recurrence(x[None].double(), u.double())
+    error = (applied_to_zero(bracket(step_maps(x, u)))[0] - expected[0]).abs() / expected[0].abs().clamp(min=1)
+    assert error.max() < 2e-5
