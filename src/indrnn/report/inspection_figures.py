@@ -24,9 +24,10 @@ from .inspection import (
     load_inspected,
     picture,
 )
-from .style import BASELINE, GREY, Look, figure, legend_below, looks, save
+from .style import BASELINE, GREY, Look, figure, legend_below, looks, save, short_number
 from .table import markdown_table
 
+NEVER = "≥: share of units that keep half for that long; never: share with |u| ≥ 1, which do not forget."
 SHORTEST, LONGEST = 0.1, 1e5  # steps: the ends of the memory axis
 
 
@@ -46,7 +47,8 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
     for run in runs:
         memories = layer_memories(run.trained)
         if memories:
-            text.append(f"## {run.label}: memory of each layer\n\n{markdown_table(memory_rows(memories, length))}")
+            table = markdown_table(memory_rows(memories, length))
+            text.append(f"## {run.label}: memory of each layer\n\n{table}\n\n{NEVER}")
             written += _draw_memory(run, memories, length, title, folder, look[run.label])
     classes = task_spec(cfg.data).loss == "cross_entropy"
     norms = {
@@ -86,7 +88,7 @@ def memory_rows(memories: Sequence[LayerMemory], length: int) -> list[dict[str, 
                 "u, range": f"{float(layer.u.min()):.4f} … {float(layer.u.max()):.4f}",
                 "half forgotten after (median)": "never" if math.isinf(middle) else f"{middle:,.1f} steps",
                 f"≥ {length:,} steps": f"{100 * float((life >= length).double().mean()):.0f} %",
-                "never (|u| ≥ 1)": f"{100 * layer.share_forever:.0f} %",
+                "never": f"{100 * layer.share_forever:.0f} %",
             }
         )
     return rows
@@ -110,14 +112,14 @@ def _draw_memory(
         right.text(LONGEST * 3, -0.75, "never", ha="left", va="center", fontsize=8, fontweight="bold")
         left.set_yticks(range(len(memories)), [str(depth + 1) for depth in range(len(memories))])
         left.set_ylim(len(memories) - 0.4, -1.1)
-        left.set_ylabel("Layer (1 reads the input)")
+        left.set_ylabel("Layer")
         left.set_xlabel("Recurrent weight u of each unit")
         left.axvline(1, **BASELINE)
         right.set_xscale("log")
         right.set_xlim(SHORTEST / 1.5, LONGEST * 1.5)
         right.xaxis.set_major_locator(LogLocator(numticks=10))
         right.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e5 else f"≥ {value:,.0f}")
+            FuncFormatter(lambda value, _: ("≥ " if value >= LONGEST else "") + short_number(value))
         )
         right.xaxis.set_minor_formatter(NullFormatter())
         right.axvline(length, **BASELINE)
@@ -130,7 +132,8 @@ def _draw_memory(
             Line2D([], [], color="black", linewidth=1.6),
             Line2D([], [], **BASELINE),
         ]
-        legend_below(drawing, handles, ["a unit", "median", f"u = 1 and T = {length:,}"], "never: share with |u| ≥ 1")
+        labels = ["a unit", "median", f"u = 1 and T = {length:,}"]
+        legend_below(drawing, handles, labels, "Never: share of units with |u| ≥ 1")
         name = run.label.replace(", seed ", "-seed")
         return save(drawing, folder, f"memory-{name}")
 
@@ -195,6 +198,7 @@ def _draw_digit(
         axes[0, 0].set_xticks([])
         axes[0, 0].set_yticks([])
         axes[0, 0].grid(visible=False)
+        axes[0, 0].spines[:].set_visible(False)
         steps = np.arange(1, len(pixels) + 1)
         axes[0, 1].fill_between(steps, pixels, step="mid", color=GREY, linewidth=0)
         axes[0, 1].set_ylabel("Pixel")
