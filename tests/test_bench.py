@@ -82,6 +82,14 @@ def test_every_contender_of_this_machine_can_be_prepared():
             work()
 
 
+def test_each_triton_strategy_is_a_contender(monkeypatch):
+    monkeypatch.setattr("indrnn.bench.contenders.available_backends", lambda device: {"triton": None, "numba": "no"})
+    able, unable = contenders(torch.device("cuda"))
+    names = [each.name for each in able if each.op == "recurrence"]
+    assert names == [COPY, LOOP, "triton", "triton/sequential", "triton/scan"]
+    assert unable == {"numba": "no"}
+
+
 def test_lstm_of_equal_parameters():
     units = lstm_units(DEFAULT)
     layer = sum(each.numel() for each in IndRNNLayer(128, 128).parameters())
@@ -259,6 +267,23 @@ def test_step_targets():
     assert [each.verdict for each in step.step_targets([row], "cpu")] == ["meets what is required"]
     fast = dataclasses.replace(row, launch="graph", steps_per_second=1600.0)
     assert [each.verdict for each in step.step_targets([fast], "cuda")] == ["pass", "not measured"]
+
+
+@pytest.mark.gpu
+def test_grid_and_steps_on_a_gpu(tmp_path):
+    """Every contender, eager and as a CUDA graph; a training step in every precision."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    rows = [row for point in grid.run_grid(TINY, contenders(device)[0], device, quiet) for row in point]
+    assert {row.status for row in rows} == {"measured"}, [row.reason for row in rows]
+    assert {row.launch for row in rows if row.implementation.startswith("triton")} == {"eager", "graph"}
+    cases = [
+        step.StepRow("indrnn", 2, 2, precision, launch)
+        for precision in ("float32", "tf32", "bfloat16")
+        for launch in ("graph", "eager")
+    ]
+    measured_cases = step.run_steps([*cases, step.StepRow("lstm", 1, 2, "float32", "graph")], device, 0.01, quiet)
+    assert {case.status for case in measured_cases} == {"measured"}, [case.reason for case in measured_cases]
+    assert "indrnn::recurrence" in step.profile(cases[1], device)
 
 
 def test_target_table():

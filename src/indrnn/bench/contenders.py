@@ -4,8 +4,8 @@ B sequences, T time steps, H units (inputs and outputs alike). Batch-major memor
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +77,21 @@ def prepare(contender: Contender, size: Size, device: torch.device) -> dict[str,
 
 
 def _strategies(backend: str) -> tuple[str | None, ...]:
-    return (None,)
+    """None: the backend as it is, choosing for itself; then each strategy that can be forced."""
+    if backend != "triton":
+        return (None,)
+    from indrnn.recurrence.triton_gpu import STRATEGIES
+
+    return (None, *(strategy for strategy in STRATEGIES if strategy != "auto"))
 
 
-@contextmanager
-def forced(strategy: str | None) -> Iterator[None]:
-    yield
+def forced(strategy: str | None) -> AbstractContextManager[None]:
+    """Every launch within it uses this strategy; None: the backend chooses."""
+    if strategy is None:
+        return nullcontext()
+    from indrnn.recurrence import triton_gpu
+
+    return triton_gpu.forced(strategy)
 
 
 def loop(x: Tensor, u: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Plan:
 
 
 FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), seconds=0.3, call_seconds=1.0, minutes=30)
-QUICK = Plan((28, 256, 784, 1024), (32,), seconds=0.3, call_seconds=3.0, minutes=2)
+QUICK = Plan((28, 256, 784), (32,), seconds=0.3, call_seconds=3.0, minutes=2)
 
 
 @dataclass
