@@ -188,6 +188,15 @@ def test_a_sweep_runs_every_combination_in_the_folder_it_was_started_in(run, tra
     assert Path.cwd() == tmp_path
 
 
+def test_a_job_of_a_sweep_records_a_command_that_repeats_it(run, trained, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "short.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 7\n")
+    assert run("-m", "--config-dir", "mine", "experiment=short", "seed=4,5").code == 0
+    cfg, _, typed = trained[1]
+    assert cfg.trainer.max_steps == 7
+    assert typed == f"indrnn-train --config-dir {tmp_path / 'mine'} experiment=short seed=5"
+
+
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(run, trained):
     ended = run("-m", "tag=user,run,fine")
     assert len(trained) == 3

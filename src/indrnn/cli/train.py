@@ -132,7 +132,7 @@ def _job(cfg: DictConfig) -> None:
         overrides = [str(word) for word in settings.overrides.task]
         sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
         # A job of a sweep is repeated by its own overrides, not by the sweep's.
-        command = shlex.join([PROGRAM, *overrides]) if sweep else command_line()
+        command = shlex.join([PROGRAM, *_flags(settings), *overrides]) if sweep else command_line()
         print(_outcome(train(cfg, overrides=overrides, command=command), run_folder(cfg)), flush=True)
     except Exception as error:
         if _command is None or _command.process != os.getpid():
@@ -142,6 +142,15 @@ def _job(cfg: DictConfig) -> None:
             # Stopped by a signal: the jobs of a sweep that follow are to stop, too.
             sys.exit(code)
         _command.failures.append(code)
+
+
+def _flags(settings: Any) -> list[str]:
+    """The flags of the command that a job's configuration depends on."""
+    flags = [] if settings.job.config_name == "train" else ["--config-name", settings.job.config_name]
+    for source in settings.runtime.config_sources:
+        if source.provider == "command-line":
+            flags += ["--config-dir", source.path]
+    return flags
 
 
 def _outcome(result: "Result", folder: Path) -> str:
