@@ -216,9 +216,7 @@ def test_reproduce_goes_on_after_a_failed_run_and_ends_with_1(reproduce):
     assert "3 of 6 runs done" in printed
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("--minutes", "1", "--parallel", "0"), ("--only", "mnist/nothing", "--list")]
-)
+@pytest.mark.parametrize("arguments", ["", "--minutes 1 --parallel 0", "--only mnist/nothing --list"])
 def test_reproduce_refuses_what_makes_no_sense(reproduce, arguments):
     with pytest.raises(UserError):
         reproduce(*arguments.split())
