@@ -1,0 +1,105 @@
+"""Sizes that only fit a GPU: long sequences, more chains than 2^20, more elements than a 32-bit index reaches.
+
+Each check also runs small on the CPU, so that the check itself is tested.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from indrnn.bench.contenders import forced
+from indrnn.layers import recurrent_max
+from indrnn.recurrence import indrnn_recurrence
+from indrnn.recurrence.dispatch import load_backend
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+STRATEGIES = ("auto", "sequential", "scan")
+
+
+def sizes(small: tuple[int, int, int], large: tuple[int, int, int]):
+    """The CPU with auto, and on a GPU the large size with every strategy."""
+    on_gpu = [pytest.param(CUDA, large, strategy, marks=pytest.mark.gpu) for strategy in STRATEGIES]
+    return pytest.mark.parametrize(("device", "size", "strategy"), [(CPU, small, "auto"), *on_gpu])
+
+
+def run(device: torch.device, strategy: str, *inputs: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """h, h_last and the gradients of the inputs."""
+    inputs = tuple(each.requires_grad_() for each in inputs)
+    with forced(strategy if device.type == "cuda" else None):
+        outputs = indrnn_recurrence(*inputs)
+        found = torch.autograd.grad(outputs, inputs, grads)
+    return *(each.detach() for each in outputs), *found
+
+
+def uniform_weights(H: int, T: int, device: torch.device) -> Tensor:
+    return torch.linspace(-1, 1, H, device=device) * recurrent_max(T)
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() <= 5e-4 * expected.abs().max()
+
+
+@sizes((2, 500, 8), (2, 100_000, 64))
+def test_long_sequences(device, size, strategy):
+    """Against float64, and the gradients against float64 from the same output."""
+    B, T, H = size
+    torch.manual_seed(0)
+    u, h0 = uniform_weights(H, T, device), torch.randn(B, H, device=device)
+    x, grad = torch.randn(B, T, H, device=device), torch.randn(B, T, H, device=device)
+    grad_last = torch.randn(B, H, device=device)
+    h, last, dx, du, dh0 = run(device, strategy, x, u, h0, grads=(grad, grad_last))
+    # A loop of 100,000 steps would take longer than all the rest.
+    reference = load_backend("reference" if device.type == "cpu" else "scan")
+    exact, _, _ = reference.forward(x.double(), u.double(), h0.double(), None, "relu", False)
+    assert_near(h, exact)
+    assert torch.equal(last, h[:, -1])
+    gradients = reference.backward(
+        grad.double(), grad_last.double(), None, None, h.double(), u.double(), h0.double(), "relu"
+    )
+    assert_near(dx, gradients[0])
+    assert_near(du, gradients[1].sum(0))
+    assert_near(dh0, gradients[2])
+
+
+@sizes((300, 3, 8), (20_000, 3, 128))
+def test_many_chains(device, size, strategy):
+    """More than 2^20 of them: the first and the last sequences are as they are alone."""
+    B, T, H = size
+    torch.manual_seed(0)
+    u = uniform_weights(H, T, device)
+    x, grad = torch.randn(B, T, H, device=device), torch.randn(B, T, H, device=device)
+    h, _, dx, du = run(device, strategy, x, u, grads=(grad, torch.zeros(B, H, device=device)))
+    shares = torch.zeros(H, dtype=torch.float64, device=device)
+    for part in torch.arange(B, device=device).split(B // 3):
+        h_part, _, dx_part, du_part = run(
+            device, strategy, x[part], u, grads=(grad[part], torch.zeros(len(part), H, device=device))
+        )
+        torch.testing.assert_close(h[part], h_part)
+        torch.testing.assert_close(dx[part], dx_part)
+        shares += du_part
+    assert_near(du, shares)
+
+
+@sizes((1, 3000, 8), (1, 2**24 + 1000, 128))
+def test_more_elements_than_a_32_bit_index(device, size, strategy):
+    """The last steps follow from the state before them, and the gradients of the first steps from those after them."""
+    B, T, H = size
+    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 8 * 4 * B * T * H:
+        pytest.skip("needs 69 GB of GPU memory")
+    torch.manual_seed(0)
+    # So that a gradient from far away has vanished where it is compared.
+    u = uniform_weights(H, T, device) * 0.9
+    x = torch.randn(B, T, H, device=device)
+    grad, grad_last = torch.randn_like(x), torch.zeros(B, H, device=device)
+    h, last, dx, _ = run(device, strategy, x, u, grads=(grad, grad_last))
+    n = 1000
+    end, end_last, dx_end, _, _ = run(
+        device, strategy, x[:, -n:].detach(), u, h[:, -n - 1], grads=(grad[:, -n:], grad_last)
+    )
+    torch.testing.assert_close(h[:, -n:], end)
+    torch.testing.assert_close(last, end_last)
+    torch.testing.assert_close(dx[:, -n:], dx_end)
+    start, _, dx_start, _ = run(device, strategy, x[:, :n].detach(), u, grads=(grad[:, :n], grad_last))
+    torch.testing.assert_close(h[:, :n], start)
+    torch.testing.assert_close(dx[:, : n // 2], dx_start[:, : n // 2])
