@@ -51,7 +51,7 @@ def _compiled(name: str) -> int:
     signature = numba.types.void(numba.types.voidptr)
     try:
         compiled = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
+    except (RuntimeError, OSError):  # no folder for the cache can be written
         compiled = numba.cfunc(signature, error_model="numpy")(entry)
     _compiled_entries.append(compiled)
     return cast(int, compiled.address)
