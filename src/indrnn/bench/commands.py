@@ -8,7 +8,7 @@ import torch
 
 from indrnn.train.device import flush_denormals, resolve_device, set_precision
 
-from .contenders import contenders
+from .contenders import Contender, contenders
 from .exact import TOLERANCE, Check, require_exact
 from .figure import draw
 from .grid import DEFAULT, FULL, QUICK, run_grid
@@ -30,64 +30,25 @@ class CheckRow:
     allowed: float
 
 
-def bench_recurrence(device_name: str, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
-    """The recurrence and a layer over the grid of sizes.
+@dataclass(frozen=True)
+class Checked:
+    """A device whose backends have been found exact."""
+
+    device: torch.device
+    contenders: list[Contender]
+    checks: list[Check]
+
+
+def check_device(device_name: str, say: Say) -> Checked:
+    """Compare every backend of a device with float64, ahead of any timing.
 
     Raises:
-        RunError: a backend is not exact; nothing is written.
-        UserError: no such device, or a folder that cannot be written.
+        RunError: a backend is not exact.
+        UserError: there is no such device.
     """
-    device = _device(device_name)
-    plan = QUICK if quick else FULL
-    plan = plan if minutes is None else replace(plan, minutes=minutes)
-    able = _checked(device, say)[0]
-    where = provenance(device)
-    stem = f"recurrence-{'quick-' if quick else ''}{slug(where)}"
-    rows: list[Row] = []
-    for point in run_grid(plan, able, device, say):
-        rows += point
-        # After each point, so that a machine that is taken away leaves what it measured.
-        write_rows(out / f"{stem}.csv", rows, where)
-    paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
-    _close(recurrence_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
-
-
-def bench_steps(device_name: str, quick: bool, out: Path, say: Say) -> None:
-    """Whole training steps. Raises as `bench_recurrence` does."""
-    device = _device(device_name)
-    _checked(device, say)
-    rows = run_steps(cases(device, quick), device, seconds=3.0 if device.type == "cpu" else 1.0, say=say)
-    where = provenance(device)
-    stem = f"step-{'quick-' if quick else ''}{slug(where)}"
-    write_rows(out / f"{stem}.csv", rows, where)
-    profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
-    write_text(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled))
-    paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
-    _close(step_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
-
-
-def check_exactness(device_name: str, out: Path, say: Say) -> None:
-    """The exactness matrix alone. Raises as `bench_recurrence` does."""
-    device = _device(device_name)
-    _, checks = _checked(device, say)
-    where = provenance(device)
-    path = out / f"exactness-{slug(where)}.csv"
-    rows = [
-        CheckRow(each.implementation, str(each.dtype), each.quantity, each.error, TOLERANCE[each.dtype])
-        for each in checks
-    ]
-    write_rows(path, rows, where)
-    say(f"wrote {path}")
-
-
-def _device(name: str) -> torch.device:
-    device = resolve_device(name)
+    device = resolve_device(device_name)
     flush_denormals()
     set_precision("float32")
-    return device
-
-
-def _checked(device: torch.device, say: Say) -> tuple[list, list[Check]]:
     able, unable = contenders(device)
     for name, reason in unable.items():
         say(f"{name} is left out: {reason}")
@@ -98,7 +59,48 @@ def _checked(device: torch.device, say: Say) -> tuple[list, list[Check]]:
         worst[key] = max(worst.get(key, 0.0), check.error)
     for (name, dtype), error in worst.items():
         say(f"exact: {name}, {dtype}: largest error {error:.1e} of the largest value, gradients included")
-    return able, checks
+    return Checked(device, able, checks)
+
+
+def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
+    """The recurrence and a layer over the grid of sizes. Raises UserError if the folder cannot be written."""
+    device = on.device
+    plan = QUICK if quick else FULL
+    plan = plan if minutes is None else replace(plan, minutes=minutes)
+    where = provenance(device)
+    stem = f"recurrence-{'quick-' if quick else ''}{slug(where)}"
+    rows: list[Row] = []
+    for point in run_grid(plan, on.contenders, device, say):
+        rows += point
+        # After each point, so that a machine that is taken away leaves what it measured.
+        write_rows(out / f"{stem}.csv", rows, where)
+    paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
+    _close(recurrence_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+
+
+def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
+    """Whole training steps. Raises UserError if the folder cannot be written."""
+    device = on.device
+    rows = run_steps(cases(device, quick), device, seconds=3.0 if device.type == "cpu" else 1.0, say=say)
+    where = provenance(device)
+    stem = f"step-{'quick-' if quick else ''}{slug(where)}"
+    write_rows(out / f"{stem}.csv", rows, where)
+    profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
+    write_text(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled))
+    paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
+    _close(step_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+
+
+def write_exactness(on: Checked, out: Path, say: Say) -> None:
+    """The errors that were found, as a table. Raises UserError if the folder cannot be written."""
+    where = provenance(on.device)
+    path = out / f"exactness-{slug(where)}.csv"
+    rows = [
+        CheckRow(each.implementation, str(each.dtype), each.quantity, each.error, TOLERANCE[each.dtype])
+        for each in on.checks
+    ]
+    write_rows(path, rows, where)
+    say(f"wrote {path}")
 
 
 def _close(found: list[Target], path: Path, written: list[Path], where: dict, say: Say) -> None:

@@ -6,7 +6,7 @@ point the contenders take turns on the clock. What would be too slow or too larg
 - memory: the point needs more than half of what is free;
 - call: a call is expected to take longer than ``call_seconds``, judged by the nearest smaller point of that contender
   and growth in proportion to T (and on a CPU to B);
-- budget: ``minutes`` have passed.
+- budget: ``minutes`` had passed before the point began (the default point is always measured).
 
 A contender that fails at a point (out of memory, or a size its library does not know) is recorded as failed, with why.
 """
@@ -85,7 +85,8 @@ def run_grid(plan: Plan, contenders: Sequence[Contender], device: torch.device, 
         # Here, so that nothing of an earlier point is collected while the clock runs or memory is counted.
         gc.collect()
         start = time.monotonic()
-        rows = _point(plan, contenders, size, clock, past, end)
+        over = start > end and size != DEFAULT
+        rows = _point(plan, contenders, size, clock, past, over)
         counts = ", ".join(f"{count} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
         say(f"B={size.B} T={size.T} H={size.H}: {counts}, {time.monotonic() - start:.0f} s")
         for row in rows:
@@ -94,12 +95,12 @@ def run_grid(plan: Plan, contenders: Sequence[Contender], device: torch.device, 
         yield rows
 
 
-def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock, past: _Past, end: float) -> list[Row]:
+def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock, past: _Past, over: bool) -> list[Row]:
     rows: list[Row] = []
     for op in ("recurrence", "layer"):
         works: dict[tuple[Contender, str, str], Work] = {}
         for contender in (each for each in contenders if each.op == op):
-            status, reason = "skipped", _reason_to_skip(plan, contender, size, clock.device, past, end)
+            status, reason = "skipped", _reason_to_skip(plan, contender, size, clock.device, past, over)
             if reason is None:
                 try:
                     works |= _warm(contender, size, clock, past)
@@ -117,7 +118,7 @@ def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock
 
 
 def _reason_to_skip(
-    plan: Plan, contender: Contender, size: Size, device: torch.device, past: _Past, end: float
+    plan: Plan, contender: Contender, size: Size, device: torch.device, past: _Past, over: bool
 ) -> str | None:
     free, needed = free_memory(device), TENSORS_NEEDED * size.tensor_bytes
     if free is not None and needed > free / 2:
@@ -125,7 +126,7 @@ def _reason_to_skip(
     expected = past.expected(contender, size)
     if expected > plan.call_seconds:
         return f"call: expected to take {expected:.1f} s, limit {plan.call_seconds:g} s"
-    if time.monotonic() > end:
+    if over:
         return f"budget: {plan.minutes:g} minutes were used up"
     return None
 

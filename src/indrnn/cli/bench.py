@@ -49,19 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from indrnn.bench.commands import bench_recurrence, bench_steps, check_exactness
+    from indrnn.bench.commands import bench_recurrence, bench_steps, check_device, write_exactness
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     if options.minutes is not None and options.what in ("step", "exact"):
         raise UserError(f"--minutes has no use with {options.what}; only recurrence takes it")
+    on = check_device(options.device, say)
     if options.what == "exact":
-        check_exactness(options.device, options.out, say)
+        write_exactness(on, options.out, say)
     if options.what in ("all", "recurrence"):
-        bench_recurrence(options.device, options.quick, options.minutes, options.out, say)
+        bench_recurrence(on, options.quick, options.minutes, options.out, say)
     if options.what in ("all", "step"):
-        bench_steps(options.device, options.quick, options.out, say)
+        bench_steps(on, options.quick, options.out, say)
 
 
 def _minutes(text: str) -> float:
