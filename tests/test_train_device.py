@@ -45,6 +45,29 @@ print(*shares())
     assert result.stdout.split() == ["0.0", "0.0", "1.0", "1.0"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults, and glibc is what is set")
+def test_freed_memory_is_used_again_without_page_faults():
+    program = """
+import resource, torch
+from indrnn.train.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.zeros(1)
+unset = faults()
+keep_freed_memory()
+torch.zeros(1 << 24)
+print(unset, faults())
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    unset, kept = map(int, result.stdout.split())
+    assert kept < unset / 20
+
+
 def test_backward_flushes_denormals_too():
     flush_denormals()
     x = torch.full((1 << 18,), 1.0, requires_grad=True)

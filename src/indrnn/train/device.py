@@ -1,4 +1,4 @@
-"""The device a run uses and how it computes there: denormals, precision, memory."""
+"""The device a run uses and how it computes there: denormals, memory, precision."""
 
 import ctypes
 import re
@@ -11,6 +11,8 @@ import torch
 
 from ..errors import RunError, UserError
 
+# glibc's malloc.h: parameters of mallopt.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 OMP_PAUSE_HARD = 2  # OpenMP 5.0, section 3.2.44: give up the threads; the next parallel region starts new ones.
 
 
@@ -59,6 +61,22 @@ def flush_denormals() -> None:
             "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run; "
             "start it in a process of its own"
         )
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what tensors free, for the next step, instead of giving it back to the system.
+
+    glibc maps every large block afresh, and its pages are cleared one fault at a time: 54,500 faults in a training step
+    of nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
+    0.30 against 0.26 s for the 6 x 128 IndRNN. Like denormals, that would make a dishonest baseline. Other C libraries
+    have no such setting, and nothing changes there.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _workers_flush() -> bool:

@@ -29,6 +29,7 @@ from .checkpoint import (
 from .device import (
     computing,
     flush_denormals,
+    keep_freed_memory,
     peak_memory_bytes,
     reset_peak_memory,
     set_precision,
@@ -70,6 +71,7 @@ class Training:
     def __init__(self, cfg: DictConfig, folder: RunFolder, device: torch.device) -> None:
         # First of all, before any operator wakes worker threads.
         flush_denormals()
+        keep_freed_memory()
         set_precision(cfg.trainer.precision)
         reset_peak_memory(device)
         self.cfg, self.folder, self.device = cfg, folder, device

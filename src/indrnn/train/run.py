@@ -15,7 +15,8 @@ def train(cfg: DictConfig, *, overrides: Sequence[str] = (), command: str = "") 
     """Train, evaluate and record the run that ``cfg`` (schema `indrnn.config.schema.Config`) describes.
 
     A run folder that is finished is read, not run again; an unfinished one is gone on with. ``overrides`` and
-    ``command`` are recorded. Sets PyTorch's seed and float32 precision, and flushes denormals, for the whole process.
+    ``command`` are recorded. For the whole process it sets PyTorch's seed and float32 precision, flushes denormals and
+    lets the allocator keep freed memory.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
