@@ -49,9 +49,6 @@ MAX_SEED = 2**32 - 1
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 
-# ---------------------------------------------------------------------------------------------------------- model
-
-
 @dataclass
 class ModelConfig:
     name: str = setting(doc="which entry of indrnn.models.MODELS to build")
@@ -131,9 +128,6 @@ class RNNConfig(ModelConfig):
     nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
 
 
-# ----------------------------------------------------------------------------------------------------------- data
-
-
 @dataclass
 class DataConfig:
     name: str = setting(doc="which task to load")
@@ -173,9 +167,6 @@ class AddingConfig(DataConfig):
     validation_size: int = setting(1000, "sequences", minimum=1)
     test_size: int = setting(10_000, "sequences", minimum=1)
     data_seed: int = setting(0, "of the generated numbers", minimum=0, maximum=MAX_SEED)
-
-
-# ------------------------------------------------------------------------------------- optimizer, schedule, trainer
 
 
 @dataclass
@@ -249,9 +240,6 @@ class TrainerConfig:
     )
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
     cuda_graph: bool = setting(True, "on CUDA, run the whole training step as one graph", affects_result=False)
-
-
-# ----------------------------------------------------------------------------------------------------------- root
 
 
 @dataclass
