@@ -26,7 +26,7 @@ demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MN
 	$(BIN)/indrnn-train -m experiment=demo model=indrnn,lstm seed=0 output_root=$(DEMO) $(ARGS)
 	$(BIN)/indrnn-report $(DEMO) --out $(DEMO)/report
 	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
-	@echo "Figures: $(DEMO)/report. What is finished is not trained again; make demo ARGS=overwrite=true starts afresh."
+	@echo "The curves: $(DEMO)/report/mnist5k/accuracy.png. What is finished is not trained again; make demo ARGS=overwrite=true starts afresh."
 
 test: test-main test-interpret  ## all tests
 
