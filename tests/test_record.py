@@ -163,9 +163,6 @@ def test_a_key_that_is_gone_from_the_schema_counts_as_a_difference(tmp_path):
         opened(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- more steps
-
-
 @pytest.mark.parametrize("result", [False, True])
 def test_a_larger_max_steps_continues(tmp_path, result):
     path = leave(tmp_path, "trainer.max_steps=10", result=result)
@@ -212,9 +209,6 @@ def test_resume_never_refuses_to_go_on(tmp_path, steps, result):
     one_line(failure)
 
 
-# -------------------------------------------------------------------------------------------------- overwrite
-
-
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     path = leave(tmp_path, result=True)
     (path / "events.out.tfevents.1.indrnn").write_bytes(b"old")
@@ -254,9 +248,6 @@ def test_a_runs_files_without_its_configuration_are_kept(tmp_path, name):
         opened(tmp_path, "overwrite=true")
     one_line(failure)
     assert (path / name).read_text() == "precious"
-
-
-# ------------------------------------------------------------------------------------------------ two at once
 
 
 def test_a_second_process_is_turned_away_until_the_first_ends(tmp_path):
@@ -307,9 +298,6 @@ def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
         step = int(run.checkpoint_path.read_bytes())
         MetricsWriter(run.metrics_path, step).close()
         assert read_metrics(run.metrics_path)["step"].tolist() == list(range(1, step + 1))
-
-
-# -------------------------------------------------------------------------------------------- unusable folders
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -58,9 +58,6 @@ def limited_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# ---------------------------------------------------------------------------------------------------- metrics
-
-
 def test_metrics_can_be_followed_row_by_row(tmp_path):
     path = tmp_path / "metrics.csv"
     with MetricsWriter(path, None) as metrics:
@@ -171,9 +168,6 @@ def test_a_full_disk_stops_the_metrics_with_one_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# ----------------------------------------------------------------------------------------------------- result
-
-
 def test_a_result_is_read_as_written(tmp_path):
     path = tmp_path / "result.json"
     write_result(path, RESULT)
@@ -243,9 +237,6 @@ def test_a_missing_result_is_named(tmp_path):
         read_result(tmp_path / "result.json")
 
 
-# -------------------------------------------------------------------------------------------------- statistics
-
-
 def test_wilson_interval_of_known_cases():
     # Newcombe 1998 (Statistics in Medicine 17, table I, method 3)
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
@@ -268,9 +259,6 @@ def test_wilson_interval_holds_the_share(case):
 def test_wilson_interval_of_nonsense(correct, n):
     with pytest.raises(ValueError, match=f"correct={correct}, n={n}"):
         wilson_interval(correct, n)
-
-
-# ------------------------------------------------------------------------------------------------- environment
 
 
 def test_the_environment_has_every_version():
@@ -340,9 +328,6 @@ def test_git_may_be_missing(tmp_path, monkeypatch):
 def test_the_command_is_told_without_the_programs_path():
     argv = ["/home/someone/.venv/bin/indrnn-train", "model=indrnn", "tag=two words"]
     assert command_line(argv) == "indrnn-train model=indrnn 'tag=two words'"
-
-
-# ------------------------------------------------------------------------------------------------ reading runs
 
 
 def make_run(path, *, finished=True):
