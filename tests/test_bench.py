@@ -10,7 +10,19 @@ import torch
 
 from indrnn.bench import commands, exact, grid, step
 from indrnn.bench.clock import Clock, peak_memory, timing
-from indrnn.bench.contenders import COPY, LOOP, LSTM, Contender, Size, contenders, loop, lstm_units, prepare
+from indrnn.bench.contenders import (
+    COPY,
+    LOOP,
+    LOOP_UNBIND,
+    LSTM,
+    Contender,
+    Size,
+    contenders,
+    loop,
+    loop_unbind,
+    lstm_units,
+    prepare,
+)
 from indrnn.bench.figure import draw
 from indrnn.bench.grid import DEFAULT, FULL, Plan
 from indrnn.bench.rows import Row, provenance, slug, write_rows
@@ -67,7 +79,9 @@ def test_peak_memory_sees_what_a_call_allocates():
 
 def test_loop_is_the_recurrence():
     x, u = torch.randn(2, 9, 4), torch.rand(4)
-    torch.testing.assert_close(loop(x, u), indrnn_recurrence(x, u, backend="reference")[0])
+    expected = indrnn_recurrence(x, u, backend="reference")[0]
+    torch.testing.assert_close(loop(x, u), expected)
+    torch.testing.assert_close(loop_unbind(x, u), expected)
 
 
 def test_every_contender_of_this_machine_can_be_prepared():
@@ -86,7 +100,7 @@ def test_each_triton_strategy_is_a_contender(monkeypatch):
     monkeypatch.setattr("indrnn.bench.contenders.available_backends", lambda device: {"triton": None, "numba": "no"})
     able, unable = contenders(torch.device("cuda"))
     names = [each.name for each in able if each.op == "recurrence"]
-    assert names == [COPY, LOOP, "triton", "triton/sequential", "triton/scan"]
+    assert names == [COPY, LOOP, LOOP_UNBIND, "triton", "triton/sequential", "triton/scan"]
     assert unable == {"numba": "no"}
 
 
@@ -234,6 +248,8 @@ def test_targets_on_a_cpu():
         measured(3.2, which="backward"),
         measured(500.0, LOOP),
         measured(600.0, LOOP, which="backward"),
+        measured(50.0, LOOP_UNBIND),
+        measured(44.0, LOOP_UNBIND, which="backward"),
         measured(2.0, op="layer", which="step"),
         measured(15.0, LSTM, "layer", "step"),
     ]
@@ -241,6 +257,7 @@ def test_targets_on_a_cpu():
     assert verdicts["numba forward over a copy of its input"] == (1.5, "pass")
     assert verdicts["numba backward over a copy of its input"] == (3.2, "meets what is required")
     assert verdicts["PyTorch loop over numba"] == (pytest.approx(1100 / 4.7), "meets what is required")
+    assert verdicts["PyTorch loop with unbind over numba"] == (pytest.approx(94 / 4.7), "for comparison")
     assert verdicts["nn.LSTM layer over numba layer"] == (7.5, "miss")
     assert all(each.verdict == "not measured" for each in recurrence_targets([], "cpu"))
 
@@ -259,7 +276,8 @@ def test_targets_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
         measured(51.0, LSTM, "layer", "step", **graph, T=1024),
     ]
     found = [(each.measured, each.verdict) for each in recurrence_targets(rows, "cuda")]
-    assert found == [(1.9, "pass"), (0.7, "miss"), (51.0, "pass"), (None, "not measured"), (320.0, "pass")]
+    missing = (None, "not measured")
+    assert found == [(1.9, "pass"), (0.7, "miss"), (51.0, "pass"), missing, (320.0, "pass"), missing]
 
 
 def test_step_targets():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from indrnn.train.device import flush_denormals, resolve_device, set_precision
+from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
 from .contenders import Contender, contenders
 from .exact import TOLERANCE, Check, require_exact
@@ -48,6 +48,7 @@ def check_device(device_name: str, say: Say) -> Checked:
     """
     device = resolve_device(device_name)
     flush_denormals()
+    keep_freed_memory()
     set_precision("float32")
     able, unable = contenders(device)
     for name, reason in unable.items():

@@ -4,7 +4,7 @@ B sequences, T time steps, H units (inputs and outputs alike). Batch-major memor
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ Work = Callable[[], object]
 
 COPY = "copy"
 LOOP = "loop"
+LOOP_UNBIND = "loop_unbind"
+LOOPS = (LOOP, LOOP_UNBIND)
 LSTM = "lstm"
 LSTM_EQUAL_PARAMETERS = "lstm_equal_parameters"
 
@@ -60,7 +62,7 @@ class Contender:
 def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
     """All contenders that work on ``device``, and why each other backend does not."""
     reasons = available_backends(device)
-    able: list[Contender] = [Contender("recurrence", COPY), Contender("recurrence", LOOP), Contender("layer", LOOP)]
+    able = [Contender("recurrence", COPY), *(Contender(op, name) for name in LOOPS for op in ("recurrence", "layer"))]
     for backend in (name for name, reason in reasons.items() if reason is None):
         for strategy in _strategies(backend):
             name = backend if strategy is None else f"{backend}/{strategy}"
@@ -95,10 +97,19 @@ def forced(strategy: str | None) -> AbstractContextManager[None]:
 
 
 def loop(x: Tensor, u: Tensor) -> Tensor:
-    """What one writes in PyTorch without kernels of one's own: a loop over time that autograd records."""
+    """What one writes first in PyTorch: a loop over time that autograd records. Its backward pass fills a gradient of
+    x's size for each of the T selections."""
+    return _states((x[:, t] for t in range(x.shape[1])), u, x)
+
+
+def loop_unbind(x: Tensor, u: Tensor) -> Tensor:
+    """The same loop without those T gradients: as good as it gets in PyTorch's own operators."""
+    return _states(x.unbind(1), u, x)
+
+
+def _states(steps: Iterable[Tensor], u: Tensor, x: Tensor) -> Tensor:
     state, states = x.new_zeros(x.shape[0], x.shape[2]), []
-    # unbind, not x[:, t]: the backward of T selections would fill a tensor of x's size T times.
-    for x_t in x.unbind(1):
+    for x_t in steps:
         state = torch.relu(x_t + u * state)
         states.append(state)
     return torch.stack(states, 1)
@@ -109,6 +120,9 @@ def lstm_units(size: Size) -> int:
     H = size.H
     # 4 n (H + n + 2) = H² + 2 H
     return max(1, round((-(H + 2) + math.sqrt((H + 2) ** 2 + H * H + 2 * H)) / 2))
+
+
+_LOOP = {LOOP: loop, LOOP_UNBIND: loop_unbind}
 
 
 def _recurrence_works(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
@@ -137,8 +151,8 @@ def _recurrence_works(contender: Contender, size: Size, device: torch.device) ->
 
 
 def _recurrence(contender: Contender) -> Callable[[Tensor, Tensor], Tensor]:
-    if contender.name == LOOP:
-        return loop
+    if contender.name in LOOPS:
+        return _LOOP[contender.name]
     backend = contender.backend or "auto"
     return lambda x, u: indrnn_recurrence(x, u, backend=backend)[0]
 
@@ -165,10 +179,10 @@ def _layer(contender: Contender, size: Size, device: torch.device) -> tuple[Call
     layer = IndRNNLayer(size.H, size.H, backend=contender.backend or "auto", device=device)
     with torch.no_grad():
         layer.weight_hh.copy_(_recurrent_weight(size, device))
-    if contender.name == LOOP:
+    if contender.name in LOOPS:
         assert layer.weight_ih is not None
-        weight, bias = layer.weight_ih, layer.bias
-        return lambda x: loop(F.linear(x, weight, bias), layer.weight_hh), layer
+        weight, bias, states = layer.weight_ih, layer.bias, _LOOP[contender.name]
+        return lambda x: states(F.linear(x, weight, bias), layer.weight_hh), layer
     return lambda x: layer(x)[0].h, layer
 
 

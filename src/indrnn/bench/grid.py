@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from .clock import Clock, Timing, Work, peak_memory
-from .contenders import COPY, LOOP, Contender, Size, prepare
+from .contenders import COPY, LOOPS, Contender, Size, prepare
 from .rows import Row
 
 Say = Callable[[str], None]
@@ -139,7 +139,7 @@ def _warm(contender: Contender, size: Size, clock: Clock, past: _Past) -> dict[t
         past.note(contender, which, size, clock.warm_up(work))
         works[contender, which, "eager"] = work
         # Launching a kernel a time step is what a loop is; captured, it would be something else.
-        if clock.cuda and contender.name != LOOP and contender.backend != "reference":
+        if clock.cuda and contender.name not in LOOPS and contender.backend != "reference":
             works[contender, which, "graph"] = clock.capture(work)
     return works
 
