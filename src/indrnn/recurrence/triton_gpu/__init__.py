@@ -5,8 +5,8 @@ Letters: B batch, T time steps, H hidden units.
 Bytes moved, and so the time to expect (predicted, not yet measured; H200 at 4.3 TB/s, float32): the forward reads x and
 writes h, 8·B·T·H bytes; the backward reads h and the gradient and writes dx, 12·B·T·H; statistics, bias and all else
 add less than 1 %. At B = 32, T = 784, H = 128 that is 25.7 MB, 6 µs, and 38.5 MB, 9 µs; with the launch, the latency of
-the first load and the last store, and the arithmetic of the scan (1–2 µs), 9–12 and 12–16 µs. At B = 512 it is 96 and
-143 µs, and the rest should be hidden.
+the first load and the last store, and the arithmetic (3–4 µs, most of it under the loads) 8–12 and 12–16 µs. At B = 512
+it is 96 and 143 µs, and the rest should be hidden.
 
 With TRITON_INTERPRET=1 set before Triton is first imported, the same kernels run on CPU tensors, interpreted.
 """

@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .chooser import Tile
-from .maps import LIMIT, clamp, compose_affine, power, times_derivative
+from .maps import LIMIT, clamp, compose_affine, from_chunk, power, preceding, times_derivative
 from .tiles import load_steps, locate, packed_step, store_step
 
-_SIZES = ["T", "n", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
+_SIZES = ["T", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
 _POINTERS = [
     "dh_ptr",
     "dlast_ptr",
@@ -39,7 +39,6 @@ def backward_kernel(
     dh0_ptr,
     dbias_ptr,
     T,
-    n,
     H,
     dh_stride_b,
     dh_stride_t,
@@ -58,7 +57,7 @@ def backward_kernel(
     WHOLE: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    sequence, unit, chain, exists = locate(n, H, BLOCK, WHOLE)
+    sequence, unit, chain, exists = locate(H, BLOCK)
     u = tl.load(u_ptr + unit, mask=exists, other=0.0)
     state = u.dtype
     u = tl.broadcast_to(u, [CHUNKS, BLOCK])
@@ -135,9 +134,7 @@ def backward_kernel(
             a = tl.where(first, a + s * delta, a)
             s = tl.where(first, 0.0, s)
             a, s = tl.associative_scan((a, s), 0, compose_affine)
-            before = tl.where(first, delta, tl.gather(a, tl.maximum(chunk - 1, 0), 0))
-            after = tl.gather(a, tl.full([CHUNKS, BLOCK], CHUNKS - 1, tl.int32), 0)
-            delta = before
+            delta = tl.where(first, delta, preceding(a))
         for i in tl.static_range(STEPS):
             new = times_derivative(incoming[i] + u * delta, hs[i].to(state), NONLINEARITY)
             store_step(dx_pos - i * dx_step, new, i, left, exists, WHOLE, FULL)
@@ -154,7 +151,7 @@ def backward_kernel(
         if h0_ptr is not None:
             du += delta * tl.load(h0_ptr + chain + chunk * 0, mask=ends, other=0.0).to(state)
         if CHUNKS > 1:
-            delta = after
+            delta = from_chunk(delta, chunk, CHUNKS - 1)
         left -= TILE
         h_pos -= TILE * h_step
         dx_pos -= TILE * dx_step
@@ -180,7 +177,7 @@ def launch_backward(
     B, T, H = h.shape
     dx = torch.empty_like(h)
     du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
-    backward_kernel[(triton.cdiv(B * H, tile.block),)](
+    backward_kernel[(B * triton.cdiv(H, tile.block),)](
         grad_h,
         grad_last,
         offset,
@@ -193,7 +190,6 @@ def launch_backward(
         dh0,
         dbias,
         T,
-        B * H,
         H,
         0 if grad_h is None else grad_h.stride(0),
         0 if grad_h is None else grad_h.stride(1),
@@ -213,6 +209,7 @@ def launch_backward(
         FULL=T % (tile.chunks * tile.steps) == 0,
         num_warps=tile.warps,
         num_stages=1,
+        maxnreg=tile.registers,
         enable_fp_fusion=True,
     )
     return dx, du, dh0, dbias

@@ -9,9 +9,11 @@ Both strategies are the same kernel, which walks time in tiles of ``chunks`` × 
 - scan: ``chunks`` threads share a chain within a tile. Each composes its steps to one map, a scan over the chunks gives
   each the state it starts from, and each runs its steps again, from registers. Costs arithmetic, no memory traffic.
 
-The rule: an H200 copies at 4.3 TB/s with 0.6 µs of latency, so 2.6 MB must be in flight, and 132 × 512 threads holding
-25 float32 loads each are 6.8 MB; so as many chunks as it takes to have about THREADS threads. At B = 32, H = 128 that
-is 16 chunks, 128 programs of 512 threads, and T = 784 is two tiles of 16 × 25.
+The rule: an H200 copies at 4.3 TB/s with 0.6 µs of latency, so 2.6 MB must be in flight. With the next tile loaded
+while this one is used, a thread holds up to 28 float32 forward, or 16 of each of two streams backward, before it would
+spill registers; so as many chunks as it takes to have THREADS threads, but no more than MAX_CHUNKS, for in a scan
+across warps every warp folds the maps of all before it. At B = 32, H = 128 that is 8 chunks, 128 programs of 256
+threads, each with 25 to 50 kB in flight, and T = 784 is four tiles of 8 × 25.
 """
 
 from dataclasses import dataclass
@@ -22,10 +24,11 @@ STRATEGIES = ("auto", "sequential", "scan")
 WITHOUT_SCAN = ("tanh", "leaky_relu")
 
 THREADS = 65_536
-MAX_CHUNKS = 16
-STEPS = (1, 2, 4, 8, 14, 16, 25, 28, 32)
-# The most steps a thread can hold without spilling registers: forward one value a step, backward two.
-MAX_STEPS = {"forward": 32, "backward": 25}
+MAX_CHUNKS = 8
+STEPS = (1, 2, 4, 7, 8, 14, 16, 20, 25, 28)
+# The most float32 steps a thread can hold without spilling; a quarter where all arithmetic is float64, half where
+# addresses take registers.
+MAX_STEPS = {"forward": 28, "backward": 16}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Tile:
     def warps(self) -> int:
         return max(1, self.chunks * self.block // 32)
 
+    @property
+    def registers(self) -> int | None:
+        """The most a thread may take. Left to itself, the assembler at times spills to fit twice the programs."""
+        return 128 if self.chunks > 1 else None
+
 
 @lru_cache(maxsize=1024)
 def choose(
@@ -54,20 +62,20 @@ def choose(
 
     Args:
         direction: forward or backward.
-        wide: float64, which takes two registers a value.
+        nonlinearity: σ.
+        B, T, H: sizes.
+        wide: float64.
         packed: every sequence has T-stride H, which is then compiled in; otherwise addresses take registers too.
         strategy: auto, sequential or scan.
     """
-    scannable = direction == "backward" or nonlinearity not in WITHOUT_SCAN
     chunks = 1
-    if scannable and strategy != "sequential":
-        at_least = 2 if strategy == "scan" else 1
-        chunks = max(at_least, _power_of_two(min(THREADS // (B * H), MAX_CHUNKS, T // 4)))
-    block = 128 if chunks == 1 and B * H >= THREADS and H % 128 == 0 else 32
-    limit = MAX_STEPS[direction]
-    if wide or not packed:
-        limit = min(limit, 16 if direction == "forward" or not wide else 8)
-    return Tile(chunks, _steps(T, chunks, limit), block)
+    if strategy != "sequential" and (direction == "backward" or nonlinearity not in WITHOUT_SCAN):
+        wanted = min(THREADS // (B * H), MAX_CHUNKS, T // 4)
+        chunks = max(2 if strategy == "scan" else 1, _power_of_two(wanted))
+    block = next((block for block in (4, 8, 16) if block >= H), 32)
+    limit = MAX_STEPS[direction] // ((4 if wide else 1) * (1 if packed else 2))
+    steps = _steps(T, chunks, limit)
+    return Tile(chunks, steps, block, ahead=chunks * steps < T)
 
 
 def _power_of_two(number: int) -> int:
@@ -76,11 +84,11 @@ def _power_of_two(number: int) -> int:
 
 
 def _steps(T: int, chunks: int, limit: int) -> int:
-    """Steps a thread: such that T is a whole number of tiles (nothing to mask) if half the limit or more allows it;
-    else the fewest steps that need no more tiles than the limit does."""
+    """Steps a thread: more than half the limit if T then is a whole number of tiles, and nothing need be masked; else
+    the fewest that need no more tiles than the limit does."""
     allowed = [steps for steps in STEPS if steps <= limit]
-    whole = [steps for steps in allowed if 2 * steps >= limit and T % (chunks * steps) == 0]
+    whole = [steps for steps in allowed if 2 * steps > limit and T % (chunks * steps) == 0]
     if whole:
         return whole[-1]
     tiles = -(-T // (chunks * limit))
-    return next(steps for steps in allowed if chunks * steps * tiles >= T)
+    return next((steps for steps in allowed if chunks * steps * tiles >= T), allowed[-1])

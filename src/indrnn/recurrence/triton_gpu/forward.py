@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .chooser import Tile
-from .maps import LIMIT, activate, clamp, compose_affine, compose_clamped, larger, power, smaller
+from .maps import LIMIT, activate, clamp, compose_affine, compose_clamped, from_chunk, larger, power, preceding, smaller
 from .statistics import combine_chains
 from .tiles import load_steps, locate, packed_step, store_step
 
@@ -23,7 +23,7 @@ def enter(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The state before each chunk of a tile, and after the last, given the state before the first."""
+    """The state before each chunk of a tile, given the state before the first."""
     first = chunk == 0
     a = tl.zeros([CHUNKS, BLOCK], u.dtype)
     s = power(u, STEPS)
@@ -53,12 +53,10 @@ def enter(
         a = tl.where(first, a + s * carry, a)
         s = tl.where(first, 0.0, clamp(s, -LIMIT, LIMIT))
         a, s = tl.associative_scan((a, s), 0, compose_affine)
-    before = tl.where(first, carry, tl.gather(a, tl.maximum(chunk - 1, 0), 0))
-    after = tl.gather(a, tl.full([CHUNKS, BLOCK], CHUNKS - 1, tl.int32), 0)
-    return before, after
+    return tl.where(first, carry, preceding(a))
 
 
-_SIZES = ["T", "n", "H", "x_stride_b", "x_stride_t", "h_stride_b", "h_stride_t", "bias_stride_b"]
+_SIZES = ["T", "H", "x_stride_b", "x_stride_t", "h_stride_b", "h_stride_t", "bias_stride_b"]
 _POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "mean_ptr", "deviation_ptr"]
 
 
@@ -72,7 +70,6 @@ def forward_kernel(
     mean_ptr,
     deviation_ptr,
     T,
-    n,
     H,
     x_stride_b,
     x_stride_t,
@@ -89,7 +86,7 @@ def forward_kernel(
     WHOLE: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    sequence, unit, chain, exists = locate(n, H, BLOCK, WHOLE)
+    sequence, unit, chain, exists = locate(H, BLOCK)
     u = tl.load(u_ptr + unit, mask=exists, other=0.0)
     state = u.dtype
     u = tl.broadcast_to(u, [CHUNKS, BLOCK])
@@ -124,7 +121,7 @@ def forward_kernel(
 
         h = carry
         if CHUNKS > 1:
-            h, carry = enter(xs, bias, u, carry, chunk, NONLINEARITY, CHUNKS, STEPS, BLOCK)
+            h = enter(xs, bias, u, carry, chunk, NONLINEARITY, CHUNKS, STEPS, BLOCK)
         for i in tl.static_range(STEPS):
             h = activate(xs[i].to(state) + bias + u * h, NONLINEARITY)
             store_step(h_pos + i * h_step, h, i, left, exists, WHOLE, FULL)
@@ -140,8 +137,9 @@ def forward_kernel(
                         d = tl.where(left > i, d, 0.0)
                     sum1 += d
                     sum2 += d * d
-        if CHUNKS == 1:
-            carry = h
+        carry = h
+        if CHUNKS > 1:
+            carry = from_chunk(h, chunk, CHUNKS - 1)
         if mean_ptr is not None:
             # This tile's mean and squared deviation, taken about its first value, join the earlier tiles' (Chan,
             # Golub & LeVeque 1983, "Algorithms for computing the sample variance").
@@ -172,7 +170,7 @@ def launch_forward(
     h = torch.empty_like(x)
     mean = u.new_empty(B, H) if statistics else None
     deviation = u.new_empty(B, H) if statistics else None
-    forward_kernel[(triton.cdiv(B * H, tile.block),)](
+    forward_kernel[(B * triton.cdiv(H, tile.block),)](
         x,
         u,
         h0,
@@ -181,7 +179,6 @@ def launch_forward(
         mean,
         deviation,
         T,
-        B * H,
         H,
         x.stride(0),
         x.stride(1),
@@ -199,6 +196,7 @@ def launch_forward(
         FULL=T % (tile.chunks * tile.steps) == 0,
         num_warps=tile.warps,
         num_stages=1,
+        maxnreg=tile.registers,
         enable_fp_fusion=True,
     )
     if mean is None or deviation is None:

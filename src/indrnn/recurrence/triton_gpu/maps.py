@@ -100,3 +100,23 @@ def compose_clamped(a1, s1, lo1, hi1, a2, s2, lo2, hi2):
     s = tl.minimum(tl.maximum(s2 * s1, -LIMIT), LIMIT)
     constant = lo >= hi
     return tl.where(constant, lo, a), tl.where(constant, 0.0, s), lo, hi
+
+
+@triton.jit
+def _follow(earlier1, value1, follows1, earlier2, value2, follows2):
+    return tl.where(follows2 == 1, earlier2, value1), value2, follows1 * 0 + 1
+
+
+@triton.jit
+def preceding(value):
+    """[CHUNKS, BLOCK]: each chunk's predecessor's value; nothing of use in the first chunk.
+
+    tl.gather would do, but the compiler then moves the loads to a layout that suits it, which is not coalesced."""
+    earlier, _, _ = tl.associative_scan((value, value, (value * 0.0).to(tl.int32)), 0, _follow)
+    return earlier
+
+
+@triton.jit
+def from_chunk(value, chunk, INDEX: tl.constexpr):
+    """[CHUNKS, BLOCK]: one chunk's values in all of them."""
+    return tl.broadcast_to(tl.sum(tl.where(chunk == INDEX, value, 0.0), axis=0, keep_dims=True), value.shape)

@@ -2,12 +2,13 @@
 
 Letters: B batch, T time steps, H hidden units; a chain is one (sequence, unit), chain number b·H + k.
 
-A program owns BLOCK chains and walks time in tiles of CHUNKS·STEPS steps. Its tensors are [CHUNKS, BLOCK], one element
-a thread: a thread owns STEPS consecutive steps of one chain, held as a tuple of STEPS registers. All loads of a tile
-are issued before the first is used, so a program has CHUNKS·STEPS·BLOCK values in flight.
+A program owns BLOCK chains of one sequence and walks time in tiles of CHUNKS·STEPS steps. Its tensors are
+[CHUNKS, BLOCK], one element a thread: a thread owns STEPS consecutive steps of one chain, held as a tuple of STEPS
+registers. All loads of a tile are issued before the first is used (with AHEAD, a tile earlier), so a program has
+CHUNKS·STEPS·BLOCK values in flight; consecutive threads own consecutive units, so each load of a warp is one line.
 
-WHOLE: H is a multiple of BLOCK, so that a program stays within one sequence and no lane is idle. FULL: T is a multiple
-of the tile, so that only steps before the first tile or after the last are masked.
+WHOLE: H is a multiple of BLOCK, so that no lane is idle. FULL: T is a multiple of the tile, so that a tile is there or
+is not, and no step of it need be masked.
 """
 
 import triton
@@ -16,21 +17,12 @@ from torch import Tensor
 
 
 @triton.jit
-def locate(n, H, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Sequence (int64), unit and chain number (int64) of each of the program's chains, each [1, BLOCK] (the sequence
-    is a scalar if WHOLE), and which exist."""
-    lane = tl.arange(0, BLOCK)[None, :]
-    pid = tl.program_id(0)
-    if WHOLE:
-        blocks = H // BLOCK
-        sequence = (pid // blocks).to(tl.int64)
-        unit = (pid % blocks) * BLOCK + lane
-        chain = sequence * H + unit
-    else:
-        chain = pid.to(tl.int64) * BLOCK + lane
-        sequence = chain // H
-        unit = (chain % H).to(tl.int32)
-    return sequence, unit, chain, chain < n
+def locate(H, BLOCK: tl.constexpr):
+    """The program's sequence (int64), its units [1, BLOCK], their chains (int64), and which of them exist."""
+    blocks = tl.cdiv(H, BLOCK)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    unit = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    return sequence, unit, sequence * H + unit, unit < H
 
 
 @triton.jit

@@ -1,0 +1,68 @@
+"""The Triton kernels compiled for GPUs that are not here: no spilled registers, and all loads of a tile in flight.
+
+scripts/triton_resources.py checks all that is shipped, which takes minutes.
+"""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+import triton
+
+from indrnn.recurrence.triton_gpu.chooser import MAX_CHUNKS, MAX_STEPS, Tile, choose
+from indrnn.recurrence.triton_gpu.compiled import Variant, compile_for, faults, shipped
+
+pytestmark = pytest.mark.skipif(
+    bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile"
+)
+
+# Each kernel with each strategy once, as the default network uses it.
+DEFAULT = [
+    Variant("forward", Tile(8, 25, 32, ahead=True), masked=True),
+    Variant("forward", Tile(1, 28, 32, ahead=True), everything=False),
+    Variant("backward", Tile(8, 14, 32, ahead=True)),
+    Variant("backward", Tile(1, 16, 32, ahead=True), everything=False),
+]
+
+
+def name(variant: Variant) -> str:
+    options = [word for word in ("packed", "masked", "everything") if getattr(variant, word)]
+    tile = f"{variant.tile.chunks}x{variant.tile.steps}"
+    return "-".join([variant.direction, tile, variant.nonlinearity, str(variant.dtype)[6:], *options])
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("variant", DEFAULT, ids=name)
+def test_the_default_network_spills_nothing_and_loads_ahead(variant, capability):
+    assert faults(variant, compile_for(variant, capability)) == []
+
+
+@pytest.mark.parametrize("strategy", ["auto", "sequential", "scan"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_chooser_stays_within_what_is_compiled_and_keeps_to_the_strategy(direction, strategy):
+    for B in (1, 3, 32, 512, 100_000):
+        for T in (1, 2, 3, 17, 28, 783, 784, 1024, 100_000):
+            for H in (1, 5, 16, 128, 1000):
+                tile = choose(direction, "relu", B, T, H, False, True, strategy)
+                assert 1 <= tile.chunks <= MAX_CHUNKS
+                assert 1 <= tile.steps <= MAX_STEPS[direction]
+                assert tile.ahead == (tile.chunks * tile.steps < T)
+                assert strategy in ("auto", tile.strategy)
+
+
+def test_what_cannot_be_scanned_is_walked():
+    assert choose("forward", "tanh", 1, 1000, 8, False, True, "scan").strategy == "sequential"
+    assert choose("backward", "tanh", 1, 1000, 8, False, True, "scan").strategy == "scan"
+
+
+def test_the_default_network_is_what_is_compiled_here():
+    chosen = {
+        (direction, choose(direction, "relu", B, 784, 128, False, True))
+        for direction in ("forward", "backward")
+        for B in (32, 512)
+    }
+    assert chosen <= {(variant.direction, variant.tile) for variant in DEFAULT}
+    assert {variant.dtype for variant in shipped()} == {torch.float32, torch.float64, torch.bfloat16}
