@@ -304,3 +304,50 @@ def test_composition_in_random_brackets_is_the_loop(seed):
     _, expected = naive.recurrence(x[None].double(), u.double())
     error = (applied_to_zero(bracket(step_maps(x, u)))[0] - expected[0]).abs() / expected[0].abs().clamp(min=1)
     assert error.max() < 2e-5
+
+
+@pytest.mark.skipif(INTERPRETED, reason="too long to interpret")
+@pytest.mark.parametrize("strategy", ["sequential", "scan"])
+def test_a_hundred_thousand_steps(strategy):
+    x, u = torch.randn(2, 100_000, 128, device=DEVICE), torch.rand(128, device=DEVICE) * 2 - 1
+    with triton_gpu.forced("sequential"):
+        expected, _ = indrnn_recurrence(x.double(), u.double(), backend="triton")
+    with triton_gpu.forced(strategy):
+        h, _ = indrnn_recurrence(x, u, backend="triton")
+    close(h, expected.cpu(), torch.float32, "h")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes 9 GB")
+def test_more_elements_than_32_bits_can_count():
+    B, T, H = 2, 2**23 + 3, 128
+    if torch.cuda.mem_get_info()[0] < 12e9:
+        pytest.skip("takes 12 GB of GPU memory")
+    x = torch.randn(B, T, H, dtype=torch.bfloat16, device=DEVICE)
+    h, _, _ = triton_gpu.forward(x, torch.full((H,), 0.5, device=DEVICE), None, None, "relu", False)
+    # After 60 steps of halving, where the loop started no longer matters.
+    expected, _ = naive.recurrence(x[:, -100:].double().cpu(), torch.full((H,), 0.5).double())
+    close(h[:, -40:], expected[:, -40:], torch.bfloat16, "h")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs need CUDA")
+def test_forward_and_backward_can_be_captured_in_a_cuda_graph():
+    x, u = torch.randn(3, 50, 32, device=DEVICE, requires_grad=True), torch.rand(32, device=DEVICE, requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        h, last, mean, variance = ops.recurrence(x, u, statistics=True, backend="triton")
+        loss = h.sum() + last.sum() + (mean * variance).sum()
+        return [h, *torch.autograd.grad(loss, (x, u))]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    for one, other in zip(captured, step(), strict=True):
+        assert torch.equal(one, other)

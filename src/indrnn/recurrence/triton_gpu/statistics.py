@@ -8,7 +8,7 @@ ROWS = 128
 UNITS = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "H"])
 def statistics_kernel(
     mean_ptr, deviation_ptr, mean_out_ptr, variance_out_ptr, B, T, H, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):
