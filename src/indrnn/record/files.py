@@ -18,6 +18,8 @@ _REMEDY = {
     errno.EPERM: "make it writable, or choose another folder with output_root=",
     errno.EROFS: "choose another folder with output_root=",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with output_root=",
+    errno.ENOENT: "choose another folder with output_root=",
+    errno.EFBIG: "raise the limit on the size of a file, then give the same command again",
     errno.EEXIST: "a file stands where a folder is needed; choose another folder with output_root=",
     errno.ENAMETOOLONG: "choose a shorter name=, tag= or output_root=",
 }

@@ -6,6 +6,9 @@
     same config but a larger max_steps  resume, also of a finished run
     another config                      refused, naming the keys that differ
 
+A finished run that goes on keeps the evaluation and the log row of its old end, which an unbroken longer run has only
+if that step was due for them, and reads the test set once more at its new end.
+
 Keys that cannot change the result are not compared (`indrnn.record.compare`). Nothing of an earlier run is touched
 before `RunFolder.begin`, so a command that then fails (data missing, no such device) has destroyed nothing.
 """

@@ -196,7 +196,7 @@ def _time_axis(axes: Axes, groups: Sequence[Group]) -> float:
     )
     _maybe_log(axes, longest)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    axes.set_xlabel(f"Wall-clock time ({word})" + _log_note(axes))
+    axes.set_xlabel(f"Training time ({word})" + _log_note(axes))
     return unit
 
 

@@ -101,7 +101,7 @@ def general_notes(groups: Sequence[Group]) -> list[str]:
     if any(len(group.finished) == 1 for group in finished):
         notes.append("† n = 1: a single run; its spread is not known.")
     if any(_learnt_nothing(group) for group in finished):
-        notes.append("‡ No better than chance (0.1135 is the share of the digit 1): it has learnt nothing yet.")
+        notes.append("‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.")
     if any(group.unfinished for group in groups):
         notes.append("Unfinished runs show how far they are and enter no mean; the same command continues them.")
     if any(not group.measures_accuracy for group in groups):

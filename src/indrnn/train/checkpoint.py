@@ -37,8 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     # torch.load raises whatever unzipping and unpickling damaged bytes raise: RuntimeError, UnpicklingError, EOFError,
     # KeyError, UnicodeDecodeError, ...
     except Exception as failure:
-        reason = " ".join(str(failure).split())[:100] or type(failure).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); {remedy}") from failure
+        raise UserError(f"checkpoint {path} is damaged, or is no checkpoint; {remedy}") from failure
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{path} is not a checkpoint of indrnn; {remedy}")
     if content.get("format") != FORMAT:
