@@ -26,9 +26,10 @@ WITHOUT_SCAN = ("tanh", "leaky_relu")
 THREADS = 65_536
 MAX_CHUNKS = 8
 STEPS = (1, 2, 4, 7, 8, 14, 16, 20, 25, 28)
-# The most float32 steps a thread can hold without spilling; a quarter where all arithmetic is float64, half where
+# The most steps a thread can hold without spilling, and the same where all arithmetic is float64; half as many where
 # addresses take registers.
 MAX_STEPS = {"forward": 28, "backward": 16}
+MAX_STEPS_WIDE = {"forward": 4, "backward": 4}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def choose(
         wanted = min(THREADS // (B * H), MAX_CHUNKS, T // 4)
         chunks = max(2 if strategy == "scan" else 1, _power_of_two(wanted))
     block = next((block for block in (4, 8, 16) if block >= H), 32)
-    limit = MAX_STEPS[direction] // ((4 if wide else 1) * (1 if packed else 2))
+    limit = (MAX_STEPS_WIDE if wide else MAX_STEPS)[direction] // (1 if packed else 2)
     steps = _steps(T, chunks, limit)
     return Tile(chunks, steps, block, ahead=chunks * steps < T)
 
