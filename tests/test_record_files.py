@@ -49,15 +49,6 @@ def full_disk(path):
     path.symlink_to("/dev/full")
 
 
-@pytest.fixture
-def limited_file_size():
-    """Files cannot grow beyond the size given: the write that crosses it is cut short, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_metrics_can_be_followed_row_by_row(tmp_path):
     path = tmp_path / "metrics.csv"
     with MetricsWriter(path, None) as metrics:
@@ -153,8 +144,7 @@ def test_a_row_that_no_longer_fits_leaves_whole_rows(tmp_path, limited_file_size
     with MetricsWriter(path, None) as metrics:
         metrics.row(1, 0.1, 1.0, "train", 1 / 3)
         size = path.stat().st_size
-        limited_file_size(size + 10)
-        with pytest.raises(RunError, match=re.escape(str(path))) as failure:
+        with limited_file_size(size + 10), pytest.raises(RunError, match=re.escape(str(path))) as failure:
             metrics.row(2, 0.2, 2.0, "train", 1 / 3)
         assert "\n" not in str(failure.value)
         assert path.stat().st_size == size

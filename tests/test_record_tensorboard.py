@@ -110,18 +110,12 @@ def test_the_file_name_does_not_tell_the_machines_name(tmp_path, monkeypatch):
     assert b"secret-host" not in (tmp_path / name).read_bytes()
 
 
-def test_a_full_disk_stops_the_run_where_it_happens(tmp_path):
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_full_disk_stops_the_run_where_it_happens(tmp_path, limited_file_size):
     with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
         writer.scalars(1, {"train/loss": 1.0})
         size = writer.path.stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
-        try:
-            with pytest.raises(RunError, match=r"events\.out\.tfevents") as failure:
-                writer.scalars(2, {"train/loss": 1.0})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with limited_file_size(size + 10), pytest.raises(RunError, match=r"events\.out\.tfevents") as failure:
+            writer.scalars(2, {"train/loss": 1.0})
         assert "\n" not in str(failure.value)
         assert writer.path.stat().st_size == size  # no half record, which would hide all that follows
         writer.scalars(3, {"train/loss": 1.0})
