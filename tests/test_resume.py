@@ -186,7 +186,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_and_kept(tmp_path, damage):
     with pytest.raises(UserError) as caught:
         run_small(tmp_path)
     assert str(path) in str(caught.value)
-    assert ("cannot be read" if damage == "cut" else "belongs to another model") in str(caught.value)
+    assert ("is damaged" if damage == "cut" else "belongs to another model") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
 
