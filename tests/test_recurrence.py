@@ -268,6 +268,7 @@ def test_numba_flushes_denormals_in_its_threads_and_nowhere_else(threads):
     u = torch.full((128,), 0.05)
     last = torch.full((4, 128), 1e-30)
     before = torch.get_num_threads()
+    torch.set_flush_denormal(False)  # a training earlier in this process leaves it on
     torch.set_num_threads(threads)
     try:
         dx, _, _, _ = torch.ops.indrnn.recurrence_backward(None, last, None, None, h, u, None, "relu", "numba")
