@@ -68,8 +68,8 @@ def keep_freed_memory() -> None:
 
     glibc maps every large block afresh, and its pages are cleared one fault at a time: 54,500 faults in a training step
     of nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
-    0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). Like denormals, that would make a dishonest baseline. Other C libraries
-    have no such setting, and nothing changes there.
+    0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). Like denormals, that
+    would make a dishonest baseline. Other C libraries have no such setting, and nothing changes there.
     """
     if not sys.platform.startswith("linux"):
         return
