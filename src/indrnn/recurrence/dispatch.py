@@ -9,6 +9,7 @@ float32 for everything else; so bfloat16 sequences come with float32 u and bias)
 """
 
 import warnings
+from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -74,7 +75,12 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def load_backend(name: str) -> Backend:
     """The module of a backend. Raises ImportError where its library is missing."""
-    return cast(Backend, import_module(_MODULES[name], __package__))
+    return _load(_MODULES[name])
+
+
+@cache  # for import_module looks up and locks anew, which takes longer than the rest of a call
+def _load(module: str) -> Backend:
+    return cast(Backend, import_module(module, __package__))
 
 
 def unavailable_reason(name: str, device: torch.device) -> str | None:

@@ -23,7 +23,8 @@ def forward(
     B, T, H = x.shape
     h = torch.empty_like(x)
     nothing = u.new_zeros(H)
-    partials = torch.empty(2, B, H if statistics else 0, dtype=torch.float64)  # mean and Σ(h − mean)² of each sequence
+    # mean and Σ(h − mean)² of each sequence
+    mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
     groups = _groups(B, H)
     launch.run(
         "forward",
@@ -36,16 +37,16 @@ def forward(
             _row(bias, nothing),
             _row(h0, nothing),
             _sequence(h),
-            _row(partials[0]),
-            _row(partials[1]),
+            _row(mean),
+            _row(m2),
         ),
     )
     if not statistics:
         return h, None, None
     # sequences are of one length: Chan's formula for all of them at once
-    mean = partials[0].mean(0)
-    m2 = partials[1].sum(0) + T * (partials[0] - mean).square_().sum(0)
-    return h, mean.to(u.dtype), m2.div_(B * T).to(u.dtype)
+    whole_mean = mean.mean(0)
+    whole_m2 = m2.sum(0) + T * (mean - whole_mean).square_().sum(0)
+    return h, whole_mean.to(u.dtype), whole_m2.div_(B * T).to(u.dtype)
 
 
 def backward(

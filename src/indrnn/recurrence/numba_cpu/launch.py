@@ -6,6 +6,7 @@ PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), t
 """
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,15 +33,12 @@ def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays:
     if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
         return
-    call = np.zeros(kernels.LONGEST_CALL, np.int64)
-    call[kernels.TASKS] = tasks
-    call[kernels.DOUBLE] = dtype == torch.float64
-    call[kernels.GROUPS : kernels.ARRAYS] = sizes
-    for k, (tensor, batch_stride, time_stride) in enumerate(arrays):
-        at = kernels.ARRAYS + kernels.PER_ARRAY * k
-        call[at : at + kernels.PER_ARRAY] = tensor.data_ptr(), batch_stride, time_stride
-    threads = min(torch.get_num_threads(), tasks)
-    _run_on_threads(_compiled(name), call.ctypes.data, threads)
+    # in the order of kernels.COUNTER, TASKS, DOUBLE, GROUPS, ..., ARRAYS
+    numbers = [0, tasks, int(dtype == torch.float64), *sizes]
+    for tensor, batch_stride, time_stride in arrays:
+        numbers += tensor.data_ptr(), batch_stride, time_stride
+    call = array("q", numbers)
+    _run_on_threads(_compiled(name), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
 
 
 @cache
@@ -74,6 +71,7 @@ def _run_on_threads(entry: int, call: int, threads: int) -> None:
         helper.result()
 
 
+@cache
 def _function(entry: int) -> Entry:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)
 
