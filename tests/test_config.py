@@ -59,6 +59,7 @@ def test_the_paper_protocol_differs_from_the_tutorials_where_the_papers_code_doe
         "schedule.name": "plateau",
         "schedule.patience": [100, 50, 25],
         "schedule.minimum_lr": 1e-6,
+        "schedule.restore_best": True,
         "trainer.max_steps": 2_000_000,
         "trainer.eval_every": 1700,
         "trainer.clip_norm": None,

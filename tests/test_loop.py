@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
 from indrnn.train import Interrupted, load_run, loop
+from indrnn.train.checkpoint import read_checkpoint
 from indrnn.train.evaluate import evaluate
 from indrnn.train.objective import Objective
 from small_runs import (
@@ -126,6 +128,29 @@ def test_training_stops_when_the_plateau_is_over(tmp_path):
     validation = [float(row["accuracy"]) for row in rows_of(folder_of(tmp_path)) if row["split"] == "val"]
     assert result.steps == 10 * len(validation) < 500
     assert validation[-1] <= max(validation[:-1])
+
+
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_a_drop_of_the_plateau_goes_back_to_the_best_weights_and_their_optimizer_state(
+    tmp_path, monkeypatch, restore_best
+):
+    accuracies = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *arguments, **_: replace(evaluate(*arguments), accuracy=next(accuracies))
+    )
+    run_small(
+        tmp_path, "schedule=plateau", "schedule.patience=[1]", f"schedule.restore_best={restore_best}",
+        "trainer.max_steps=20",
+    )  # fmt: skip
+    end = read_checkpoint(folder_of(tmp_path) / "checkpoint.pt")
+    assert (end["best"]["step"], end["progressed"]["step"]) == (10, 20)
+    for part in ("model", "optimizer"):
+        pairs = zip(_leaves(end[part]), _leaves(end["best"][part]), strict=True)
+        assert all(torch.equal(now, best) for now, best in pairs) == restore_best, part
+
+
+def _leaves(tree):
+    return [tree] if isinstance(tree, torch.Tensor) else [leaf for each in tree.values() for leaf in _leaves(each)]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from indrnn.train.schedule import Plateau, build_schedule
 
 
 def schedule(name, peak=2e-4, max_steps=100, **values):
-    return build_schedule(SimpleNamespace(name=name, **values), peak, max_steps)
+    return build_schedule(SimpleNamespace(**{"name": name, "restore_best": True, **values}), peak, max_steps)
 
 
 def test_constant():
@@ -83,6 +83,13 @@ def test_plateau_goes_on_from_its_state():
         two.observe(score)
         assert one.rate(0) == two.rate(0)
     assert one.state() == two.state() == {"drops": 2, "waited": 0, "best": -0.1}
+
+
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_plateau_goes_back_to_the_best_at_a_drop(restore_best):
+    plateau = schedule("plateau", factor=0.1, patience=[2, 1], minimum_lr=1e-9, restore_best=restore_best)
+    said = [plateau.observe(score) for score in (0.5, 0.4, 0.4, 0.6, 0.3)]
+    assert said == [False, False, restore_best, False, restore_best]
 
 
 def test_plateau_counts_the_first_evaluation_as_a_gain_however_bad():

@@ -14,7 +14,7 @@ from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.train.graph import GraphedStep
 from indrnn.train.objective import Objective
-from indrnn.train.optimizer import build_optimizer, rate_tensor, weight_matrices
+from indrnn.train.optimizer import build_optimizer, decayed_parameters, rate_tensor
 from indrnn.train.step import TrainingStep
 from small_runs import ArraySplit, small_config, small_task
 
@@ -67,12 +67,14 @@ def test_gradients_are_limited_by_value_before_their_norm_is(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["indrnn", "indrnn_residual", "indrnn_dense", "lstm", "rnn"])
-def test_weight_decay_applies_to_weight_matrices_only(model):
+def test_weight_decay_applies_to_all_but_u_and_biases(model):
     cfg = load_config([f"model={model}", "data=mnist5k", "optimizer.weight_decay=0.1"])
     network = build_model(cfg)
-    decayed = {id(parameter) for parameter in weight_matrices(network)}
+    decayed = {id(parameter) for parameter in decayed_parameters(network)}
+    scales = {id(module.weight) for module in network.modules() if isinstance(module, nn.BatchNorm1d)}
+    assert bool(scales) == model.startswith("indrnn")
     for name, parameter in network.named_parameters():
-        assert (id(parameter) in decayed) == (parameter.dim() == 2), name
+        assert (id(parameter) in decayed) == (parameter.dim() == 2 or id(parameter) in scales), name
     assert all(id(layer.weight_hh) not in decayed for _, layer in recurrent_layers(network))
     optimizer = build_optimizer(network, cfg.optimizer, CPU)
     grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -173,7 +173,7 @@ class AddingConfig(DataConfig):
 class OptimizerConfig:
     name: str = setting("adam", choices=("adam", "adamw"))
     lr: float = setting(2e-4, "learning rate at the start (at the peak for cosine and one_cycle)", above=0.0)
-    weight_decay: float = setting(0.0, "on weight matrices only, not on u, biases or norms", minimum=0.0)
+    weight_decay: float = setting(0.0, "on all but u and biases", minimum=0.0)
     beta1: float = setting(0.9, minimum=0.0, below=1.0)
     beta2: float = setting(0.999, minimum=0.0, below=1.0)
     eps: float = setting(1e-8, above=0.0)
@@ -205,6 +205,7 @@ class PlateauConfig(ScheduleConfig):
     factor: float = setting(0.1, above=0.0, below=1.0)
     patience: list[int] = setting([100, 50, 25], "evaluations without gain; the last repeats", minimum=1)
     minimum_lr: float = setting(1e-6, above=0.0)
+    restore_best: bool = setting(True, "at a drop, go back to the best weights so far and the optimizer's state then")
 
 
 @dataclass

@@ -28,8 +28,9 @@ PROTOCOLS = {
         "training images before each evaluation. The LSTM runs exactly the same, untuned, as the IndRNN does."
     ),
     PAPER: (
-        "Adam, lr 2e-4, ×0.1 after 100 (then 50, 25) evaluations without gain, gradients within ±10, dropout 0.1, "
-        "weight decay 1e-4, |u| ≤ 5^(1/784), batch 32, 57,000/3,000 split. Source: the authors' code. Deviations: "
+        "Adam, lr 2e-4, ×0.1 after 100 (then 50, 25) evaluations without gain, each time going on from the best "
+        "checkpoint, gradients within ±10, dropout 0.1, weight decay 1e-4 on all but u and biases, |u| ≤ 5^(1/784), "
+        "batch 32, 57,000/3,000 split. Source: the authors' code. Deviations: they wait two evaluations longer; "
         "split and permutation come from named seeds (theirs are unseeded); pixels 2x/255 − 1 instead of "
         "2 (x/256 − 0.5); batch-norm statistics from training images instead of a pass over the validation set; the "
         "last layer's u starts in its range, which the released plain network probably does not apply; accuracy over "

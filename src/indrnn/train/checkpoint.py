@@ -64,9 +64,9 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Per parameter name, what the optimizer remembers of it."""
+    """Per parameter name, what the optimizer remembers of it, as copies on the CPU."""
     return {
-        name: {key: value.cpu() for key, value in optimizer.state[parameter].items()}
+        name: {key: value.to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
     }

@@ -223,7 +223,7 @@ class Training:
         if found.near_chance and not at.warned:
             self.progress.say(_nothing_learnt(at.step, found))
             at.warned = True
-        self.schedule.observe(found.score)
+        go_back = self.schedule.observe(found.score)
         if self.best is None or found.score > self.best["score"]:
             self.best = {
                 "step": at.step,
@@ -231,8 +231,12 @@ class Training:
                 "accuracy": found.accuracy,
                 "loss": found.loss,
                 "model": copied_weights(self.model),
+                "optimizer": optimizer_state(self.model, self.optimizer),
             }
             save_checkpoint(self.folder.best_path, self.best)
+        elif go_back:
+            load_weights(self.model, self.best["model"], self.folder.best_path)
+            restore_optimizer(self.model, self.optimizer, self.best["optimizer"])
 
     def _finish(self) -> Result:
         """Read the test split once, with the weights that validation chose and the statistics they were judged with."""

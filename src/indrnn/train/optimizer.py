@@ -11,17 +11,17 @@ from ..layers import recurrent_layers
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def weight_matrices(model: nn.Module) -> list[Tensor]:
-    """The parameters that weight decay applies to: weights of linear layers, input weights of IndRNN layers, input and
-    recurrent matrices of LSTM and RNN. Not u, biases, or the scales and shifts of normalisations."""
-    matrices: list[Tensor] = [layer.weight_ih for _, layer in recurrent_layers(model) if layer.weight_ih is not None]
+def decayed_parameters(model: nn.Module) -> list[Tensor]:
+    """The parameters that weight decay applies to: all but u and biases, as in the paper's code. Weights of linear
+    layers, input weights of IndRNN layers, input and recurrent matrices of LSTM and RNN, scales of normalisations."""
+    weights: list[Tensor] = [layer.weight_ih for _, layer in recurrent_layers(model) if layer.weight_ih is not None]
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            matrices.append(module.weight)
+        if isinstance(module, nn.Linear | nn.BatchNorm1d | nn.LayerNorm) and module.weight is not None:
+            weights.append(module.weight)
         elif isinstance(module, nn.RNNBase):
-            matrices += [weight for layer in module.all_weights for weight in layer if weight.dim() == 2]
-    # A matrix that two modules share counts once.
-    return list(dict.fromkeys(matrices))
+            weights += [weight for layer in module.all_weights for weight in layer if weight.dim() == 2]
+    # A weight that two modules share counts once.
+    return list(dict.fromkeys(weights))
 
 
 def build_optimizer(model: nn.Module, cfg: Any, device: torch.device) -> torch.optim.Optimizer:
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, cfg: Any, device: torch.device) -> torch.o
     """
     if cfg.name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={cfg.name} is unknown; choose from {', '.join(OPTIMIZERS)}")
-    decayed = weight_matrices(model)
+    decayed = decayed_parameters(model)
     ids = {id(parameter) for parameter in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     rate = torch.tensor(cfg.lr, dtype=torch.float32, device=device)

@@ -60,8 +60,8 @@ class Schedule(Protocol):
     def rate(self, steps: int) -> float:
         """The learning rate of the update that follows ``steps`` updates."""
 
-    def observe(self, score: float) -> None:
-        """Take note of an evaluation; higher is better."""
+    def observe(self, score: float) -> bool:
+        """Take note of an evaluation; higher is better. Whether training is to go back to the best checkpoint."""
 
     @property
     def finished(self) -> bool:
@@ -91,8 +91,8 @@ class StepSchedule:
             return self._peak * one_cycle(steps, self._total, cfg.warmup, cfg.initial, cfg.final)
         return self._peak
 
-    def observe(self, score: float) -> None:
-        pass
+    def observe(self, score: float) -> bool:
+        return False
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -106,14 +106,17 @@ class PlateauSchedule:
 
     def __init__(self, cfg: Any, peak: float) -> None:
         self._factor, self._minimum, self._patience = cfg.factor, cfg.minimum_lr, list(cfg.patience)
+        self._restore_best = cfg.restore_best
         self._peak = peak
         self._plateau = Plateau()
 
     def rate(self, steps: int) -> float:
         return self._peak * self._factor**self._plateau.drops
 
-    def observe(self, score: float) -> None:
+    def observe(self, score: float) -> bool:
+        drops = self._plateau.drops
         self._plateau = self._plateau.after(score, self._patience)
+        return self._restore_best and self._plateau.drops > drops
 
     @property
     def finished(self) -> bool:
