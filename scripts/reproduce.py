@@ -198,12 +198,12 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _regenerate(results: Path) -> None:
-    from indrnn.report.write import draw_figures
+    from indrnn.report.write import draw_results
 
     update_readme(results)
     print(f"wrote {results / 'README.md'}")
     if any((results / "runs").rglob("result.json")):
-        draw_figures([results / "runs"], results / "figures")
+        draw_results(results)
         print(f"wrote {results / 'figures'}")
 
 

@@ -19,6 +19,7 @@ from indrnn.errors import UserError
 from indrnn.record import run_folder
 from indrnn.report import results
 from indrnn.report.rows import ROWS
+from indrnn.report.write import draw_results
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results"
@@ -61,6 +62,9 @@ def committed(tmp_path):
     for seed in range(2):
         results.publish(fabricate(tmp_path / "work", "indrnn", seed, best=0.995, **SMALL), runs)
     results.publish(fabricate(tmp_path / "work", "indrnn", tag="cpu", **SMALL), runs)
+    for seed in range(2):
+        first = {"steps": 1700, "eval_every": 1700, "log_every": 100, "tag": "first1700"}
+        results.publish(fabricate(tmp_path / "work", "paper_6layer", seed, **first), runs)
     readme = tmp_path / "results" / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     results.update_readme(tmp_path / "results")
@@ -80,6 +84,15 @@ def test_the_generated_table_shows_runs_beside_what_others_published(committed):
     assert re.search(r"\| +2 \| +9\d\.\d\d ± 0\.\d\d \|", line)
     assert "not run yet" in _line(text, "paper_6layer", "99.04 [log]")
     assert "indrnn-cpu" in text.split("Other runs")[1]
+
+
+def test_runs_that_end_after_1700_updates_stand_beside_the_logs_and_nowhere_else(committed):
+    text = (committed / "README.md").read_text()
+    assert re.search(r"paper_6layer-first1700 +\| +2 +\| +\d\d\.\d\d ± \d\.\d\d +\| +77\.7 +\|", text)
+    assert text.count("first1700") == 1
+    drawn = [path.read_text() for path in draw_results(committed) if path.suffix == ".svg"]
+    assert len(drawn) == 3
+    assert all("indrnn" in svg and "first1700" not in svg for svg in drawn)
 
 
 def test_regenerating_changes_nothing_and_a_changed_run_does(committed):

@@ -77,10 +77,10 @@ def problems(folder: Path) -> list[str]:
 def results_markdown(runs: Path) -> str:
     """Everything between the markers of results/README.md."""
     groups = collect([runs]) if runs.is_dir() and any(runs.rglob("result.json")) else []
-    known = {(row.task, row.name) for row in ROWS}
+    known = {(row.task, name) for row in ROWS for name in (row.name, row.first)}
     parts = []
     for task, title in (("mnist", "Sequential MNIST"), ("mnist_permuted", "Permuted sequential MNIST (seed92916)")):
-        lines = [_line(row, _find(groups, row)) for row in ROWS if row.task == task]
+        lines = [_line(row, _find(groups, row.task, row.name)) for row in ROWS if row.task == task]
         parts += [f"### {title}", markdown_table(lines)]
     parts.append(_legend(groups))
     first = _first_evaluation(groups)
@@ -114,8 +114,8 @@ def update_readme(results: Path) -> None:
     write_atomically(readme, readme_with(text, results_markdown(results / "runs")), UserError)
 
 
-def _find(groups: Sequence[Group], row: Row) -> Group | None:
-    return next((group for group in groups if (group.task, group.name) == (row.task, row.name)), None)
+def _find(groups: Sequence[Group], task: str, name: str) -> Group | None:
+    return next((group for group in groups if (group.task, group.name) == (task, name)), None)
 
 
 def _line(row: Row, group: Group | None) -> dict[str, str]:
@@ -154,14 +154,15 @@ def _time_to_target(entries: Sequence[Entry]) -> str:
 def _first_evaluation(groups: Sequence[Group]) -> list[dict[str, str]]:
     lines = []
     for row in ROWS:
-        group = _find(groups, row)
-        if row.first_1700 is None or group is None:
+        if row.first_1700 is None:
             continue
-        curves = [entry.run.curve("val", "accuracy") for entry in group.finished]
-        ours = [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
-        if ours:
-            cells = {"task": row.task, "network": row.network, "n": str(len(ours)), "ours %": percent(ours)}
-            lines.append(cells | {"log %": f"{row.first_1700}"})
+        for name in (row.name, row.first):
+            group = _find(groups, row.task, name)
+            curves = [entry.run.curve("val", "accuracy") for entry in group.finished] if group else []
+            ours = [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
+            if ours:
+                cells = {"task": row.task, "network": row.network, "run": name, "n": str(len(ours))}
+                lines.append(cells | {"ours %": percent(ours), "log %": f"{row.first_1700}"})
     return lines
 
 

@@ -6,6 +6,8 @@ Tags: [log] read in a released log, [code] in source, [README] in a project's RE
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
+# The tag of runs of a row that end after their first 1,700 updates, to be held against the logs without a GPU.
+FIRST_TAG = "first1700"
 
 PORT = "batzner/indrnn"
 SOURCES = (
@@ -62,6 +64,11 @@ class Row:
     published: str = ""
     first_1700: float | None = None
     seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def first(self) -> str:
+        """The name of this row's runs that end after 1,700 updates."""
+        return f"{self.name}-{FIRST_TAG}"
 
 
 def _row(

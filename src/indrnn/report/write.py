@@ -9,6 +9,7 @@ from indrnn.record import replacing
 from .collect import Group, collect
 from .curves import draw_task
 from .length_study import draw_length_study
+from .rows import ROWS
 from .style import make_folder
 from .table import markdown_report, summary_csv
 
@@ -23,17 +24,20 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
     groups = collect(folders)
     tables = markdown_report(groups)
     paths = [_write(out / "summary.csv", summary_csv(groups)), _write(out / "table.md", tables)]
-    return tables, paths + _draw(groups, out)
+    return tables, paths + draw(groups, out)
 
 
-def draw_figures(folders: Sequence[Path], out: Path) -> list[Path]:
+def draw(groups: Sequence[Group], out: Path) -> list[Path]:
     """The report's figures alone."""
-    return _draw(collect(folders), out)
-
-
-def _draw(groups: Sequence[Group], out: Path) -> list[Path]:
     paths = [path for task, of_task in by_task(groups).items() for path in draw_task(of_task, out / task)]
     return paths + draw_length_study(groups, out)
+
+
+def draw_results(results: Path) -> list[Path]:
+    """Draw ``results``/figures from ``results``/runs; runs that end at their first evaluation have no curves."""
+    groups = collect([results / "runs"])
+    beginnings = {(row.task, row.first) for row in ROWS}
+    return draw([group for group in groups if (group.task, group.name) not in beginnings], results / "figures")
 
 
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
