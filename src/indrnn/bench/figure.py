@@ -47,9 +47,9 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
             axis.set(title=title, xlabel="time steps T", xscale="log", yscale="log")
             lengths = sorted({row.T for row in panel})
             # The lengths that were measured, not powers of ten with labels in between.
-            axis.set_xticks(lengths, [str(T) for T in lengths])
+            slanted = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"} if len(lengths) > 4 else {}
+            axis.set_xticks(lengths, [str(T) for T in lengths], **slanted)
             axis.set_xticks([], minor=True)
-            axis.tick_params(axis="x", labelrotation=45 if len(lengths) > 4 else 0)
         axes[0].set_ylabel("seconds")
         note = f"{where['device']}, B = {B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
         legend_below(drawing, list(handles.values()), list(handles), note)

@@ -7,6 +7,7 @@ for a print in grey.
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,11 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name; a name alone decides it for those in FIXED, else its place in alphabetical order."""
+    """A look for each name; a name alone decides it for those in FIXED, else its place in alphabetical order. No two
+    share a colour while there are enough."""
     wanted = sorted(set(names))
-    free = (index for index in range(10_000) if index not in FIXED.values())
+    taken = {FIXED[name] for name in wanted if name in FIXED}
+    free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - taken), count(len(COLOURS)))
     place = {name: FIXED[name] if name in FIXED else next(free) for name in wanted}
     return {
         name: Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
