@@ -357,11 +357,18 @@ class TestResolveBackend:
     def test_a_slow_choice_on_cuda_warns_once(self, monkeypatch):
         monkeypatch.setattr(dispatch, "_refusal", lambda name, *_: "no kernel" if name == "triton" else None)
         monkeypatch.setattr(dispatch, "_warned", set())
-        with pytest.warns(UserWarning, match="slow, because triton cannot be used: no kernel"):
-            assert resolve_backend("auto", "cuda") == "reference"
+        with pytest.warns(
+            UserWarning, match="takes scan on cuda, which is slow, because triton cannot be used: no kernel"
+        ):
+            assert resolve_backend("auto", "cuda") == "scan"
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert resolve_backend("auto", "cuda") == "reference"
+            assert resolve_backend("auto", "cuda") == "scan"
+
+    @pytest.mark.parametrize("device", ["mps", "xpu"])
+    def test_on_devices_without_a_kernel(self, device):
+        assert resolve_backend("auto", device) == "scan"
+        assert resolve_backend("auto", device, nonlinearity="tanh") == "reference"
 
     def test_a_missing_library_is_a_reason(self, monkeypatch):
         monkeypatch.setitem(dispatch._MODULES, "numba", ".no_such_module")

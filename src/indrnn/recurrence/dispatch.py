@@ -20,6 +20,10 @@ from ..errors import UserError
 
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
+# What auto tries, in this order. On a CPU the loop costs less than the scan's many passes over memory; elsewhere a
+# launch for each time step costs more.
+_PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("numba", "reference"), "cuda": ("triton", "scan", "reference")}
+_WITHOUT_KERNEL = ("scan", "reference")
 _MODULES = {"reference": ".reference", "scan": ".scan", "numba": ".numba_cpu", "triton": ".triton_gpu"}
 
 
@@ -123,8 +127,9 @@ def resolve_backend(
 ) -> str:
     """The name of the backend that will compute the recurrence.
 
-    ``auto`` takes numba on the CPU and triton on CUDA where they can compute it, and else reference: on CUDA that is
-    slow, and a warning says so once.
+    ``auto`` takes numba on the CPU and triton on CUDA. What they cannot compute, reference does on the CPU; elsewhere,
+    also where there is no kernel at all, scan does, or reference what scan cannot. On CUDA that is slow, and a warning
+    says so once.
 
     Raises:
         UserError: the name or the nonlinearity is unknown, or the backend asked for cannot compute this.
@@ -142,12 +147,14 @@ def resolve_backend(
                 f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}"
             )
         return backend
-    fast = {"cpu": "numba", "cuda": "triton"}.get(device.type)
-    if fast is None:
-        return "reference"
-    reason = _refusal(fast, device, dtype, nonlinearity)
-    if reason is None:
-        return fast
-    if device.type == "cuda":
-        _warn_once(f"backend=auto takes reference on {device}, which is slow, because triton cannot be used: {reason}")
-    return "reference"
+    refusals: dict[str, str] = {}
+    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, refuses nothing
+        reason = _refusal(name, device, dtype, nonlinearity)
+        if reason is None:
+            break
+        refusals[name] = reason
+    if "triton" in refusals:
+        _warn_once(
+            f"backend=auto takes {name} on {device}, which is slow, because triton cannot be used: {refusals['triton']}"
+        )
+    return name
