@@ -132,7 +132,7 @@ def test_training_stops_when_the_plateau_is_over(tmp_path):
 
 @pytest.mark.parametrize("restore_best", [True, False])
 def test_a_drop_of_the_plateau_goes_back_to_the_best_weights_and_their_optimizer_state(
-    tmp_path, monkeypatch, restore_best
+    tmp_path, monkeypatch, capsys, restore_best
 ):
     accuracies = iter([0.5, 0.4, 0.3])
     monkeypatch.setattr(
@@ -144,7 +144,10 @@ def test_a_drop_of_the_plateau_goes_back_to_the_best_weights_and_their_optimizer
     )  # fmt: skip
     end = read_checkpoint(folder_of(tmp_path) / "checkpoint.pt")
     assert (end["best"]["step"], end["progressed"]["step"]) == (10, 20)
-    for part in ("model", "optimizer"):
+    assert ("optimizer" in end["best"]) == restore_best
+    said = "step 20: the learning rate drops; going on from the best step, 10" in capsys.readouterr().err
+    assert said == restore_best
+    for part in ("model", "optimizer") if restore_best else ("model",):
         pairs = zip(_leaves(end[part]), _leaves(end["best"][part]), strict=True)
         assert all(torch.equal(now, best) for now, best in pairs) == restore_best, part
 

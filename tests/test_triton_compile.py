@@ -19,14 +19,14 @@ pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile"
 )
 
-# Each kernel with each strategy once, as the default network uses it without a bias or statistics.
+# The tiles of the default network with as little else as possible: what is shipped is compiled with everything.
 PLAIN = [
     Variant("forward", Tile(8, 25, 32, ahead=True), masked=True, everything=False),
     Variant("forward", Tile(1, 28, 32, ahead=True), everything=False),
     Variant("backward", Tile(8, 14, 32, ahead=True), everything=False),
     Variant("backward", Tile(1, 16, 32, ahead=True), everything=False),
 ]
-CASES = [(variant, capability) for variant in [*shipped(), *PLAIN] for capability in (80, 90)]
+CASES = [(variant, capability) for variant in dict.fromkeys([*shipped(), *PLAIN]) for capability in (80, 90)]
 
 
 def name(variant: Variant) -> str:
@@ -40,13 +40,19 @@ def found_faults(variant, capability):
 
 
 @pytest.fixture(scope="module")
-def compilations():
-    """All of them, begun at once on every core: they take a second or more each."""
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        yield {(variant, capability): pool.submit(found_faults, variant, capability) for variant, capability in CASES}
+def compilations(request):
+    """Those of all selected cases, begun at once on several cores: each takes seconds."""
+    cases = [item.callspec.params for item in request.session.items if "compilations" in item.fixturenames]
+    cores = min(8, len(os.sched_getaffinity(0)), len(cases))
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        yield {
+            (case["variant"], case["capability"]): pool.submit(found_faults, case["variant"], case["capability"])
+            for case in cases
+        }
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "capability"), CASES, ids=lambda value: value if isinstance(value, int) else name(value)
 )

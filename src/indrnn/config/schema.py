@@ -205,7 +205,7 @@ class PlateauConfig(ScheduleConfig):
     factor: float = setting(0.1, above=0.0, below=1.0)
     patience: list[int] = setting([100, 50, 25], "evaluations without gain; the last repeats", minimum=1)
     minimum_lr: float = setting(1e-6, above=0.0)
-    restore_best: bool = setting(True, "at a drop, go back to the best weights so far and the optimizer's state then")
+    restore_best: bool = setting(False, "at a drop, go back to the best weights so far and the optimizer's state then")
 
 
 @dataclass

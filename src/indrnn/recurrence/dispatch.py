@@ -82,7 +82,7 @@ def load_backend(name: str) -> Backend:
     return _load(_MODULES[name])
 
 
-@cache  # for import_module looks up and locks anew, which takes longer than the rest of a call
+@cache  # looking a module up anew takes microseconds, several times a call
 def _load(module: str) -> Backend:
     return cast(Backend, import_module(module, __package__))
 
@@ -148,7 +148,7 @@ def resolve_backend(
             )
         return backend
     refusals: dict[str, str] = {}
-    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, refuses nothing
+    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, for want of another
         reason = _refusal(name, device, dtype, nonlinearity)
         if reason is None:
             break

@@ -77,7 +77,7 @@ def problems(folder: Path) -> list[str]:
 def results_markdown(runs: Path) -> str:
     """Everything between the markers of results/README.md."""
     groups = collect([runs]) if runs.is_dir() and any(runs.rglob("result.json")) else []
-    known = {(row.task, name) for row in ROWS for name in (row.name, row.first)}
+    known = {(row.task, row.name) for row in ROWS} | beginnings(groups)
     parts = []
     for task, title in (("mnist", "Sequential MNIST"), ("mnist_permuted", "Permuted sequential MNIST (seed92916)")):
         lines = [_line(row, _find(groups, row.task, row.name)) for row in ROWS if row.task == task]
@@ -151,16 +151,24 @@ def _time_to_target(entries: Sequence[Entry]) -> str:
     return duration(fmean(reached)) + (f" ({len(reached)} of {len(entries)})" if len(reached) < len(entries) else "")
 
 
+def beginnings(groups: Sequence[Group]) -> set[tuple[str, str]]:
+    """Task and name of the runs that end at their first evaluation and are shown as such."""
+    names = {(row.task, row.first_name) for row in ROWS if row.first_1700 is not None}
+    return {(group.task, group.name) for group in groups if (group.task, group.name) in names and _after_1700(group)}
+
+
+def _after_1700(group: Group | None) -> list[float]:
+    """Validation accuracy after 1,700 updates of the finished runs that have one."""
+    curves = [entry.run.curve("val", "accuracy") for entry in group.finished] if group else []
+    return [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
+
+
 def _first_evaluation(groups: Sequence[Group]) -> list[dict[str, str]]:
     lines = []
     for row in ROWS:
-        if row.first_1700 is None:
-            continue
-        for name in (row.name, row.first):
-            group = _find(groups, row.task, name)
-            curves = [entry.run.curve("val", "accuracy") for entry in group.finished] if group else []
-            ours = [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
-            if ours:
+        for name in (row.name, row.first_name):
+            ours = _after_1700(_find(groups, row.task, name))
+            if row.first_1700 is not None and ours:
                 cells = {"task": row.task, "network": row.network, "run": name, "n": str(len(ours))}
                 lines.append(cells | {"ours %": percent(ours), "log %": f"{row.first_1700}"})
     return lines

@@ -61,8 +61,8 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name; a name alone decides it for those in FIXED, else its place in alphabetical order. No two
-    share a colour while there are enough."""
+    """A look for each name: its own for those in FIXED; for the others by alphabetical order, first colours that are
+    nobody's, then those of absent FIXED names, so that no two share one while there are enough."""
     wanted = sorted(set(names))
     taken = {FIXED[name] for name in wanted if name in FIXED}
     free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - taken), count(len(COLOURS)))

@@ -9,7 +9,7 @@ from indrnn.record import replacing
 from .collect import Group, collect
 from .curves import draw_task
 from .length_study import draw_length_study
-from .rows import ROWS
+from .results import beginnings
 from .style import make_folder
 from .table import markdown_report, summary_csv
 
@@ -28,7 +28,7 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
 
 
 def draw(groups: Sequence[Group], out: Path) -> list[Path]:
-    """The report's figures alone."""
+    """A folder of figures a task and, for several lengths of the adding problem, the length study, into ``out``."""
     paths = [path for task, of_task in by_task(groups).items() for path in draw_task(of_task, out / task)]
     return paths + draw_length_study(groups, out)
 
@@ -36,8 +36,8 @@ def draw(groups: Sequence[Group], out: Path) -> list[Path]:
 def draw_results(results: Path) -> list[Path]:
     """Draw ``results``/figures from ``results``/runs; runs that end at their first evaluation have no curves."""
     groups = collect([results / "runs"])
-    beginnings = {(row.task, row.first) for row in ROWS}
-    return draw([group for group in groups if (group.task, group.name) not in beginnings], results / "figures")
+    left_out = beginnings(groups)
+    return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
 
 
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -213,7 +213,8 @@ class Training:
         return evaluate(self.model, split, self.objective, self.cfg.trainer.eval_batch_size, self.device, self._between)
 
     def _record(self, found: Evaluation) -> None:
-        """Rows, the schedule and the best checkpoint after an evaluation on validation."""
+        """Rows, the schedule and the best checkpoint after an evaluation on validation; back to that one where the
+        schedule says so."""
         at = self.at
         self.metrics.row(at.step, self.order.epochs(at.step), at.seconds, "val", found.loss, found.accuracy)
         self.tensorboard.scalars(at.step, {"val/loss": found.loss, "val/accuracy": found.accuracy})
@@ -231,10 +232,14 @@ class Training:
                 "accuracy": found.accuracy,
                 "loss": found.loss,
                 "model": copied_weights(self.model),
-                "optimizer": optimizer_state(self.model, self.optimizer),
             }
+            if self.schedule.restores_best:
+                self.best["optimizer"] = optimizer_state(self.model, self.optimizer)
             save_checkpoint(self.folder.best_path, self.best)
         elif go_back:
+            self.progress.say(
+                f"step {at.step}: the learning rate drops; going on from the best step, {self.best['step']}"
+            )
             load_weights(self.model, self.best["model"], self.folder.best_path)
             restore_optimizer(self.model, self.optimizer, self.best["optimizer"])
 

@@ -27,7 +27,8 @@ def decayed_parameters(model: nn.Module) -> list[Tensor]:
 def build_optimizer(model: nn.Module, cfg: Any, device: torch.device) -> torch.optim.Optimizer:
     """``cfg`` is cfg.optimizer. Weight decay is added to the gradient (adam) or applied to the weight (adamw).
 
-    All groups share one learning-rate tensor; ``set_rate`` changes it in place. Raises UserError for an unknown name.
+    All groups share one learning-rate tensor, to be changed in place (`rate_tensor`). Raises UserError for an unknown
+    name.
     """
     if cfg.name not in OPTIMIZERS:
         raise UserError(f"optimizer.name={cfg.name} is unknown; choose from {', '.join(OPTIMIZERS)}")

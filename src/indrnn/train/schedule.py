@@ -63,6 +63,9 @@ class Schedule(Protocol):
     def observe(self, score: float) -> bool:
         """Take note of an evaluation; higher is better. Whether training is to go back to the best checkpoint."""
 
+    restores_best: bool
+    """Whether `observe` can send training back, so that the best checkpoint must hold the optimizer's state."""
+
     @property
     def finished(self) -> bool:
         """Whether the schedule says that training is over."""
@@ -77,6 +80,7 @@ class StepSchedule:
     """A schedule that depends on the step alone."""
 
     finished = False
+    restores_best = False
 
     def __init__(self, cfg: Any, peak: float, max_steps: int) -> None:
         self._cfg, self._peak, self._total = cfg, peak, max_steps
@@ -106,7 +110,7 @@ class PlateauSchedule:
 
     def __init__(self, cfg: Any, peak: float) -> None:
         self._factor, self._minimum, self._patience = cfg.factor, cfg.minimum_lr, list(cfg.patience)
-        self._restore_best = cfg.restore_best
+        self.restores_best = cfg.restore_best
         self._peak = peak
         self._plateau = Plateau()
 
@@ -116,7 +120,7 @@ class PlateauSchedule:
     def observe(self, score: float) -> bool:
         drops = self._plateau.drops
         self._plateau = self._plateau.after(score, self._patience)
-        return self._restore_best and self._plateau.drops > drops
+        return self.restores_best and self._plateau.drops > drops
 
     @property
     def finished(self) -> bool:

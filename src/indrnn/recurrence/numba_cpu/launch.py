@@ -8,7 +8,7 @@ PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), t
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -66,7 +66,10 @@ def _run_on_threads(entry: int, call: int, threads: int) -> None:
         parallel(entry, call, threads, 0)
         return
     helpers = [_pool().submit(_function(entry), call) for _ in range(threads - 1)]
-    _function(entry)(call)
+    try:
+        _function(entry)(call)
+    finally:  # also when interrupted: they read memory that the caller would free
+        wait(helpers)
     for helper in helpers:
         helper.result()
 
