@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read.
 
-checkpoint.pt holds all that a run needs to go on exactly as if it had not stopped, the best weights so far included, and
-beside them, where the schedule goes back to them, the optimizer's state then. best.pt holds those alone and is written
-again from checkpoint.pt when a run resumes, so the two cannot disagree.
+checkpoint.pt holds all that a run needs to go on exactly as if it had not stopped, the best weights so far included,
+and beside them, where the schedule goes back to them, the optimizer's state then. best.pt holds those alone and is
+written again from checkpoint.pt when a run resumes, so the two cannot disagree.
 """
 
 import io
