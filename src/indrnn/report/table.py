@@ -121,8 +121,8 @@ def _group_row(group: Group, rank: str) -> dict[str, str]:
         row["95 %"] = f"{100 * low:.2f}–{100 * high:.2f}"
         row["validation %"] = percent([r.val_accuracy for r in results])
     else:
-        row["test mse"] = spread([r.test_loss for r in results], ".2g") + marks
-        row["validation mse"] = spread([r.val_loss for r in results], ".2g")
+        row["test mse"] = spread([r.test_loss for r in results], ".3g") + marks
+        row["validation mse"] = spread([r.val_loss for r in results], ".3g")
     row["parameters"] = extent([r.parameters for r in results])
     row["steps"] = extent([r.steps for r in results])
     row["time"] = duration(fmean(r.seconds for r in results))
@@ -140,7 +140,7 @@ def _unfinished_row(group: Group, entry: Entry) -> dict[str, str]:
         row |= {"test %": "", "95 %": "", "validation %": "" if best is None else f"{100 * best:.2f}"}
     else:
         best = entry.best_validation_loss
-        row |= {"test mse": "", "validation mse": "" if best is None else f"{best:.2g}"}
+        row |= {"test mse": "", "validation mse": "" if best is None else f"{best:.3g}"}
     row |= {"parameters": "", "steps": f"{entry.steps:,}", "time": duration(entry.seconds)}
     return row | dict.fromkeys(("steps/s", "precision", "backend", "device"), "")
 
