@@ -128,7 +128,7 @@ def tensorboard_link(port: int = 6006) -> str:
     state = {
         "pinnedCards": json.dumps(pinned, separators=(",", ":")),
         "smoothing": "0",
-        "runColorGroup": "regex:(indrnn|lstm)",
+        "runColorGroup": "regex:(indrnn|lstm|rnn)",
     }
     query = "&".join(f"{key}={quote(value, safe='/:,')}" for key, value in state.items())
     return f"http://localhost:{port}/?{query}#timeseries"
