@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .collect import Entry, Group
-from .style import BASELINE, Look, figure, legend_below, looks, save, short_number
+from .style import BASELINE, Look, figure, legend_below, looks_by_model, save, short_number
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # What is reached without having learnt anything.
@@ -76,7 +76,7 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
     drawn = [group for group in groups if any(len(entry.run.metrics["step"]) for entry in group.entries)]
     if not drawn:
         return []
-    look = group_looks(drawn)
+    look = looks_by_model({group.name: group.model for group in drawn})
     if not drawn[0].measures_accuracy:
         draw = [
             _against_both(
@@ -91,15 +91,6 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
         label = "Validation error (%, log scale)"
         paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", _error_axis)
     return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", GUESSING_LEVEL)
-
-
-def group_looks(groups: Sequence[Group]) -> dict[str, Look]:
-    """A look for each group's name: its model's look where that tells the groups apart."""
-    model = {group.name: group.model for group in groups}
-    if len(set(model.values())) < len(model):
-        return looks(model)
-    of_model = looks(model.values())
-    return {name: of_model[model[name]] for name in model}
 
 
 def _against_both(

@@ -24,7 +24,7 @@ from .inspection import (
     load_inspected,
     picture,
 )
-from .style import BASELINE, GREY, Look, figure, legend_below, looks, save, short_number
+from .style import BASELINE, GREY, Look, figure, legend_below, looks_by_model, save, short_number
 from .table import markdown_table
 
 NEVER = "≥: share of units that keep half for that long; never: share with |u| ≥ 1, which do not forget."
@@ -42,7 +42,7 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
     cfg = runs[0].cfg
     folder, title = out / task_folder(cfg.data), task_title(cfg.data)
     length = task_spec(cfg.data).length
-    look = looks(run.label for run in runs) if _alike(runs) else _looks_by_model(runs)
+    look = looks_by_model({run.label: run.cfg.model.name for run in runs})
     text, written = [], []
     for run in runs:
         memories = layer_memories(run.trained)
@@ -62,15 +62,6 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
         pixels = (sequence[:, 0].numpy() + 1) / 2
         written += _draw_digit(probabilities, pixels, (image.numpy() + 1) / 2, digit, title, folder)
     return "\n\n".join(text), written
-
-
-def _alike(runs: Sequence[Inspected]) -> bool:
-    return len({run.cfg.model.name for run in runs}) < len(runs)
-
-
-def _looks_by_model(runs: Sequence[Inspected]) -> dict[str, Look]:
-    of_model = looks(run.cfg.model.name for run in runs)
-    return {run.label: of_model[run.cfg.model.name] for run in runs}
 
 
 def memory_rows(memories: Sequence[LayerMemory], length: int) -> list[dict[str, str]]:

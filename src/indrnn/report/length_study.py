@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from .collect import Group
-from .curves import ADDING_LEVEL, NOTE_SEEDS, draw_baseline, finish, group_looks, log_values
-from .style import figure, save
+from .curves import ADDING_LEVEL, NOTE_SEEDS, draw_baseline, finish, log_values
+from .style import figure, looks_by_model, save
 from .table import extent
 
 
@@ -20,7 +20,7 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     by_name: dict[str, list[Group]] = {}
     for group in adding:
         by_name.setdefault(group.name, []).append(group)
-    look = group_looks([members[0] for members in by_name.values()])
+    look = looks_by_model({name: members[0].model for name, members in by_name.items()})
     with figure(height=3.8) as (drawing, axes):
         axes.set_xscale("log")
         log_values(axes)

@@ -4,7 +4,7 @@ Colours are those of Okabe & Ito (2008), told apart by the colour-blind; line st
 for a print in grey.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
@@ -71,6 +71,15 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         name: Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
         for name, i in place.items()
     }
+
+
+def looks_by_model(models: Mapping[str, str]) -> dict[str, Look]:
+    """A look for each name, given its model: the first name of a model has the model's look, others have their own."""
+    keys: dict[str, str] = {}
+    for name in sorted(models):
+        keys[name] = name if models[name] in keys.values() else models[name]
+    look = looks(keys.values())
+    return {name: look[key] for name, key in keys.items()}
 
 
 @contextmanager
