@@ -13,6 +13,7 @@ from indrnn.cli.report import main
 from indrnn.errors import UserError
 from indrnn.report.collect import collect
 from indrnn.report.curves import band, binned
+from indrnn.report.style import looks, looks_by_model
 from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
 from indrnn.report.write import by_task, write_report
 
@@ -31,6 +32,14 @@ def runs(tmp_path):
 
 def _rows(root):
     return {row["name"]: row for row in task_rows(collect([root]))}
+
+
+def test_runs_of_one_model_look_different_and_one_of_them_as_the_model_does():
+    for names in (["fast_6layer", "indrnn"], ["indrnn-cpu", "zebra"], ["demo_indrnn", "indrnn", "paper_6layer"]):
+        look = looks_by_model({**dict.fromkeys(names, "indrnn"), "lstm-cpu": "lstm"})
+        assert len({(each.color, each.marker) for each in look.values()}) == len(names) + 1
+        assert look["indrnn" if "indrnn" in names else names[0]] == looks(["indrnn"])["indrnn"]
+        assert look["lstm-cpu"] == looks(["lstm"])["lstm"]
 
 
 def test_the_report_has_every_file_and_ends_with_the_tensorboard_command_and_link(runs, tmp_path, capsys):

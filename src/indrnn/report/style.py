@@ -74,9 +74,10 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def looks_by_model(models: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each name, given its model: the first name of a model has the model's look, others have their own."""
+    """A look for each name, given its model: one name of a model has the model's look (that of the same name, or the
+    first), others have their own."""
     keys: dict[str, str] = {}
-    for name in sorted(models):
+    for name in sorted(models, key=lambda name: (name != models[name], name)):
         keys[name] = name if models[name] in keys.values() else models[name]
     look = looks(keys.values())
     return {name: look[key] for name, key in keys.items()}
