@@ -16,6 +16,7 @@ MODEL_SCHEMAS = {
     "indrnn_dense": schema.IndRNNDenseConfig,
     "lstm": schema.LSTMConfig,
     "lstm_matched": schema.LSTMConfig,
+    "lstm_chrono": schema.LSTMConfig,
     "rnn": schema.RNNConfig,
 }
 INDRNNS = ("indrnn", "indrnn_residual", "indrnn_dense")
@@ -25,6 +26,7 @@ SMALL = {
     "indrnn_dense": {"hidden_size": 6, "block_layers": [2, 1], "growth": 4, "bottleneck": 2},
     "lstm": {"hidden_size": 8, "num_layers": 2},
     "lstm_matched": {"hidden_size": 9},
+    "lstm_chrono": {"hidden_size": 8, "bias_init": "chrono"},
     "rnn": {"hidden_size": 8},
 }
 T = 784
@@ -262,3 +264,20 @@ def test_every_model_configuration_builds(choice):
     cfg = load_config([f"model={choice}", "data=adding", "data.length=5"])
     torch.manual_seed(0)
     assert build_model(cfg)(torch.randn(2, 5, 2)).shape == (2, 1)
+
+
+def test_chrono_gates_start_with_memories_of_one_to_t_steps():
+    lstm = build("lstm_chrono", bias_init="chrono", hidden_size=512).lstm
+    input_gate, forget_gate, cell, output_gate = (lstm.bias_ih_l0 + lstm.bias_hh_l0).detach().chunk(4)
+    memories = forget_gate.exp()
+    assert 1 <= memories.min() < 20 < 760 < memories.max() <= T - 1
+    assert memories.mean() == pytest.approx((1 + T - 1) / 2, rel=0.1)  # uniform
+    assert torch.equal(input_gate, -forget_gate)
+    assert not cell.any()
+    assert not output_gate.any()
+
+
+def test_an_lstm_may_keep_the_weights_that_pytorch_draws():
+    torch.manual_seed(0)
+    drawn = nn.LSTM(1, 128).weight_hh_l0
+    assert torch.equal(build("lstm", weight_init="pytorch").lstm.weight_hh_l0, drawn)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from indrnn.errors import UserError
-from indrnn.train.device import flush_denormals, peak_memory_bytes, resolve_device, set_precision
+from indrnn.train.device import bfloat16_refusal, flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
 def test_denormals_are_flushed_in_workers_that_were_already_running():
     program = """
 import torch
-from indrnn.train.device import flush_denormals
+from indrnn.train.device import bfloat16_refusal, flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 def shares():
     tiny = torch.full((2048, 64), 1e-20)
@@ -77,10 +77,33 @@ def test_backward_flushes_denormals_too():
 
 @pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
 def test_precision_is_the_same_for_matmul_and_cudnn(precision, mode):
-    set_precision(precision)
+    set_precision(precision, torch.device("cuda"))
     assert torch.backends.cuda.matmul.fp32_precision == mode
     assert torch.backends.cudnn.rnn.fp32_precision == mode
-    set_precision("float32")
+    set_precision("float32", CPU)
+
+
+@pytest.mark.skipif(bfloat16_refusal() is not None, reason=str(bfloat16_refusal()))
+def test_bfloat16_on_a_cpu_rounds_the_factors_and_sums_in_float32():
+    x, weight = torch.randn(512, 256), torch.randn(64, 256)
+    rounded = (x.bfloat16().double() @ weight.bfloat16().double().T).float()
+    set_precision("bfloat16", CPU)
+    try:
+        torch.testing.assert_close(x @ weight.T, rounded, rtol=1e-5, atol=1e-4)
+    finally:
+        set_precision("float32", CPU)
+    assert (x @ weight.T - rounded).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("setting", ["AVX2", "AVX512_CORE"])
+def test_bfloat16_is_refused_where_it_gains_nothing(setting, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", setting)
+    with pytest.raises(UserError, match=r"trainer.precision=bfloat16: .*use trainer.precision=float32"):
+        set_precision("bfloat16", CPU)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(UserError, match="neither AMX nor AVX512-BF16"):
+        set_precision("bfloat16", CPU)
 
 
 def test_peak_memory_is_in_bytes():

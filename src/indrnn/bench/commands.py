@@ -49,7 +49,7 @@ def check_device(device_name: str, say: Say) -> Checked:
     device = resolve_device(device_name)
     flush_denormals()
     keep_freed_memory()
-    set_precision("float32")
+    set_precision("float32", device)
     able, unable = contenders(device)
     for name, reason in unable.items():
         say(f"{name} is left out: {reason}")

@@ -115,9 +115,19 @@ class IndRNNDenseConfig(IndRNNBaseConfig):
 
 @dataclass
 class LSTMConfig(ModelConfig):
-    name: str = setting("lstm", choices=("lstm", "lstm_matched"))
+    name: str = setting("lstm", choices=("lstm", "lstm_matched", "lstm_chrono"))
     num_layers: int = setting(1, "LSTM layers", minimum=1)
-    forget_bias: float = setting(1.0, "initial bias of the forget gate, in total")
+    weight_init: str = setting(
+        "glorot",
+        "glorot: Glorot uniform input weights and orthogonal recurrent ones; pytorch: U(-1/sqrt(H), 1/sqrt(H))",
+        choices=("glorot", "pytorch"),
+    )
+    bias_init: str = setting(
+        "forget",
+        "forget: forget_bias on the forget gates; chrono: forget gates log U[1, T - 1], input gates the negative",
+        choices=("forget", "chrono"),
+    )
+    forget_bias: float = setting(1.0, "initial bias of the forget gate, in total, with bias_init=forget")
     dropout: float = setting(0.0, "between layers and before the classifier", minimum=0.0, below=1.0)
 
 

@@ -35,6 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lstm": LSTMClassifier,
     # The same network; configs/model/lstm_matched.yaml gives it as many parameters as the IndRNN, and runs of its own.
     "lstm_matched": LSTMClassifier,
+    "lstm_chrono": LSTMClassifier,
     "rnn": RNNClassifier,
 }
 

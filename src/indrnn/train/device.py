@@ -1,6 +1,7 @@
 """The device a run uses and how it computes there: denormals, memory, precision."""
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -94,11 +95,39 @@ def _openmp_libraries() -> list[str]:
     return sorted(set(re.findall(r"(/\S*omp[^/\s]*\.so\S*)$", maps, re.MULTILINE)))
 
 
-def set_precision(precision: str) -> None:
-    """float32 products as float32 (``float32``, ``bfloat16``) or as TF32 (``tf32``), for matmul and cuDNN alike.
+def bfloat16_refusal() -> str | None:
+    """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None where it is.
 
-    PyTorch's own default is mixed: float32 matmul, but TF32 inside cuDNN, which would favour the LSTM.
+    oneDNN emulates bfloat16 products on a processor without the instructions, slower than float32 ones.
     """
+    flags = torch.cpu.get_capabilities()
+    if not (flags.get("amx_bf16") or flags.get("avx512_bf16")):
+        return "this CPU has neither AMX nor AVX512-BF16, so bfloat16 products would be slower than float32 ones"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(name in limit for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
+        return f"ONEDNN_MAX_CPU_ISA={limit} keeps oneDNN from the bfloat16 instructions of this CPU; unset it"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "this build of PyTorch has no oneDNN with bfloat16 products"
+    return None
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """How float32 matrices are multiplied from here on, in matmul and cuDNN alike.
+
+    float32 as float32 and tf32 as TF32: PyTorch's own default is mixed, float32 matmul but TF32 inside cuDNN, which
+    would favour the LSTM. bfloat16 on a CPU: oneDNN rounds the factors of each product to bfloat16 as it reads them
+    and sums in float32, while every tensor stays float32 (nn.LSTM's inner products are not affected); on a GPU it is
+    autocast's (see `computing`).
+
+    Raises:
+        UserError: bfloat16 on a CPU that gains nothing from it.
+    """
+    if precision == "bfloat16" and device.type == "cpu":
+        reason = bfloat16_refusal()
+        if reason is not None:
+            raise UserError(f"trainer.precision=bfloat16: {reason}; use trainer.precision=float32")
+    rounded = precision == "bfloat16" and device.type == "cpu"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if rounded else "ieee"  # type: ignore[attr-defined]
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
@@ -107,9 +136,10 @@ def set_precision(precision: str) -> None:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """bfloat16 where autocast considers it safe if the run asks for it; otherwise no change."""
+    """On a GPU, bfloat16 where autocast considers it safe if the run asks for it; on a CPU `set_precision` suffices."""
+    enabled = precision == "bfloat16" and device.type != "cpu"
     # The cache of cast weights would outlive a captured graph's first replay.
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False):
         yield
 
 

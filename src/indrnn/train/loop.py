@@ -72,7 +72,7 @@ class Training:
         # First of all, before any operator wakes worker threads.
         flush_denormals()
         keep_freed_memory()
-        set_precision(cfg.trainer.precision)
+        set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
         self.cfg, self.folder, self.device = cfg, folder, device
         self.task = load_task(cfg.data, device)
