@@ -104,7 +104,8 @@ def write_table(storage: JournalStorage, path: Path) -> None:
     lines = [
         "# Tuning of the fast protocol", "",
         "Every trial, the best first. Written by `python scripts/tune.py --table`; scores are validation accuracy on",
-        "full sequential MNIST, seed 0, n = 1 each. Short trials favour settings that learn early; they are no results.",
+        "full sequential MNIST, seed 0, n = 1 each. Short trials favour settings that learn early: they are no results",
+        "of the protocol.",
         "",
     ]  # fmt: skip
     for name in STUDIES:

@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
 def test_denormals_are_flushed_in_workers_that_were_already_running():
     program = """
 import torch
-from indrnn.train.device import bfloat16_refusal, flush_denormals, peak_memory_bytes, resolve_device, set_precision
+from indrnn.train.device import flush_denormals
 
 def shares():
     tiny = torch.full((2048, 64), 1e-20)

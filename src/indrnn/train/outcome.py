@@ -59,8 +59,8 @@ def make_result(
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
     """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for nn.LSTM and nn.RNN."""
-    # Products give bfloat16 under autocast, so that is what the recurrence sees.
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    # Products give bfloat16 under autocast, so that is what the recurrence sees; on a CPU they give float32.
+    dtype = torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
