@@ -217,9 +217,8 @@ def test_lists_are_checked_element_by_element():
     [
         (["trainer.batch_size=55001"], "55,000"),
         (["trainer.bn_samples=55001"], "55,000"),
-        (["data=mnist5k", "data.validation_size=4000"], "leave some"),
+        (["data=mnist5k", "data.validation_size=4000"], "leave no image"),
         (["data=mnist5k", "trainer.batch_size=3501"], "3,500"),
-        (["data=adding", "trainer.target_accuracy=0.9"], "trainer.target_accuracy=null"),
         (["schedule=plateau", "schedule.minimum_lr=1e-3"], "optimizer.lr"),
         (["model.last_layer_fixed=1.1"], "1.00088"),
         (["data.permutation=nonsense"], "seed92916"),

@@ -112,5 +112,5 @@ def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
             raise KeyError("stop")
 
     with pytest.raises(KeyError):
-        evaluate(model, split, Objective(small_task().spec), 30, CPU, stop)
+        evaluate(model, split, Objective(small_task()), 30, CPU, stop)
     assert len(split.read) == 2

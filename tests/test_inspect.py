@@ -145,7 +145,7 @@ def runs(tmp_path_factory):
 
 
 def test_untrained_is_the_network_before_its_first_update(runs):
-    inspected, _ = load_inspected([runs / "mnist5k/indrnn/seed0", runs / "mnist5k/lstm/seed0"], None)
+    inspected, *_ = load_inspected([runs / "mnist5k/indrnn/seed0", runs / "mnist5k/lstm/seed0"], None)
     assert [run.label for run in inspected] == ["indrnn, seed 0", "lstm, seed 0"]
     for run in inspected:
         for trained, untrained in zip(run.trained.parameters(), run.untrained.parameters(), strict=True):

@@ -34,7 +34,7 @@ from small_runs import (
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
     task = small_task()
-    monkeypatch.setattr(loop, "load_task", lambda data, device: task)
+    monkeypatch.setattr(loop, "make_task", lambda data: task)
     return task
 
 
@@ -99,15 +99,16 @@ def test_the_test_split_is_read_once_and_last_and_statistics_come_from_training_
         return test
 
     spied = task_with(load_test=load_test)
-    monkeypatch.setattr(loop, "load_task", lambda data, device: spied)
+    splits = spied.load(torch.device("cpu"))
+    monkeypatch.setattr(loop, "make_task", lambda data: spied)
     reestimate = loop.reestimate_batch_norm
 
     def spy(model, split, indices, batch_size):
-        assert split is spied.train
+        assert split is splits.train
         log.append("statistics")
-        read = len(spied.validation.read)
+        read = len(splits.validation.read)
         reestimate(model, split, indices, batch_size)
-        assert len(spied.validation.read) == read
+        assert len(splits.validation.read) == read
 
     monkeypatch.setattr(loop, "reestimate_batch_norm", spy)
     run_small(tmp_path)
@@ -158,7 +159,7 @@ def _leaves(tree):
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     first = run_small(tmp_path)
-    monkeypatch.setattr(loop, "load_task", None)
+    monkeypatch.setattr(loop, "make_task", None)
     assert run_small(tmp_path) == first
     assert "is finished: nothing to do" in capsys.readouterr().err
 
@@ -189,9 +190,9 @@ def test_dropout_changes_neither_the_order_of_the_data_nor_the_initial_weights(t
     reads, losses = [], []
     for dropout in ("0.0", "0.5"):
         task = small_task()
-        monkeypatch.setattr(loop, "load_task", lambda data, device, task=task: task)
+        monkeypatch.setattr(loop, "make_task", lambda data, task=task: task)
         run_small(tmp_path / dropout, f"model.dropout={dropout}", "optimizer.lr=1e-12", "trainer.max_steps=10")
-        reads.append([read.tolist() for read in task.train.read])
+        reads.append([read.tolist() for read in task.load(torch.device("cpu")).train.read])
         rows = rows_of(folder_of(tmp_path / dropout))
         losses.append([[float(row["loss"]) for row in rows if row["split"] == split] for split in ("train", "val")])
     assert reads[0] == reads[1]
@@ -214,7 +215,7 @@ def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpo
     later = ((step, int(i)) for step in range(12, 24) for i in order.indices(step))
     step, bad = next((step, i) for step, i in later if i not in seen)
     broken = task_with(train=NaNSplit(bad))
-    monkeypatch.setattr(loop, "load_task", lambda data, device: broken)
+    monkeypatch.setattr(loop, "make_task", lambda data: broken)
     with pytest.raises(RunError) as caught:
         run_small(tmp_path, "trainer.log_every=1000")
     message, folder = str(caught.value), folder_of(tmp_path)

@@ -21,14 +21,14 @@ PROGRAM = Path(__file__).with_name("small_runs.py")
 
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
-    monkeypatch.setattr(loop, "load_task", lambda data, device: small_task())
+    monkeypatch.setattr(loop, "make_task", lambda data: small_task())
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     root = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_task", lambda data, device: small_task())
+        patch.setattr(loop, "make_task", lambda data: small_task())
         run_small(root)
     return figures(folder_of(root))
 

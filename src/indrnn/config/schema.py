@@ -247,7 +247,7 @@ class TrainerConfig:
     clip_norm: float | None = setting(5.0, "largest global gradient norm; null: no limit", above=0.0)
     clip_value: float | None = setting(None, "largest gradient value; null: no limit", above=0.0)
     target_accuracy: float | None = setting(
-        0.99, "stop once validation accuracy exceeds it; null: never", minimum=0.0, maximum=1.0
+        0.99, "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
     )
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
     cuda_graph: bool = setting(True, "on CUDA, run the whole training step as one graph", affects_result=False)
