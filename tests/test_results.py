@@ -77,7 +77,7 @@ def _line(text: str, *words: str) -> str:
 
 
 def test_the_generated_table_shows_runs_beside_what_others_published(committed):
-    text = (committed / "README.md").read_text()
+    text = (committed / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{results.BEGIN}\n")
     assert text.endswith(f"{results.END}\nafter\n")
     line = _line(text, "tutorial", "6 × 128")
@@ -88,18 +88,18 @@ def test_the_generated_table_shows_runs_beside_what_others_published(committed):
 
 
 def test_runs_that_end_after_1700_updates_stand_beside_the_logs_and_nowhere_else(committed):
-    text = (committed / "README.md").read_text()
+    text = (committed / "README.md").read_text(encoding="utf-8")
     assert re.search(r"paper_6layer-first1700 +\| +2 +\| +\d\d\.\d\d ± \d\.\d\d +\| +77\.7 +\|", text)
     assert text.count("first1700") == 1
-    drawn = [path.read_text() for path in draw_results(committed) if path.suffix == ".svg"]
+    drawn = [path.read_text(encoding="utf-8") for path in draw_results(committed) if path.suffix == ".svg"]
     assert len(drawn) == 3
     assert all("indrnn" in svg and "first1700" not in svg for svg in drawn)
 
 
 def test_regenerating_changes_nothing_and_a_changed_run_does(committed):
-    before = (committed / "README.md").read_text()
+    before = (committed / "README.md").read_text(encoding="utf-8")
     results.update_readme(committed)
-    assert (committed / "README.md").read_text() == before
+    assert (committed / "README.md").read_text(encoding="utf-8") == before
     shutil.rmtree(committed / "runs/mnist/indrnn/seed1")
     assert results.readme_with(before, results.results_markdown(committed / "runs")) != before
 
@@ -217,7 +217,7 @@ def test_reproduce_stops_at_the_budgets_end_and_a_later_call_goes_on(reproduce, 
     code, printed = reproduce(*ONLY, "--minutes", "1", "--parallel", "3")
     assert (code, "3 of 3 runs done" in printed) == (0, True)
     assert "part-done" in printed
-    table = (tmp_path / "results" / "README.md").read_text()
+    table = (tmp_path / "results" / "README.md").read_text(encoding="utf-8")
     assert re.search(r"indrnn +\| +3 \|", table)
 
     code, printed = reproduce(*ONLY, "--minutes", "1")
