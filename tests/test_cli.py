@@ -2,7 +2,6 @@
 
 import os
 import pkgutil
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -104,20 +103,6 @@ def test_help_imports_nothing_heavy(name, tmp_path):
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.splitlines()[-1] == "heavy: []"
     assert f"indrnn-{name}" in answer.stdout
-
-
-def test_help_answers_in_a_second(tmp_path):
-    """In processor time, so that a busy machine does not matter, and at best of three."""
-
-    def seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "indrnn.cli.train", "--help"], capture_output=True, check=True, cwd=tmp_path
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(seconds() for _ in range(3)) < 1.0
 
 
 def test_help_lists_choices_and_keys_of_the_model_at_hand(run):

@@ -164,10 +164,10 @@ def test_the_pictures_of_two_models_are_drawn_together(runs, tmp_path, capsys):
     assert made == {f"mnist5k/{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert "## indrnn, seed 0: memory of each layer" in printed
     assert "layers.1" in printed
-    gradients = (tmp_path / "mnist5k/gradients.svg").read_text()
+    gradients = (tmp_path / "mnist5k/gradients.svg").read_text(encoding="utf-8")
     for text in ("indrnn, seed 0, trained", "lstm, seed 0, untrained", "log scale", "5,000-image subset"):
         assert text in gradients
-    assert "lstm, seed 0: after the last step" in (tmp_path / "mnist5k/digit.svg").read_text()
+    assert "lstm, seed 0: after the last step" in (tmp_path / "mnist5k/digit.svg").read_text(encoding="utf-8")
 
 
 def test_a_permuted_task_shows_the_image_as_it_looks(runs, tmp_path):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -282,16 +281,16 @@ def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
         "import sys; from indrnn.config import load_config\n"
         "from indrnn.record import open_run, MetricsWriter, replacing\n"
         "run = open_run(load_config(sys.argv[1:]), [], '')\n"
-        "run.begin(); metrics = MetricsWriter(run.metrics_path, None); print('ready', flush=True)\n"
+        "run.begin(); metrics = MetricsWriter(run.metrics_path, None)\n"
         "for step in range(1, 10**9):\n"
         "    metrics.row(step, 0.1, 0.1, 'train', 1 / step)\n"
         "    if step % 10 == 0:\n"
         "        with replacing(run.checkpoint_path) as file: file.write(str(step).encode())\n"
+        "        print('saved', flush=True)\n"
     )
     arguments = ["model=indrnn", "data=mnist5k", f"output_root={tmp_path}"]
     with subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        assert [process.stdout.readline() for _ in range(20)] == 20 * ["saved\n"]
         process.send_signal(signal.SIGKILL)
     with open_run(load_config(arguments), [], "") as run:
         assert run.state == "resume"
