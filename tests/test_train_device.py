@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from indrnn.errors import UserError
+from indrnn.errors import RunError, UserError
+from indrnn.train import device
 from indrnn.train.device import flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 CPU = torch.device("cpu")
@@ -33,12 +34,14 @@ def test_denormals_are_flushed_in_workers_that_were_already_running():
 import torch
 from indrnn.train.device import flush_denormals
 
+CPU = torch.device("cpu")
+
 def shares():
     tiny = torch.full((2048, 64), 1e-20)
     return float((tiny @ tiny.T == 0).float().mean()), float((torch.full((1 << 20,), 1e-40) * 1.0 == 0).float().mean())
 
 print(*shares())
-flush_denormals()
+flush_denormals(CPU)
 print(*shares())
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -68,8 +71,23 @@ print(unset, min(faults() for _ in range(6)))
     assert kept < unset / 20
 
 
+def test_workers_that_cannot_be_dismissed_are_a_warning(monkeypatch):
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    monkeypatch.setattr(device, "_openmp_libraries", list)
+    with pytest.warns(UserWarning, match="started before this run, so it may be slower"):
+        flush_denormals(CPU)
+
+
+def test_a_cpu_without_flushing_stops_only_a_run_on_it(monkeypatch):
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: False)
+    with pytest.raises(RunError, match="cannot flush denormal numbers"):
+        flush_denormals(CPU)
+    with pytest.warns(UserWarning, match="cannot flush denormal numbers"):
+        flush_denormals(torch.device("cuda"))
+
+
 def test_backward_flushes_denormals_too():
-    flush_denormals()
+    flush_denormals(CPU)
     x = torch.full((1 << 18,), 1.0, requires_grad=True)
     (x * 1e-20).backward(torch.full_like(x, 1e-20))
     assert not x.grad.any()
@@ -77,10 +95,18 @@ def test_backward_flushes_denormals_too():
 
 @pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
 def test_precision_is_the_same_for_matmul_and_cudnn(precision, mode):
-    set_precision(precision)
+    set_precision(precision, torch.device("cuda"))
     assert torch.backends.cuda.matmul.fp32_precision == mode
     assert torch.backends.cudnn.rnn.fp32_precision == mode
-    set_precision("float32")
+    set_precision("float32", CPU)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps"])
+def test_tf32_is_refused_where_it_would_do_nothing(name):
+    with pytest.raises(
+        UserError, match=f"^trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {name}; use"
+    ):
+        set_precision("tf32", torch.device(name))
 
 
 def test_peak_memory_is_in_bytes():

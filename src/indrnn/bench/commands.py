@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from indrnn.recurrence.dispatch import TOLERANCE
 from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
 from .contenders import Contender, contenders
-from .exact import TOLERANCE, Check, require_exact
+from .exact import Check, require_exact
 from .figure import draw
 from .grid import DEFAULT, FULL, QUICK, run_grid
 from .rows import Row, provenance, slug, write_rows, write_text
@@ -47,9 +48,9 @@ def check_device(device_name: str, say: Say) -> Checked:
         UserError: there is no such device.
     """
     device = resolve_device(device_name)
-    flush_denormals()
+    flush_denormals(device)
     keep_freed_memory()
-    set_precision("float32")
+    set_precision("float32", device)
     able, unable = contenders(device)
     for name, reason in unable.items():
         say(f"{name} is left out: {reason}")

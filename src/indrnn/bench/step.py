@@ -75,7 +75,7 @@ def run_steps(
     rows: Sequence[StepRow], device: torch.device, seconds: float, say: Callable[[str], None]
 ) -> list[StepRow]:
     """Measure each case; ``say`` gets a line a case."""
-    flush_denormals()
+    flush_denormals(device)
     clock = Clock(device)
     measured = []
     for row in rows:
@@ -90,7 +90,7 @@ def run_steps(
 
 def profile(row: StepRow, device: torch.device) -> str:
     """Where the time of a case goes: PyTorch's profiler over some steps, by operator, the costliest first."""
-    set_precision(row.precision)
+    set_precision(row.precision, device)
     _, step = _training_step(row, device)
     step()
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -127,7 +127,7 @@ def step_targets(rows: Sequence[StepRow], device_type: str) -> list[Target]:
 
 
 def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
-    set_precision(row.precision)
+    set_precision(row.precision, clock.device)
     with clock.scope():
         model, step = _training_step(row, clock.device)
         works: dict[str, Work] = {"step": _repeated(step, clock.device)}

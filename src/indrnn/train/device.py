@@ -3,6 +3,7 @@
 import ctypes
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve_device(name: str) -> torch.device:
     raise UserError(f"device={name} is unknown; choose from auto, cpu, cuda, mps")
 
 
-def flush_denormals() -> None:
+def flush_denormals(device: torch.device) -> None:
     """Treat denormal numbers as zero in this thread and in every thread that PyTorch's CPU operators use.
 
     ``torch.set_flush_denormal`` reaches the calling thread; threads started later inherit it, but the OpenMP workers
@@ -46,10 +47,15 @@ def flush_denormals() -> None:
     workers are dismissed (they come back with this thread's setting) and the outcome is checked on a product that all
     of them share. (Backward runs in the thread that calls it. Our own kernels' threads see to themselves.)
 
-    Raises RunError where that is not possible, for a run would then be slower than it needs to be and no fair one.
+    A CPU that cannot do it raises RunError for a run on it, which would be slower than it needs to be and no fair one;
+    for a run on another device that is a warning. So are workers that cannot be dismissed, in a notebook for example.
     """
     if not torch.set_flush_denormal(True):
-        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing here would be fair")
+        reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing on it would be fair"
+        if device.type == "cpu":
+            raise RunError(reason)
+        warnings.warn(reason, stacklevel=2)
+        return
     if _workers_flush():
         return
     for library in _openmp_libraries():
@@ -57,9 +63,10 @@ def flush_denormals() -> None:
         if pause is not None:
             pause(OMP_PAUSE_HARD)
     if not _workers_flush():
-        raise RunError(
-            "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run; "
-            "start it in a process of its own"
+        warnings.warn(
+            "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run, so it "
+            "may be slower than it needs to be; start it in a process of its own",
+            stacklevel=2,
         )
 
 
@@ -94,11 +101,18 @@ def _openmp_libraries() -> list[str]:
     return sorted(set(re.findall(r"(/\S*omp[^/\s]*\.so\S*)$", maps, re.MULTILINE)))
 
 
-def set_precision(precision: str) -> None:
+def set_precision(precision: str, device: torch.device) -> None:
     """float32 products as float32 (``float32``, ``bfloat16``) or as TF32 (``tf32``), for matmul and cuDNN alike.
 
     PyTorch's own default is mixed: float32 matmul, but TF32 inside cuDNN, which would favour the LSTM.
+
+    Raises UserError for TF32 on anything but an NVIDIA GPU: it would do nothing there and be recorded as if it had.
     """
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {device.type}; "
+            "use trainer.precision=float32"
+        )
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
