@@ -382,3 +382,14 @@ def test_a_graph_that_is_insisted_on_is_made_or_ends_the_run(tmp_path):
 
 def rows_without_seconds(root):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder_of(root))]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
+    task = small_task()
+    test = task.load_test()
+    for split in (task.train, task.validation, test):
+        split.x, split.y = split.x.cuda(), split.y.cuda()
+    monkeypatch.setattr(loop, "load_task", lambda data, device: replace(task, load_test=lambda: test))
+    result = run_small(tmp_path, "device=cuda", "model.backend=auto")
+    assert (result.backend, result.fallbacks) == ("triton", {})
