@@ -47,11 +47,13 @@ def run(part: str, out: Path) -> tuple[str, float]:
 
 
 def summary(ends: dict[str, tuple[str, float]], out: Path) -> str:
-    """How each part ended, the last line of each log, and every table of targets."""
+    """How each part ended, the last line and the warnings of each log, and every table of targets."""
     lines = []
     for part, (ended, seconds) in ends.items():
         log = (out / f"{part}.log").read_text(errors="replace").strip().splitlines() or ["no output"]
         lines.append(f"{part:12}{ended:24}{seconds:6.0f} s   {log[-1]}")
+        # A kernel or a graph that gave way to something slower: the part is no failure, but its figures mean less.
+        lines += [f"{'':12}{line}" for line in log if "UserWarning: " in line]
     tables = [path.read_text() for path in sorted(out.glob("*.md"))]
     return "\n\n".join(["\n".join(lines), *tables])
 

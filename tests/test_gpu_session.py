@@ -34,8 +34,11 @@ def test_parts_are_commands_that_exist(session, tmp_path):
 
 
 def test_a_failing_or_endless_part_is_reported_and_the_rest_goes_on(session, tmp_path, monkeypatch):
-    endless = "import threading; threading.Event().wait()"
-    programs = {"tests": "print('3 passed')", "exact": "import sys; sys.exit('wrong')", "step": endless}
+    programs = {
+        "tests": "print('x.py:1: UserWarning: slow'); print('3 passed')",
+        "exact": "import sys; sys.exit('wrong')",
+        "step": "import threading; threading.Event().wait()",
+    }
     monkeypatch.setattr(session, "command", lambda part, out: [sys.executable, "-c", programs[part]])
     monkeypatch.setitem(session.LIMITS, "step", 0.01)
     (tmp_path / "step-gpu.md").write_text("the targets\n")
@@ -43,6 +46,7 @@ def test_a_failing_or_endless_part_is_reported_and_the_rest_goes_on(session, tmp
     assert [ended for ended, _ in ends.values()] == ["ok", "exit code 1", "stopped after 0.01 s"]
     text = session.summary(ends, tmp_path)
     assert text.splitlines()[0].endswith("3 passed")
+    assert text.splitlines()[1].endswith("UserWarning: slow")
     assert "wrong" in text
     assert text.endswith("the targets\n")
 

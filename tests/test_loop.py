@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from indrnn.record import read_result
 from indrnn.train import Interrupted, load_run, loop
 from indrnn.train.checkpoint import read_checkpoint
 from indrnn.train.evaluate import evaluate
+from indrnn.train.graph import CaptureError
 from indrnn.train.objective import Objective
 from small_runs import (
     OVERRIDES,
@@ -338,3 +340,57 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
     with pytest.raises(UserError, match=r"best\.pt belongs to another model: .* has shape \(8, 1\) there and \(9, 1\)"):
         load_run(folder)
+
+
+@pytest.fixture
+def _without_graphs(monkeypatch):
+    """As on a GPU where no step can be captured; the steps run on the CPU."""
+    rehearse = loop.Training._rehearse
+
+    def on_a_gpu(training):
+        device, training.device = training.device, SimpleNamespace(type="cuda")
+        try:
+            return rehearse(training)
+        finally:
+            training.device = device
+
+    def refuse(*_):
+        raise CaptureError("operation not permitted")
+
+    monkeypatch.setattr(loop.Training, "_rehearse", on_a_gpu)
+    monkeypatch.setattr(loop, "GraphedStep", refuse)
+    monkeypatch.setattr(loop, "synchronise", lambda device: None)
+
+
+@pytest.mark.usefixtures("_without_graphs")
+def test_a_step_that_cannot_be_captured_runs_eagerly_says_so_and_is_recorded(tmp_path):
+    with pytest.warns(UserWarning, match=r"without a CUDA graph, which is slow: .*\(operation not permitted\)"):
+        result = run_small(tmp_path / "auto")
+    assert result.fallbacks == {"cuda_graph": "operation not permitted"}
+    assert read_result(folder_of(tmp_path / "auto") / "result.json").fallbacks == result.fallbacks
+    eager = run_small(tmp_path / "false", "trainer.cuda_graph=false")
+    assert eager.fallbacks == {}
+    assert rows_without_seconds(tmp_path / "auto") == rows_without_seconds(tmp_path / "false")
+
+
+@pytest.mark.usefixtures("_without_graphs")
+def test_a_graph_that_is_insisted_on_is_made_or_ends_the_run(tmp_path):
+    with pytest.raises(
+        RunError, match=r"captured as a CUDA graph \(operation not permitted\); use trainer.cuda_graph=auto"
+    ):
+        run_small(tmp_path, "trainer.cuda_graph=true")
+
+
+def rows_without_seconds(root):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder_of(root))]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
+    task = small_task()
+    test = task.load_test()
+    for split in (task.train, task.validation, test):
+        split.x, split.y = split.x.cuda(), split.y.cuda()
+    monkeypatch.setattr(loop, "load_task", lambda data, device: replace(task, load_test=lambda: test))
+    result = run_small(tmp_path, "device=cuda", "model.backend=auto")
+    assert (result.backend, result.fallbacks) == ("triton", {})

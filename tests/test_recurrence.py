@@ -1,6 +1,7 @@
 """The recurrence on every backend of this machine: outputs, gradients, and what a caller may rely on."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -374,3 +375,76 @@ class TestResolveBackend:
         monkeypatch.setitem(dispatch._MODULES, "numba", ".no_such_module")
         assert "cannot be imported" in available_backends("cpu")["numba"]
         assert resolve_backend("auto", "cpu") == "reference"
+
+
+class Kernel:
+    """Stands for Triton on a GPU: the loop, with a fault in one direction."""
+
+    NONLINEARITIES, DTYPES = ("relu",), (torch.float32,)
+
+    def __init__(self, fault):
+        self.fault = fault
+        self.reference = dispatch.load_backend("reference")
+
+    def unavailable_reason(self, device):
+        return None
+
+    def forward(self, *arguments):
+        if self.fault == "does not compile":
+            raise ValueError("PassManager::run failed\nwith a long text")
+        h, mean, variance = self.reference.forward(*arguments)
+        return h * 1.01 if self.fault == "forward" else h, mean, variance
+
+    def backward(self, *arguments):
+        dx, du, dh0, dbias = self.reference.backward(*arguments)
+        return dx, du * float("nan") if self.fault == "backward" else du, dh0, dbias
+
+
+class TestSelfCheck:
+    """What happens on a GPU when triton is first used, with the CPU in its place."""
+
+    @pytest.fixture
+    def first_use(self, monkeypatch):
+        def begin(fault):
+            kernel, original = Kernel(fault), dispatch.load_backend
+            monkeypatch.setattr(dispatch, "load_backend", lambda name: kernel if name == "triton" else original(name))
+            monkeypatch.setitem(dispatch._PREFERRED, "cpu", ("triton", "scan", "reference"))
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+            monkeypatch.setattr(dispatch, "_warned", set())
+            dispatch._fault.cache_clear()
+
+        yield begin
+        dispatch._fault.cache_clear()
+
+    @pytest.mark.parametrize(
+        ("fault", "reason"),
+        [
+            ("does not compile", r"\(ValueError: PassManager::run failed with a long text\); please report it"),
+            ("forward", r"\(h is off by 1\.0e-02 of its largest value\)"),
+            ("backward", r"\(du is off by nan of its largest value\)"),
+        ],
+    )
+    def test_kernels_that_fail_give_way_to_scan_with_one_warning(self, first_use, fault, reason):
+        first_use(fault)
+        x, u = torch.randn(3, 4, 5), torch.rand(5)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            h, _ = indrnn_recurrence(x, u)
+            again, _ = indrnn_recurrence(x, u)
+        assert len(said) == 1
+        assert re.search(f"takes scan on cpu, which is slow.*relu failed {reason}", str(said[0].message))
+        assert torch.equal(h, indrnn_recurrence(x, u, backend="scan")[0])
+        assert torch.equal(h, again)
+        name, reasons = dispatch.auto_backend(x.device)
+        assert (name, set(reasons)) == ("scan", {"triton"})
+
+    def test_kernels_that_agree_are_used_and_no_random_number_is_taken(self, first_use):
+        first_use(None)
+        before = torch.get_rng_state()
+        assert dispatch.auto_backend(torch.device("cpu")) == ("triton", {})
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_nothing_is_checked_while_a_graph_is_captured(self, first_use, monkeypatch):
+        first_use("forward")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert resolve_backend("auto", "cpu") == "triton"

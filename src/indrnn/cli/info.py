@@ -71,10 +71,12 @@ def _facts(data_root: str) -> list[tuple[str, str]]:
 
 
 def _backends(device: str) -> list[tuple[str, str]]:
-    from ..recurrence import available_backends
+    from ..recurrence import available_backends, resolve_backend
 
     reasons = available_backends(device).items()
-    return [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
+    facts = [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
+    # On a GPU this compiles and checks the kernels; what is wrong with them is a warning.
+    return [*facts, (f"auto on {device}", resolve_backend("auto", device))]
 
 
 def _mnist(root: str) -> str:

@@ -69,7 +69,8 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
         return
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+        known = (str(each).lower() if isinstance(each, bool) else each for each in choices)
+        raise UserError(f"{key}={value}: choose one of {', '.join(known)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     low, above = limits.get("minimum"), limits.get("above")

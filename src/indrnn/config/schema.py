@@ -23,7 +23,7 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | bool, ...] | None = None,
     affects_result: bool = True,
 ) -> Any:
     """Declare one key. ``minimum``/``maximum`` are allowed values, ``above``/``below`` are not; lists are checked
@@ -250,7 +250,12 @@ class TrainerConfig:
         0.99, "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
     )
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
-    cuda_graph: bool = setting(True, "on CUDA, run the whole training step as one graph", affects_result=False)
+    cuda_graph: Any = setting(
+        "auto",
+        "on CUDA, run the whole training step as one graph: auto where it can be captured, true: or fail",
+        choices=("auto", True, False),
+        affects_result=False,
+    )
 
 
 @dataclass

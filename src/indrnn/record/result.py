@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Result:
     versions: dict[str, Any]
     git: dict[str, Any]
     command: str
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    """What was to be used and was not (triton, cuda_graph), and why. Runs made before it was recorded have none."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -65,6 +67,7 @@ def read_result(path: Path) -> Result:
     found = values.get("schema_version") if isinstance(values, dict) else None
     if found != SCHEMA_VERSION:
         raise UserError(f"{path} has schema_version {found}, this version of indrnn reads {SCHEMA_VERSION}")
+    values.setdefault("fallbacks", {})
     fields = [field.name for field in dataclasses.fields(Result)]
     missing = [name for name in fields if name not in values]
     if missing:

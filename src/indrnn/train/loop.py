@@ -6,6 +6,7 @@ that a checkpoint taken there and continued is the same run.
 """
 
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,12 +38,12 @@ from .device import (
 )
 from .diagnose import first_non_finite
 from .evaluate import Evaluation, evaluate, reestimate_batch_norm
-from .graph import GraphedStep
+from .graph import CaptureError, GraphedStep
 from .interrupt import Interrupted, Interrupts
 from .objective import Objective
 from .optimizer import build_optimizer, rate_tensor
 from .order import DataOrder
-from .outcome import make_result, recurrent_weights, test_row_written
+from .outcome import make_result, passed_over, recurrent_weights, test_row_written
 from .progress import Progress
 from .schedule import build_schedule
 from .seeds import Stream, torch_seed
@@ -70,7 +71,7 @@ class Training:
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, device: torch.device) -> None:
         # First of all, before any operator wakes worker threads.
-        flush_denormals()
+        flush_denormals(device)
         keep_freed_memory()
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
@@ -92,6 +93,8 @@ class Training:
         content = read_checkpoint(folder.checkpoint_path) if folder.state == "resume" else None
         if content is not None:
             load_weights(self.model, content["model"], folder.checkpoint_path)
+        # What was to be used and is not -> why.
+        self.fallbacks = passed_over(self.model, device, cfg.trainer.precision)
         self._step = self._rehearse()
         self._restore(content)
 
@@ -257,6 +260,7 @@ class Training:
         result = make_result(
             self.cfg, folder.command, self.task, self.data.provenance, self.model, self.device, best, found,
             steps=at.step, epochs=self.order.epochs(at.step), seconds=at.seconds, peak_memory=self._peak_memory(),
+            fallbacks=self.fallbacks,
         )  # fmt: skip
         self.tensorboard.hparams(
             {"lr": self.cfg.optimizer.lr, "batch_size": self.cfg.trainer.batch_size, "seed": self.cfg.seed},
@@ -275,8 +279,18 @@ class Training:
         indices = self.order.indices(0)
         step: Any = self.update
         if self.device.type == "cuda" and self.cfg.trainer.cuda_graph:
-            step = GraphedStep(self.update, indices, self.device)
-        else:
+            try:
+                step = GraphedStep(self.update, indices, self.device)
+            except CaptureError as failure:
+                if self.cfg.trainer.cuda_graph != "auto":
+                    raise
+                self.fallbacks["cuda_graph"] = failure.reason
+                warnings.warn(
+                    f"the training step runs without a CUDA graph, which is slow: it cannot be captured "
+                    f"({failure.reason}); please report it, with indrnn-info's output",
+                    stacklevel=2,
+                )
+        if step is self.update:
             step(indices)
         synchronise(self.device)
         load_weights(self.model, weights, self.folder.checkpoint_path)

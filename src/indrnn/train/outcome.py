@@ -11,6 +11,7 @@ from ..data import Task
 from ..layers import recurrent_layers
 from ..record import Result, environment, git, read_metrics, wilson_interval
 from ..recurrence import resolve_backend
+from ..recurrence.dispatch import auto_backend
 from .evaluate import Evaluation
 
 
@@ -28,6 +29,7 @@ def make_result(
     epochs: float,
     seconds: float,
     peak_memory: int | None,
+    fallbacks: dict[str, str],
 ) -> Result:
     """``best``: step, accuracy and loss of the chosen checkpoint on validation; ``seconds``: of training alone."""
     surroundings = environment(device)
@@ -55,17 +57,31 @@ def make_result(
         versions=surroundings["versions"],
         git=git(),
         command=command,
+        fallbacks=fallbacks,
     )
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
     """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for nn.LSTM and nn.RNN."""
-    # Products give bfloat16 under autocast, so that is what the recurrence sees; on a CPU they give float32.
-    dtype = torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
+    dtype = _sequence_dtype(precision, device)
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
     return "cudnn" if device.type == "cuda" and torch.backends.cudnn.is_available() else "torch"
+
+
+def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
+    """Each backend that backend=auto would rather have taken, and why it cannot compute the recurrences."""
+    dtype, reasons = _sequence_dtype(precision, device), dict[str, str]()
+    for _, layer in recurrent_layers(model):
+        if layer.backend == "auto":
+            reasons |= auto_backend(device, dtype, layer.nonlinearity)[1]
+    return reasons
+
+
+def _sequence_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the recurrences see: products give bfloat16 under autocast, but float32 on a CPU."""
+    return torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
 
 
 def recurrent_weights(model: nn.Module) -> list[Tensor]:
