@@ -127,8 +127,8 @@ def set_precision(precision: str, device: torch.device) -> None:
     autocast's (see `computing`).
 
     Raises:
-        UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it would do
-            nothing and be recorded as if it had.
+        UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it would
+            do nothing and be recorded as if it had.
     """
     if precision == "bfloat16" and device.type == "cpu":
         reason = bfloat16_refusal()
