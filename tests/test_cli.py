@@ -251,7 +251,8 @@ def test_a_signal_stops_the_whole_sweep(run, trained):
 
 
 @pytest.mark.parametrize(("tag", "code", "text"), [("user", 2, "the data are missing"), ("run", 1, "loss is nan"),
-                                                   ("memory", 1, "trainer.batch_size"), ("allocator", 1, "trainer.batch_size")])  # fmt: skip
+                                                   ("allocator", 1, "trainer.batch_size"),
+                                                   ("memory", 1, "trainer.batch_size")])  # fmt: skip
 def test_what_stops_a_job_is_one_line_and_an_exit_code(run, trained, tag, code, text):
     ended = run(f"tag={tag}")
     assert ended.code == code
