@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -40,7 +41,7 @@ def run_name(*, _root_: DictConfig) -> str:
     """A run is named after the files that its command chose, so that a variant of one has a name of its own: the
     experiment, the model, or both; a primary file of the user's own comes first; with nothing chosen, the model."""
     # Hydra takes its own node away from what a job gets, and keeps it apart.
-    hydra = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    hydra: Any = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = hydra.runtime.choices
     words = [hydra.job.config_name if hydra.job.config_name != "train" else None, choices.get("experiment")]
     if not any(words) or any(word.startswith("model=") for word in hydra.overrides.task):

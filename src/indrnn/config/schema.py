@@ -258,7 +258,10 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: str = setting(doc="of the run folder: the experiment and the model, as far as the command chooses them")
+    # Without the files, no choice of a file is known.
+    name: str = setting(
+        "${model.name}", "of the run folder: the experiment and the model, as far as the command chooses them"
+    )
     tag: str | None = setting(None, "appended to the name, to keep variants apart")
     seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))

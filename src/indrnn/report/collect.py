@@ -24,9 +24,11 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "name": _TEXT, "seed": _WHOLE, "tag": _OPTIONAL, "model.name": _TEXT, "data.name": _TEXT,
     "trainer.batch_size": _WHOLE, "trainer.precision": _TEXT,
 }  # fmt: skip
-_IMAGE_KEYS = {"data.permutation": _OPTIONAL}
-_MNIST5K_KEYS = {**_IMAGE_KEYS, "data.test_size": _WHOLE}
-_ADDING_KEYS = dict.fromkeys(("data.length", "data.validation_size", "data.test_size", "data.data_seed"), _WHOLE)
+_IMAGE_KEYS: dict[str, tuple[type, ...]] = {"data.permutation": _OPTIONAL}
+_MNIST5K_KEYS: dict[str, tuple[type, ...]] = {**_IMAGE_KEYS, "data.test_size": _WHOLE}
+_ADDING_KEYS: dict[str, tuple[type, ...]] = dict.fromkeys(
+    ("data.length", "data.validation_size", "data.test_size", "data.data_seed"), _WHOLE
+)
 
 
 @dataclass(frozen=True)
