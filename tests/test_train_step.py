@@ -130,8 +130,8 @@ def test_a_step_never_waits_for_the_device(overrides):
         group["capturable"] = True
     images = ArraySplit(200, 1)
     images.x, images.y = images.x.to(device), images.y.to(device)
-    split = task.train if cfg.data.name == "adding" else images
-    step = TrainingStep(model, optimizer, Objective(task.spec), split, cfg.trainer, device)
+    split = task.load(CPU).train if cfg.data.name == "adding" else images
+    step = TrainingStep(model, optimizer, Objective(task), split, cfg.trainer, device)
     for _ in range(2):  # the first makes the optimizer's state
         step(torch.arange(16, device=device))
     with pytest.raises(RuntimeError, match="meta"):

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig
 
 from ..errors import UserError
+from . import announce, drop_output
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
@@ -49,8 +51,7 @@ def main() -> None:
         _run()
         code = max(_command.failures, default=0)
     except BrokenPipeError:
-        # Whoever read the output has had enough; nor may the interpreter flush into the pipe as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 1
     except OSError as error:
         # Jobs report their own; what is left is the folder of a sweep.
@@ -77,7 +78,12 @@ def _run() -> None:
 
     parser = get_args_parser()
     parser.error = _refuse_flag  # type: ignore[method-assign]
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    # Hydra's own parser takes flags before or after the overrides only, not between them.
+    words = sys.argv[1:]
+    for override in options.overrides:
+        words.remove(override)
+    sys.argv[1:] = [*words, *options.overrides]
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
@@ -122,10 +128,14 @@ def _job(cfg: DictConfig) -> None:
     """One job, in this process or, with another launcher of Hydra, in one of its own."""
     from hydra.core.hydra_config import HydraConfig
 
+    if "torch" not in sys.modules:
+        announce(PROGRAM, "loading PyTorch")
     try:
         from indrnn.record import command_line, run_folder
         from indrnn.train import train
 
+        # The name is drawn from what Hydra knows of this job, which the next job replaces.
+        cfg.name = cfg.name
         logging.basicConfig(format="%(message)s")
         logging.getLogger("indrnn").setLevel(logging.INFO)
         settings = HydraConfig.get()
@@ -173,8 +183,9 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         return _say(str(error), error.exit_code)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _say("out of memory; lower trainer.batch_size or trainer.eval_batch_size", 1)
+    # PyTorch's own class is for devices alone; on a CPU it raises a RuntimeError.
+    if isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
+        return _say("out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _say(f"{error.filename}: {error.strerror}", 1)
     if not (_command is not None and _command.tracebacks):

@@ -6,11 +6,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from ..config.checks import least_memory
+from ..data import make_task
 from ..errors import RunError, UserError
 
 # glibc's malloc.h: parameters of mallopt.
@@ -38,6 +41,32 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     raise UserError(f"device={name} is unknown; choose from auto, cpu, cuda, mps")
+
+
+def check_memory(cfg: DictConfig, device: torch.device) -> None:
+    """Raises UserError if the device has less memory than the run needs at the very least: without this the system
+    would end the process without a word, perhaps only at the first evaluation."""
+    have, needed = _memory(device), least_memory(cfg)
+    if have is not None and needed > have:
+        keys = ("model.hidden_size", "trainer.batch_size", "trainer.eval_batch_size")
+        values = ", ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in keys)
+        raise UserError(
+            f"{values} and {make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
+            f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """All of the device's memory in bytes, or the share of it that a container may use; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return None
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(sizes)
 
 
 def flush_denormals(device: torch.device) -> None:

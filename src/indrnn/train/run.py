@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ..config.checks import check
 from ..record import Result, open_run, read_result
-from .device import resolve_device
+from .device import check_memory, resolve_device
 from .loop import Training
 
 
@@ -25,8 +25,10 @@ def train(cfg: DictConfig, *, overrides: Sequence[str] = (), command: str = "") 
     """
     check(cfg)
     device = resolve_device(cfg.device)
+    check_memory(cfg, device)
     with open_run(cfg, list(overrides), command) as folder:
         if folder.state == "finished":
             print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
             return read_result(folder.result_path)
+        print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
         return Training(cfg, folder, device).run()
