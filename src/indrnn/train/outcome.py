@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..data import Task
 from ..layers import recurrent_layers
-from ..record import Result, environment, git, read_metrics, wilson_interval
+from ..record import Result, environment, read_metrics, wilson_interval
+from ..record.compare import Difference, flatten
 from ..recurrence import resolve_backend
 from .evaluate import Evaluation
 
@@ -19,7 +20,7 @@ def make_result(
     command: str,
     task: Task,
     model: nn.Module,
-    device: torch.device,
+    segments: list[dict[str, Any]],
     best: dict[str, Any],
     test: Evaluation,
     *,
@@ -29,7 +30,6 @@ def make_result(
     peak_memory: int | None,
 ) -> Result:
     """``best``: step, accuracy and loss of the chosen checkpoint on validation; ``seconds``: of training alone."""
-    surroundings = environment(device)
     return Result(
         model=cfg.model.name,
         task=task.spec.name,
@@ -47,14 +47,39 @@ def make_result(
         seconds=seconds,
         steps_per_second=steps / seconds,
         peak_memory_bytes=peak_memory,
-        backend=backend_of(model, device, cfg.trainer.precision),
-        device_name=surroundings["device_name"],
+        backend=_all_of("backend", segments, "+"),
+        device_name=_all_of("device_name", segments, ", then "),
         precision=cfg.trainer.precision,
         data=task.provenance,
-        versions=surroundings["versions"],
-        git=git(),
+        versions=segments[-1]["versions"],
+        git=segments[-1]["git"],
         command=command,
+        segments=segments,
     )
+
+
+def segment(step: int, model: nn.Module, device: torch.device, precision: str, code: dict[str, Any]) -> dict[str, Any]:
+    """What computes a run from ``step`` on, in plain values for checkpoints and result.json; a run that was interrupted
+    has several. ``code`` is `indrnn.record.running_code`."""
+    return {
+        "step": step,
+        "git": code,
+        "device": device.type,
+        **environment(device),
+        "precision": precision,
+        "backend": backend_of(model, device, precision),
+    }
+
+
+def changes(segments: list[dict[str, Any]]) -> str:
+    """In words, what the last segment does not share with the one before; empty if it shares all."""
+    before, now = (flatten(each) for each in segments[-2:])
+    differ = (Difference(key, before[key], now[key]) for key in before if key in now and key != "step")
+    return ", ".join(str(each) for each in differ if each.old != each.new)
+
+
+def _all_of(key: str, segments: list[dict[str, Any]], between: str) -> str:
+    return between.join(dict.fromkeys(each[key] for each in segments if key in each))
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
