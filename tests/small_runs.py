@@ -86,11 +86,12 @@ def folder_of(root: Path, name: str = "indrnn") -> Path:
 def figures(folder: Path) -> dict[str, Any]:
     """All of a finished run that must not depend on interruptions: rows, result, weights, optimizer, generators."""
     result = json.loads((folder / "result.json").read_text())
-    for key in ("seconds", "steps_per_second", "peak_memory_bytes", "command", "git"):
+    for key in ("seconds", "steps_per_second", "peak_memory_bytes", "command", "git", "segments"):
         del result[key]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
     best = torch.load(folder / "best.pt", weights_only=True)
     last = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del last["segments"]
     for key in ("seconds", "interval_seconds", "peak_memory", "warned"):
         del last["progressed"][key]
     return {"result": result, "rows": rows, "best": _bytes(best), "last": _bytes(last)}

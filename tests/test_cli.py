@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -259,14 +260,15 @@ def test_a_traceback_can_be_asked_for(run, trained, monkeypatch):
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
-def test_ctrl_c_before_the_training_is_one_line(run, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "_check_jobs", interrupt)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_training_is_one_line(run, monkeypatch, number):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(command, "_check_jobs", lambda *_: os.kill(os.getpid(), number))
     ended = run()
-    assert ended.code == 130
+    assert ended.code == 128 + number
+    assert number.name in ended.err
     assert ended.err.count("\n") == 1
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # What is refused

@@ -231,6 +231,39 @@ def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpo
     assert all(value.isfinite().all() for value in content["model"].values())
 
 
+class BadSplit(ArraySplit):
+    """The evaluation after the first `good` ones meets an infinite value."""
+
+    def __init__(self, size: int, seed: int, good: int) -> None:
+        super().__init__(size, seed)
+        self.good = good
+
+    def batch(self, indices):
+        x, y = super().batch(indices)
+        begun = sum(int(read[0]) == 0 for read in self.read)
+        return (x + math.inf if begun > self.good and 0 not in indices else x), y
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_evaluation_that_is_not_finite_fails_the_run_with_the_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch, split
+):
+    validation, test = BadSplit(70, 2, 1 if split == "validation" else 9), BadSplit(90, 3, 0)
+    broken = task_with(validation=validation, load_test=lambda: test)
+    monkeypatch.setattr(loop, "make_task", lambda data: broken)
+    with pytest.raises(RunError) as caught:
+        run_small(tmp_path)
+    message, folder = str(caught.value), folder_of(tmp_path)
+    step = 20 if split == "validation" else 30
+    assert f"the {split} loss is not finite at step {step}, first in the output of layers.0; " in message
+    assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 1
+    assert not (folder / "result.json").exists()
+    assert read_checkpoint(folder / "checkpoint.pt")["best"]["step"] in (10, 20, 30)
+    assert all(math.isfinite(float(row["loss"])) for row in rows_of(folder))
+
+
 def test_a_network_that_has_learnt_nothing_is_named_once(tmp_path, capsys):
     run_small(tmp_path, "optimizer.lr=1e-12")
     err = capsys.readouterr().err
@@ -253,6 +286,29 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
     assert caught.value.exit_code == 130
     assert torch.load(folder_of(tmp_path) / "checkpoint.pt", weights_only=True)["progressed"]["step"] == 12
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_moments_lets_the_run_finish_and_then_stops(tmp_path, monkeypatch, number):
+    write = loop.write_result
+
+    def interrupted(path, result):
+        os.kill(os.getpid(), number)
+        write(path, result)
+
+    monkeypatch.setattr(loop, "write_result", interrupted)
+    with pytest.raises(Interrupted, match="stopped after indrnn seed 0 was finished") as caught:
+        run_small(tmp_path)
+    assert caught.value.exit_code == 128 + number
+    assert read_result(folder_of(tmp_path) / "result.json").steps == 30
+
+
+def test_a_damaged_result_is_not_called_finished(tmp_path, capsys):
+    run_small(tmp_path, "trainer.max_steps=10")
+    (folder_of(tmp_path) / "result.json").write_text('{"schema_version": 1}')
+    with pytest.raises(UserError, match=r"result\.json lacks model"):
+        run_small(tmp_path, "trainer.max_steps=10")
+    assert "finished" not in capsys.readouterr().err
 
 
 def test_training_works_outside_the_main_thread(tmp_path):
@@ -366,10 +422,10 @@ def _without_graphs(monkeypatch):
 def test_a_step_that_cannot_be_captured_runs_eagerly_says_so_and_is_recorded(tmp_path):
     with pytest.warns(UserWarning, match=r"without a CUDA graph, which is slow: .*\(operation not permitted\)"):
         result = run_small(tmp_path / "auto")
-    assert result.fallbacks == {"cuda_graph": "operation not permitted"}
-    assert read_result(folder_of(tmp_path / "auto") / "result.json").fallbacks == result.fallbacks
+    assert result.segments[-1]["fallbacks"] == {"cuda_graph": "operation not permitted"}
+    assert read_result(folder_of(tmp_path / "auto") / "result.json").segments == result.segments
     eager = run_small(tmp_path / "false", "trainer.cuda_graph=false")
-    assert eager.fallbacks == {}
+    assert eager.segments[-1]["fallbacks"] == {}
     assert rows_without_seconds(tmp_path / "auto") == rows_without_seconds(tmp_path / "false")
 
 
@@ -388,9 +444,9 @@ def rows_without_seconds(root):
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
     task = small_task()
-    test = task.load_test()
-    for split in (task.load(CPU).train, task.load(CPU).validation, test):
+    splits = task.load(torch.device("cuda"))
+    for split in (splits.train, splits.validation, splits.test):
         split.x, split.y = split.x.cuda(), split.y.cuda()
-    monkeypatch.setattr(loop, "make_task", lambda data: replace(task, load_test=lambda: test))
+    monkeypatch.setattr(loop, "make_task", lambda data: task)
     result = run_small(tmp_path, "device=cuda", "model.backend=auto")
-    assert (result.backend, result.fallbacks) == ("triton", {})
+    assert (result.backend, result.segments[-1]["fallbacks"]) == ("triton", {})

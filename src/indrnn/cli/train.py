@@ -5,9 +5,11 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
@@ -47,6 +49,7 @@ def main() -> None:
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Without this Hydra turns every exception into lines of its own and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    terminate = signal.signal(signal.SIGTERM, _stop)
     try:
         _run()
         code = max(_command.failures, default=0)
@@ -58,9 +61,12 @@ def main() -> None:
         code = _say(f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder", 2)
     except Exception as error:
         code = _report(error)
-    except KeyboardInterrupt:
-        code = _say("interrupted before training began", 130)
+    except KeyboardInterrupt as stop:
+        # While it trains, a run sees to signals itself.
+        number = signal.Signals(*stop.args or (signal.SIGINT,))
+        code = _say(f"stopped by {number.name} while nothing was being trained; nothing is lost", 128 + number)
     finally:
+        signal.signal(signal.SIGTERM, terminate)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
     if code:
@@ -98,6 +104,11 @@ def _run() -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends what is not training as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 def _refuse_flag(message: str) -> NoReturn:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..data import Task
 from ..layers import recurrent_layers
-from ..record import Result, environment, git, read_metrics, wilson_interval
+from ..record import Result, environment, read_metrics, wilson_interval
+from ..record.compare import Difference, flatten
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
 from .evaluate import Evaluation
@@ -21,7 +22,7 @@ def make_result(
     task: Task,
     provenance: dict[str, Any],
     model: nn.Module,
-    device: torch.device,
+    segments: list[dict[str, Any]],
     best: dict[str, Any],
     test: Evaluation,
     *,
@@ -29,10 +30,8 @@ def make_result(
     epochs: float,
     seconds: float,
     peak_memory: int | None,
-    fallbacks: dict[str, str],
 ) -> Result:
     """``best``: step, accuracy and loss of the chosen checkpoint on validation; ``seconds``: of training alone."""
-    surroundings = environment(device)
     return Result(
         model=cfg.model.name,
         task=task.name,
@@ -50,15 +49,47 @@ def make_result(
         seconds=seconds,
         steps_per_second=steps / seconds,
         peak_memory_bytes=peak_memory,
-        backend=backend_of(model, device, cfg.trainer.precision),
-        device_name=surroundings["device_name"],
+        backend=_all_of("backend", segments, "+"),
+        device_name=_all_of("device_name", segments, ", then "),
         precision=cfg.trainer.precision,
         data=provenance,
-        versions=surroundings["versions"],
-        git=git(),
+        versions=segments[-1]["versions"],
+        git=segments[-1]["git"],
         command=command,
-        fallbacks=fallbacks,
+        segments=segments,
     )
+
+
+def segment(
+    step: int,
+    model: nn.Module,
+    device: torch.device,
+    precision: str,
+    code: dict[str, Any],
+    fallbacks: dict[str, str],
+) -> dict[str, Any]:
+    """What computes a run from ``step`` on, in plain values for checkpoints and result.json; a run that was interrupted
+    has several. ``code`` is `indrnn.record.running_code`; ``fallbacks``: what was to be used and is not, and why."""
+    return {
+        "step": step,
+        "git": code,
+        "device": device.type,
+        **environment(device),
+        "precision": precision,
+        "backend": backend_of(model, device, precision),
+        "fallbacks": dict(fallbacks),
+    }
+
+
+def changes(segments: list[dict[str, Any]]) -> str:
+    """In words, what the last segment does not share with the one before; empty if it shares all."""
+    before, now = (flatten(each) for each in segments[-2:])
+    differ = (Difference(key, before[key], now[key]) for key in before if key in now and key != "step")
+    return ", ".join(str(each) for each in differ if each.old != each.new)
+
+
+def _all_of(key: str, segments: list[dict[str, Any]], between: str) -> str:
+    return between.join(dict.fromkeys(each[key] for each in segments if key in each))
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
