@@ -6,7 +6,7 @@ import torch
 
 from indrnn.config.schema import AddingConfig
 from indrnn.data import make_task
-from indrnn.data.adding import _mix
+from indrnn.data.adding_stream import _mix
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "validation", "test")

@@ -114,10 +114,6 @@ def test_the_length_studys_indrnn_is_the_ports():
     assert (model.weight_init, model.recurrent_init) == ("small_normal", "symmetric")
 
 
-def test_the_adding_problem_alone_has_no_accuracy_to_stop_at():
-    assert load("data=adding").trainer.target_accuracy is None
-
-
 def test_mnist_is_looked_for_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("INDRNN_DATA", raising=False)
     assert load_config().data.root == "data"

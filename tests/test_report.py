@@ -11,7 +11,7 @@ import torch
 
 from fabricated_runs import MNIST, fabricate
 from indrnn.cli.report import main
-from indrnn.data.adding import AddingSplit
+from indrnn.data.adding_stream import AddingSplit
 from indrnn.errors import UserError
 from indrnn.report.collect import collect
 from indrnn.report.curves import band, binned
@@ -244,7 +244,7 @@ def _nan_losses(text):
         ("config.yaml", lambda text: text.replace("seed: 0\n", "", 2), "seed is missing"),
         ("config.yaml", lambda text: text.replace("\nname: hurt", ""), "name is missing"),
         ("config.yaml", lambda text: text.replace("\nname: hurt", "\nname: [1]"), "name cannot be"),
-        ("config.yaml", lambda text: text.replace("  length: 100\n", ""), "data.length is missing"),
+        ("config.yaml", lambda text: text.replace("  length: 100\n", ""), "Missing key length"),
         ("config.yaml", lambda text: text.replace("batch_size: 32", "batch_size: many"), "trainer.batch_size"),
         ("config.yaml", lambda text: text.replace("name: adding", "name: subtracting"), "subtracting"),
         ("config.yaml", lambda text: text.replace("\nname: hurt", "\nname: ${nothing}"), "name cannot be"),

@@ -7,6 +7,8 @@ scripts/make_mnist5k.py
 made the asset and compared each image with MNIST's own files.
 """
 
+from __future__ import annotations
+
 import hashlib
 import zipfile
 from importlib import resources
@@ -44,12 +46,12 @@ MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e5
 class ImageSplit:
     """Images (N, 784) uint8 and their classes (N,) int64, both on the device."""
 
-    def __init__(self, images: "Tensor", labels: "Tensor") -> None:
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
         self._images = images
         self._labels = labels
         self.size: int = len(labels)
 
-    def batch(self, indices: "Tensor") -> "tuple[Tensor, Tensor]":
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784, 1) float32 = 2 pixel/255 - 1, and the classes (B,) int64."""
         x = self._images.index_select(0, indices).float()
         # pixel - 127.5 is exact, so there is a single rounding, the same on every device: at most one unit in the
@@ -63,7 +65,7 @@ def image_splits(
     labels: NDArray[np.uint8],
     parts: list[NDArray[np.int64]],
     permutation: NDArray[np.int64] | None,
-    device: "torch.device",
+    device: torch.device,
 ) -> list[ImageSplit]:
     """One split for each list of row numbers in `parts`, all views of one tensor on the device.
 
@@ -139,10 +141,10 @@ def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
 
-def mnist_task(data: "MNISTConfig") -> Task:
+def mnist_task(data: MNISTConfig) -> Task:
     """MNIST with ``data.validation_size`` of the training images held out, the test set as it is."""
 
-    def load(device: "torch.device") -> Splits:
+    def load(device: torch.device) -> Splits:
         folder = download.locate(data.root, data.mirror)
         images, labels = download.read(folder, "train")
         # Nothing is kept of the test set yet; but a damaged file should be found before the training, not after it.
@@ -170,10 +172,10 @@ def mnist_task(data: "MNISTConfig") -> Task:
     )
 
 
-def mnist5k_task(data: "MNIST5kConfig") -> Task:
+def mnist5k_task(data: MNIST5kConfig) -> Task:
     """The bundled images, split into ``data.test_size``, ``data.validation_size`` and the rest for training."""
 
-    def load(device: "torch.device") -> Splits:
+    def load(device: torch.device) -> Splits:
         images, labels = read_mnist5k()
         parts = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
         test, held_out, rest = parts
@@ -198,7 +200,7 @@ def mnist5k_task(data: "MNIST5kConfig") -> Task:
 
 
 def _image_task(
-    data: "MNISTConfig | MNIST5kConfig",
+    data: MNISTConfig | MNIST5kConfig,
     base: str,
     title: str,
     load: Any,
@@ -235,7 +237,7 @@ def _image_task(
     )
 
 
-def _picture(x: "Tensor", permutation: NDArray[np.int64] | None) -> "Tensor":
+def _picture(x: Tensor, permutation: NDArray[np.int64] | None) -> Tensor:
     """The image (28, 28), from 0 to 1, that the sequence x (784, 1) was read from."""
     import torch
 
@@ -244,12 +246,12 @@ def _picture(x: "Tensor", permutation: NDArray[np.int64] | None) -> "Tensor":
     return pixels.reshape(28, 28)
 
 
-def _permutation(data: "MNISTConfig | MNIST5kConfig") -> NDArray[np.int64] | None:
+def _permutation(data: MNISTConfig | MNIST5kConfig) -> NDArray[np.int64] | None:
     return None if data.permutation is None else load_permutation(data.permutation)
 
 
 def _provenance(
-    data: "MNISTConfig | MNIST5kConfig",
+    data: MNISTConfig | MNIST5kConfig,
     sha256: dict[str, str],
     permutation: NDArray[np.int64] | None,
     parts: list[NDArray[np.int64]],

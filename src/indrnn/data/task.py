@@ -5,6 +5,8 @@ Everything here is known from the configuration alone: no file is read and torch
 B batch, T time steps, D input features, K outputs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +26,7 @@ class Split(Protocol):
     def size(self) -> int | None:
         """Number of sequences; None when they are generated without end."""
 
-    def batch(self, indices: "Tensor") -> "tuple[Tensor, Tensor]":
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The sequences at `indices` (B,) int64 on the data's device: x (B, T, D) float32 and y (B,), int64 classes
         or float32 values. Works on the device alone, without waiting for the host, so it can be part of a CUDA graph.
         """
@@ -75,13 +77,13 @@ class Task:
     input_size: int
     output_size: int
     loss: Literal["cross_entropy", "mse"]
-    load: "Callable[[torch.device], Splits]" = field(repr=False)
+    load: Callable[[torch.device], Splits] = field(repr=False)
     training_samples: int | None = None
     test_samples: int | None = None
-    mean_answer_error: "Callable[[str], float] | None" = field(default=None, repr=False)
+    mean_answer_error: Callable[[str], float] | None = field(default=None, repr=False)
     series: str | None = None
     caveat: str | None = None
-    picture: "Callable[[Tensor], Tensor] | None" = field(default=None, repr=False)
+    picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def measures_accuracy(self) -> bool:

@@ -197,7 +197,7 @@ def as_entry(run: Run) -> Entry:
         config = OmegaConf.create(run.config)
         task = make_task(config.data)
     except (UserError, OmegaConfBaseException, ValueError, TypeError) as failure:
-        raise UserError(f"{run.path / CONFIG}: {' '.join(str(failure).split())[:120]}") from None
+        raise UserError(f"{run.path / CONFIG}: {str(failure).splitlines()[0][:120]}") from None
     name = flat["name"] if flat.get("tag") is None else f"{flat['name']}-{flat['tag']}"
     return Entry(task.folder, name, flat["seed"], run, config)
 
