@@ -31,7 +31,8 @@ from .tensorboard import EVENTS
 
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
-_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS)
+TIMING = "timing.json"  # of scripts/speedrun.py: nothing of it holds for a run that begins anew
+_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
 
