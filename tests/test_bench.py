@@ -23,10 +23,8 @@ from indrnn.bench.contenders import (
     lstm_units,
     prepare,
 )
-from indrnn.bench.figure import draw
 from indrnn.bench.grid import DEFAULT, FULL, Plan
-from indrnn.bench.rows import Row, provenance, slug, write_rows
-from indrnn.bench.targets import Target, recurrence_targets, table
+from indrnn.bench.output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from indrnn.cli.bench import main
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer
@@ -99,7 +97,7 @@ def test_every_contender_of_this_machine_can_be_prepared():
 def test_each_triton_strategy_is_a_contender(monkeypatch):
     monkeypatch.setattr("indrnn.bench.contenders.available_backends", lambda device: {"triton": None, "numba": "no"})
     able, unable = contenders(torch.device("cuda"))
-    names = [each.name for each in able if each.op == "recurrence"]
+    names = [each.name for each in able if (each.op, each.dtype) == ("recurrence", "float32")]
     assert names == [COPY, LOOP, LOOP_UNBIND, "triton", "triton/sequential", "triton/scan"]
     assert unable == {"numba": "no"}
 
@@ -115,7 +113,7 @@ def test_grid_starts_with_the_default_size_and_grows():
     sizes = FULL.sizes()
     assert sizes[0] == DEFAULT
     assert len(sizes) == len(set(sizes)) == 35
-    assert [each.tensor_bytes for each in sizes[1:]] == sorted(each.tensor_bytes for each in sizes[1:])
+    assert [each.tensor_bytes() for each in sizes[1:]] == sorted(each.tensor_bytes() for each in sizes[1:])
 
 
 def test_grid_measures_every_contender_and_pass():
@@ -206,7 +204,7 @@ def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, c
     assert not (tmp_path / "bench").exists()
 
 
-def test_a_run_writes_table_figure_and_targets(monkeypatch, tmp_path, capsys):
+def test_a_run_writes_table_figure_and_ratios(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(commands, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
     monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {"triton": "no GPU"}))
     main(["recurrence", "--quick", "--device", "cpu", "--out", str(tmp_path)])
@@ -223,7 +221,7 @@ def test_a_run_writes_table_figure_and_targets(monkeypatch, tmp_path, capsys):
 
 
 def test_steps_are_measured_against_their_products(tmp_path):
-    rows = [step.StepRow("indrnn", 2, 2, "float32", "eager"), step.StepRow("lstm", 1, 2, "float32", "eager")]
+    rows = [step.StepRow("indrnn", 2, 128, 2, "float32", "eager"), step.StepRow("lstm", 1, 128, 2, "float32", "eager")]
     ours, lstm = step.run_steps(rows, CPU, seconds=0.01, say=quiet)
     assert ours.status == lstm.status == "measured"
     assert ours.steps_per_second == pytest.approx(1 / ours.median_seconds)
@@ -236,55 +234,59 @@ def test_steps_are_measured_against_their_products(tmp_path):
 
 def test_gpu_cases_cover_precisions_and_launches():
     rows = step.cases(torch.device("cuda"), quick=False)
-    assert len(rows) == len(set(rows)) == 3 * 2 * 3 * 2
-    assert {(row.model, row.layers) for row in rows} == {("indrnn", 6), ("indrnn", 12), ("lstm", 1)}
+    assert len(rows) == len(set(rows)) == 4 * 2 * 3 * 2
+    networks = {(row.model, row.layers, row.units) for row in rows}
+    assert networks == {("indrnn", 6, 128), ("indrnn", 12, 128), ("lstm", 1, 128), ("lstm", 1, 144)}
     assert {row.launch for row in step.cases(CPU, quick=False)} == {"eager"}
 
 
-def test_targets_on_a_cpu():
+def test_ratios_on_a_cpu_put_the_fair_comparisons_first():
     rows = [
         measured(1.0, COPY),
         measured(1.5),
         measured(3.2, which="backward"),
+        measured(0.5, COPY, dtype="bfloat16"),
+        measured(1.0, dtype="bfloat16"),
         measured(500.0, LOOP),
         measured(600.0, LOOP, which="backward"),
         measured(50.0, LOOP_UNBIND),
         measured(44.0, LOOP_UNBIND, which="backward"),
         measured(2.0, op="layer", which="step"),
         measured(15.0, LSTM, "layer", "step"),
+        measured(7.0, LSTM, "layer", "step", T=28),
     ]
-    verdicts = {each.text.split(",")[0]: (each.measured, each.verdict) for each in recurrence_targets(rows, "cpu")}
-    assert verdicts["numba forward over a copy of its input"] == (1.5, "pass")
-    assert verdicts["numba backward over a copy of its input"] == (3.2, "meets what is required")
-    assert verdicts["PyTorch loop over numba"] == (pytest.approx(1100 / 4.7), "meets what is required")
-    assert verdicts["PyTorch loop with unbind over numba"] == (pytest.approx(94 / 4.7), "for comparison")
-    assert verdicts["nn.LSTM layer over numba layer"] == (7.5, "miss")
-    assert all(each.verdict == "not measured" for each in recurrence_targets([], "cpu"))
+    found = recurrence_ratios(rows, "cpu", 32, 784)
+    assert [ratio for _, ratio in found] == [
+        pytest.approx(94 / 4.7), None, 7.5, pytest.approx(1100 / 4.7), 1.5, 3.2, 2.0, None,
+    ]  # fmt: skip
+    assert [text.split(" / ")[0] for text, _ in found[:3]] == [
+        "PyTorch loop over x.unbind(1)", "nn.LSTM of equal parameters", "nn.LSTM of equal units",
+    ]  # fmt: skip
+    assert found[-1] == ("numba / copy of its input: backward, bfloat16", None)
 
 
-def test_targets_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
+def test_ratios_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
     graph = {"launch": "graph"}
     rows = [
         measured(1.0, COPY, **graph),
         measured(1.9, "triton", **graph),
-        measured(9.0, "triton", **graph, B=512, share_of_limit=0.7),
         measured(2.0, "triton"),
         measured(3.0, "triton", which="backward"),
         measured(800.0, LOOP),
         measured(800.0, LOOP, which="backward"),
-        measured(1.0, "triton", "layer", "step", **graph, T=1024),
-        measured(51.0, LSTM, "layer", "step", **graph, T=1024),
+        measured(1.0, "triton", "layer", "step", **graph),
+        measured(51.0, LSTM, "layer", "step", **graph),
+        measured(99.0, LSTM, "layer", "step"),
     ]
-    found = [(each.measured, each.verdict) for each in recurrence_targets(rows, "cuda")]
-    missing = (None, "not measured")
-    assert found == [(1.9, "pass"), (0.7, "miss"), (51.0, "pass"), missing, (320.0, "pass"), missing]
+    ratios = [ratio for _, ratio in recurrence_ratios(rows, "cuda", 32, 784)]
+    assert ratios == [None, None, 51.0, 320.0, 1.9, None]
 
 
-def test_step_targets():
-    row = step.StepRow("indrnn", 6, 32, "float32", "eager", status="measured", over_products=2.0)
-    assert [each.verdict for each in step.step_targets([row], "cpu")] == ["meets what is required"]
-    fast = dataclasses.replace(row, launch="graph", steps_per_second=1600.0)
-    assert [each.verdict for each in step.step_targets([fast], "cuda")] == ["pass", "not measured"]
+def test_step_ratios():
+    ours = step.StepRow("indrnn", 6, 128, 32, "float32", "eager", median_seconds=2.0, over_products=1.4)
+    lstm = step.StepRow("lstm", 1, 144, 32, "float32", "eager", median_seconds=3.0)
+    slower = dataclasses.replace(lstm, B=128)  # nothing to compare it with
+    assert [ratio for _, ratio in step.step_ratios([ours, lstm, slower])] == [1.4, 1.5]
 
 
 @pytest.mark.gpu
@@ -295,18 +297,20 @@ def test_grid_and_steps_on_a_gpu(tmp_path):
     assert {row.status for row in rows} == {"measured"}, [row.reason for row in rows]
     assert {row.launch for row in rows if row.implementation.startswith("triton")} == {"eager", "graph"}
     cases = [
-        step.StepRow("indrnn", 2, 2, precision, launch)
+        step.StepRow("indrnn", 2, 128, 2, precision, launch)
         for precision in ("float32", "tf32", "bfloat16")
         for launch in ("graph", "eager")
     ]
-    measured_cases = step.run_steps([*cases, step.StepRow("lstm", 1, 2, "float32", "graph")], device, 0.01, quiet)
+    measured_cases = step.run_steps([*cases, step.StepRow("lstm", 1, 128, 2, "float32", "graph")], device, 0.01, quiet)
     assert {case.status for case in measured_cases} == {"measured"}, [case.reason for case in measured_cases]
     assert "indrnn::recurrence" in step.profile(cases[1], device)
 
 
-def test_target_table():
-    lines = table([Target("a", 2, 1.25, at_least=False, required=3), Target("b", 2, None, at_least=True)]).splitlines()
-    assert lines[2:] == ["| a | ≤ 3 | ≤ 2 | 1.25 | pass |", "| b |  | ≥ 2 |  | not measured |"]
+def test_ratio_table():
+    assert ratio_table([("a / b", 1.254), ("c / d", None)]).splitlines()[2:] == [
+        "| a / b | 1.25 |",
+        "| c / d | not measured |",
+    ]
 
 
 def test_no_figure_without_measurements(tmp_path):

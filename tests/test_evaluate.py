@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from indrnn.data import TaskSpec
+from indrnn.config.schema import AddingConfig
+from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.train.evaluate import Evaluation, batch_norms, evaluate, reestimate_batch_norm
@@ -70,7 +71,7 @@ def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
 
 def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
     model, task = small_model(tmp_path), small_task()
-    split, objective = ArraySplit(71, 2), Objective(task.spec)
+    split, objective = ArraySplit(71, 2), Objective(task)
     found = evaluate(model, split, objective, 30, CPU)
     assert torch.equal(torch.cat(split.read).sort().values, torch.arange(71))
     assert [len(batch) for batch in split.read] == [30, 30, 11]
@@ -86,7 +87,7 @@ def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
 def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
     split = ArraySplit(40, 2)
     split.y = torch.linspace(0, 1, 40)
-    objective = Objective(TaskSpec("adding", 20, 1, 1, "mse"))
+    objective = Objective(make_task(AddingConfig()))
 
     class Mean(nn.Module):
         def forward(self, x):

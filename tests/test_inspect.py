@@ -6,7 +6,7 @@ from torch import nn
 
 from indrnn.cli.report import main
 from indrnn.config import load_config
-from indrnn.data import load_task
+from indrnn.data import make_task
 from indrnn.models import build_model
 from indrnn.report.inspection import (
     LayerMemory,
@@ -52,7 +52,7 @@ def _network(overrides, task=ADDING):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_running_the_last_recurrence_step_by_step_gives_the_networks_output(name):
     model, cfg = _network(NETWORKS[name])
-    x = load_task(cfg.data, CPU).validation.batch(torch.arange(4))[0].double()
+    x = make_task(cfg.data).load(CPU).validation.batch(torch.arange(4))[0].double()
     states = []
     with _replaced_output(last_recurrence(model), states), torch.enable_grad():
         stepwise = model(x)
@@ -64,7 +64,7 @@ def test_running_the_last_recurrence_step_by_step_gives_the_networks_output(name
 def test_the_gradient_of_every_state_is_that_of_nudging_it(name):
     """Central differences: the loss when one state, and with it all later ones, is moved a little."""
     model, cfg = _network(NETWORKS[name])
-    split = load_task(cfg.data, CPU).validation
+    split = make_task(cfg.data).load(CPU).validation
     norms = gradient_norms(model, split, classes=False)
     x, y = split.batch(spread_indices(8, 32))
     module = last_recurrence(model)
@@ -106,7 +106,7 @@ def test_the_gradient_of_every_state_is_that_of_nudging_it(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_answer_after_each_step_is_the_answer_to_the_prefix(name):
     model, cfg = _network(NETWORKS[name], ["data=mnist5k"])
-    x = load_task(cfg.data, CPU).validation.batch(torch.tensor([5]))[0][0, 300:317]
+    x = make_task(cfg.data).load(CPU).validation.batch(torch.tensor([5]))[0][0, 300:317]
     probabilities = class_probabilities(model, x)
     assert probabilities.shape == (17, 10)
     for steps in (1, 2, 16, 17):

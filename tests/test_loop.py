@@ -83,7 +83,7 @@ def test_the_result_is_that_of_the_best_checkpoint_on_validation(tmp_path, task)
     assert result.best_step == min(step for step, accuracy in validation.items() if accuracy == result.val_accuracy)
     model, cfg = load_run(folder)
     assert cfg.model.hidden_size == 8
-    test = evaluate(model, ArraySplit(90, 3), Objective(task.spec), 32, torch.device("cpu"))
+    test = evaluate(model, ArraySplit(90, 3), Objective(task), 32, torch.device("cpu"))
     assert (test.accuracy, test.loss) == (result.test_accuracy, result.test_loss)
     assert result.test_ci95[0] < result.test_accuracy < result.test_ci95[1]
     assert (result.steps, result.epochs, result.backend) == (30, 2.5, "reference")

@@ -28,7 +28,7 @@ def make_step(tmp_path, *overrides, split=None):
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg.optimizer, CPU)
     task = small_task()
-    return TrainingStep(model, optimizer, Objective(task.spec), split or task.train, cfg.trainer, CPU)
+    return TrainingStep(model, optimizer, Objective(task), split or task.train, cfg.trainer, CPU)
 
 
 def weights(step):

@@ -1,4 +1,4 @@
-"""What the command does: check, measure, write, and print the targets beside the measurements."""
+"""What the command does: check, measure, write, and print the ratios that matter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,11 +10,9 @@ from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_devi
 
 from .contenders import Contender, contenders
 from .exact import TOLERANCE, Check, require_exact
-from .figure import draw
 from .grid import DEFAULT, FULL, QUICK, run_grid
-from .rows import Row, provenance, slug, write_rows, write_text
-from .step import cases, profile, run_steps, step_targets
-from .targets import Target, recurrence_targets, table
+from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows, write_text
+from .step import cases, profile, run_steps, step_ratios
 
 Say = Callable[[str], None]
 
@@ -76,7 +74,8 @@ def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path,
         # After each point, so that a machine that is taken away leaves what it measured.
         write_rows(out / f"{stem}.csv", rows, where)
     paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
-    _close(recurrence_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+    ratios = recurrence_ratios(rows, device.type, DEFAULT.B, DEFAULT.T)
+    _close(ratios, out / f"{stem}.md", paths, where, say)
 
 
 def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
@@ -89,7 +88,7 @@ def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
     profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
     write_text(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled))
     paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
-    _close(step_targets(rows, device.type), out / f"{stem}.md", paths, where, say)
+    _close(step_ratios(rows), out / f"{stem}.md", paths, where, say)
 
 
 def write_exactness(on: Checked, out: Path, say: Say) -> None:
@@ -104,9 +103,9 @@ def write_exactness(on: Checked, out: Path, say: Say) -> None:
     say(f"wrote {path}")
 
 
-def _close(found: list[Target], path: Path, written: list[Path], where: dict, say: Say) -> None:
+def _close(ratios: list[tuple[str, float | None]], path: Path, written: list[Path], where: dict, say: Say) -> None:
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
-    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table(found)}\n"
+    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{ratio_table(ratios)}\n"
     write_text(path, text)
     say("\n" + text)
     for each in [*written, path]:

@@ -1,6 +1,6 @@
 """What is timed: each contender, at a size, becomes the calls whose time is taken.
 
-B sequences, T time steps, H units (inputs and outputs alike). Batch-major memory, float32.
+B sequences, T time steps, H units (inputs and outputs alike). Batch-major memory.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from indrnn.layers import IndRNNLayer, recurrent_max
 from indrnn.recurrence import available_backends, indrnn_recurrence
+from indrnn.recurrence.dispatch import load_backend
 
 Work = Callable[[], object]
 
@@ -24,6 +25,9 @@ LOOP_UNBIND = "loop_unbind"
 LOOPS = (LOOP, LOOP_UNBIND)
 LSTM = "lstm"
 LSTM_EQUAL_PARAMETERS = "lstm_equal_parameters"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The backends that are no composition of PyTorch operators.
+KERNELS = ("numba", "triton")
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,21 @@ class Size:
     T: int
     H: int
 
-    @property
-    def tensor_bytes(self) -> int:
-        """Of one (B, T, H) tensor of float32."""
-        return 4 * self.B * self.T * self.H
+    def tensor_bytes(self, dtype: str = "float32") -> int:
+        """Of one (B, T, H) tensor."""
+        return DTYPES[dtype].itemsize * self.B * self.T * self.H
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation. ``op`` is recurrence (x + b is given) or layer (the product with the input weights too)."""
+    """One implementation. ``op`` is recurrence (x + b is given) or layer (the product with the input weights too);
+    ``dtype`` is that of the sequences (state and recurrent weight are float32 all the same)."""
 
     op: str
     name: str
     backend: str | None = None
     strategy: str | None = None
+    dtype: str = "float32"
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -56,7 +61,7 @@ class Contender:
     def bytes_moved(self, which: str, size: Size) -> int | None:
         """Bytes that the operation cannot do without: forward reads x and writes h; backward reads h and the gradient
         and writes dx. None for a layer, which is not bound by memory alone."""
-        return None if self.op == "layer" else {"forward": 2, "backward": 3}[which] * size.tensor_bytes
+        return None if self.op == "layer" else {"forward": 2, "backward": 3}[which] * size.tensor_bytes(self.dtype)
 
 
 def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
@@ -67,6 +72,10 @@ def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
         for strategy in _strategies(backend):
             name = backend if strategy is None else f"{backend}/{strategy}"
             able += [Contender(op, name, backend, strategy) for op in ("recurrence", "layer")]
+            if backend in KERNELS and torch.bfloat16 in load_backend(backend).DTYPES:
+                able.append(Contender("recurrence", name, backend, strategy, "bfloat16"))
+    if any(each.dtype == "bfloat16" for each in able):
+        able.append(Contender("recurrence", COPY, dtype="bfloat16"))
     able += [Contender("layer", LSTM), Contender("layer", LSTM_EQUAL_PARAMETERS)]
     return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
@@ -126,7 +135,7 @@ _LOOP = {LOOP: loop, LOOP_UNBIND: loop_unbind}
 
 
 def _recurrence_works(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
-    x = torch.randn(size.B, size.T, size.H, device=device)
+    x = torch.randn(size.B, size.T, size.H, device=device, dtype=DTYPES[contender.dtype])
     if contender.name == COPY:
         target = torch.empty_like(x)
         return {"forward": lambda: target.copy_(x)}

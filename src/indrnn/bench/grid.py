@@ -23,7 +23,7 @@ import torch
 
 from .clock import Clock, Timing, Work, peak_memory
 from .contenders import COPY, LOOPS, Contender, Size, prepare
-from .rows import Row
+from .output import Row
 
 Say = Callable[[str], None]
 
@@ -46,7 +46,7 @@ class Plan:
 
     def sizes(self) -> list[Size]:
         grid = [Size(B, T, HIDDEN) for B, T in product(self.batches, self.steps)]
-        return sorted(grid, key=lambda size: (size != DEFAULT, size.tensor_bytes, size.T))
+        return sorted(grid, key=lambda size: (size != DEFAULT, size.tensor_bytes(), size.T))
 
 
 FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), seconds=0.3, call_seconds=1.0, minutes=30)
@@ -71,7 +71,7 @@ class _Past:
                 (old, s) for old, s in self.seen.get((contender, which), []) if old.B <= size.B and old.T <= size.T
             ]
             if smaller:
-                old, seconds = max(smaller, key=lambda each: each[0].tensor_bytes)
+                old, seconds = max(smaller, key=lambda each: each[0].tensor_bytes())
                 growth = size.T / old.T * (size.B / old.B if self.device.type == "cpu" else 1.0)
                 worst = max(worst, seconds * growth)
         return worst
@@ -108,7 +108,7 @@ def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock
                 except RuntimeError as error:  # out of memory, or a library that cannot do this size
                     status, reason = "failed", str(error).splitlines()[0]
             rows += [_row(contender, which, "eager", size, status, reason) for which in contender.passes]
-        named = {"|".join((key[0].name, *key[1:])): key for key in works}
+        named = {"|".join((key[0].name, key[0].dtype, *key[1:])): key for key in works}
         timings = clock.together({name: works[key] for name, key in named.items()}, plan.seconds)
         for name, timing in timings.items():
             # A replayed graph owns its memory already.
@@ -120,7 +120,7 @@ def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock
 def _reason_to_skip(
     plan: Plan, contender: Contender, size: Size, device: torch.device, past: _Past, over: bool
 ) -> str | None:
-    free, needed = free_memory(device), TENSORS_NEEDED * size.tensor_bytes
+    free, needed = free_memory(device), TENSORS_NEEDED * size.tensor_bytes()
     if free is not None and needed > free / 2:
         return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
     expected = past.expected(contender, size)
@@ -154,7 +154,7 @@ def _row(
     timing: Timing | None = None,
     peak: int | None = None,
 ) -> Row:
-    row = Row(contender.op, contender.name, which, launch, size.B, size.T, size.H, "float32", status, reason)
+    row = Row(contender.op, contender.name, which, launch, size.B, size.T, size.H, contender.dtype, status, reason)
     if timing is None:
         return row
     return replace(
@@ -170,10 +170,12 @@ def _row(
 
 def _with_limits(rows: list[Row]) -> list[Row]:
     """The rows of a point with the time of a copy of as many bytes, from the copy measured there."""
-    copies = {row.launch: row for row in rows if row.implementation == COPY and row.median_seconds is not None}
+    copies = {
+        (row.launch, row.dtype): row for row in rows if row.implementation == COPY and row.median_seconds is not None
+    }
     limited = []
     for row in rows:
-        copy = copies.get(row.launch)
+        copy = copies.get((row.launch, row.dtype))
         if copy is None or row.bytes_moved is None or row.median_seconds is None:
             limited.append(row)
             continue

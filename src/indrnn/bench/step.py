@@ -12,19 +12,18 @@ import torch
 from torch import nn
 
 from indrnn.config import load_config
-from indrnn.data import load_task
+from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
-from indrnn.train.device import flush_denormals, set_precision
+from indrnn.train.device import bfloat16_refusal, flush_denormals, set_precision
 from indrnn.train.graph import GraphedStep
 from indrnn.train.objective import Objective
 from indrnn.train.optimizer import build_optimizer
 from indrnn.train.step import TrainingStep
 
 from .clock import Clock, Work, peak_memory
-from .targets import Target
 
-T, HIDDEN = 784, 128
+T = 784
 # Steps a timed call on a GPU: what lies between two steps there is part of a step.
 STEPS_A_CALL = 20
 PROFILED_STEPS = 10
@@ -35,12 +34,14 @@ class StepRow:
     """One kind of training step. Times in seconds.
 
     products_seconds: the products with the weights between layers (forward, gradient of the input, gradient of the
-    weight; into memory allocated before) in turns with the step; floor_seconds adds what the recurrences cannot do
-    without, five tensors a layer at the speed of a copy. None for the LSTM.
+    weight; into memory allocated before) in float32, whatever the step's precision, in turns with the step;
+    floor_seconds adds what the recurrences cannot do without, five tensors a layer at the speed of a copy. None for
+    the LSTM.
     """
 
     model: str
     layers: int
+    units: int
     B: int
     precision: str
     launch: str
@@ -59,15 +60,18 @@ class StepRow:
 
 
 def cases(device: torch.device, quick: bool) -> list[StepRow]:
-    """What to time: on a GPU every precision, with and without the CUDA graph."""
-    networks = [("indrnn", 6), ("lstm", 1)] if quick else [("indrnn", 6), ("indrnn", 12), ("lstm", 1)]
+    """What to time: every precision that pays on the device; on a GPU with and without the CUDA graph. The LSTM has
+    equal units (68,362 parameters) and equal parameters (86,122 with 144 units; the IndRNN 86,410)."""
+    networks = [("indrnn", 6, 128), ("lstm", 1, 128), ("lstm", 1, 144)]
+    networks += [] if quick else [("indrnn", 12, 128)]
     batches = (32,) if quick else (32, 128)
     cuda = device.type == "cuda"
-    precisions = ("float32", "tf32", "bfloat16") if cuda else ("float32",)
+    bfloat16 = () if not cuda and bfloat16_refusal() else ("bfloat16",)
+    precisions = ("float32", *(("tf32",) if cuda else ()), *bfloat16)
     launches = ("graph", "eager") if cuda else ("eager",)
     return [
-        StepRow(model, layers, B, precision, launch)
-        for (model, layers), B, precision, launch in product(networks, batches, precisions, launches)
+        StepRow(model, layers, units, B, precision, launch)
+        for (model, layers, units), B, precision, launch in product(networks, batches, precisions, launches)
     ]
 
 
@@ -103,26 +107,21 @@ def profile(row: StepRow, device: torch.device) -> str:
             torch.cuda.synchronize(device)
     order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
-    head = f"{row.model}, {row.layers} layers, B={row.B}, {row.precision}, {row.launch}; {PROFILED_STEPS} steps"
-    return f"{head}\n{table}\n"
+    return f"{_what(row)}; {PROFILED_STEPS} steps\n{table}\n"
 
 
-def step_targets(rows: Sequence[StepRow], device_type: str) -> list[Target]:
-    """The aims for the default training step, 6 x 128 at batch 32."""
-
-    def default(precision: str, launch: str) -> StepRow | None:
-        key = ("indrnn", 6, 32, precision, launch)
-        return next((row for row in rows if (row.model, row.layers, row.B, row.precision, row.launch) == key), None)
-
-    if device_type != "cuda":
-        row = default("float32", "eager")
-        text = "default training step over its matrix products, 6 x 128, B=32"
-        return [Target(text, 1.7, row.over_products if row else None, False, 2.2)]
-    found = []
-    for precision, aim in (("float32", 1500), ("tf32", 2500)):
-        row = default(precision, "graph")
-        text = f"default training steps a second, 6 x 128, B=32, {precision}"
-        found.append(Target(text, aim, row.steps_per_second if row else None, True))
+def step_ratios(rows: Sequence[StepRow]) -> list[tuple[str, float | None]]:
+    """Every IndRNN step over its matrix products, and every LSTM step over the IndRNN's of the same kind."""
+    found: list[tuple[str, float | None]] = []
+    ours = {(row.B, row.precision, row.launch): row for row in rows if (row.model, row.layers) == ("indrnn", 6)}
+    for row in rows:
+        if row.median_seconds is None:
+            continue
+        if row.over_products is not None:
+            found.append((f"{_what(row)} / its float32 matrix products", row.over_products))
+        same = ours.get((row.B, row.precision, row.launch))
+        if row.model == "lstm" and same is not None and same.median_seconds is not None:
+            found.append((f"{_what(row)} / {_what(same)}", row.median_seconds / same.median_seconds))
     return found
 
 
@@ -133,7 +132,7 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
         works: dict[str, Work] = {"step": _repeated(step, clock.device)}
         if row.model == "indrnn":
             works["products"] = _products(row, clock.device)
-            source = torch.randn(row.B, T, HIDDEN, device=clock.device)
+            source = torch.randn(row.B, T, row.units, device=clock.device)
             target = torch.empty_like(source)
             works["copy"] = lambda: target.copy_(source)
     for work in works.values():
@@ -166,13 +165,19 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
 
 
 def _training_step(row: StepRow, device: torch.device) -> tuple[nn.Module, Callable[[], object]]:
-    overrides = [f"model={row.model}", f"model.num_layers={row.layers}", "data=mnist5k"]
+    overrides = [
+        f"model={row.model}",
+        f"model.num_layers={row.layers}",
+        f"model.hidden_size={row.units}",
+        "data=mnist5k",
+    ]
     cfg = load_config([*overrides, f"trainer.batch_size={row.B}", f"trainer.precision={row.precision}"])
-    task = load_task(cfg.data, device)
+    task = make_task(cfg.data)
+    data = task.load(device)
     torch.manual_seed(0)
     model = build_model(cfg).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
-    update: Any = TrainingStep(model, optimizer, Objective(task.spec), task.train, cfg.trainer, device)
+    update: Any = TrainingStep(model, optimizer, Objective(task), data.train, cfg.trainer, device)
     indices = torch.arange(row.B, device=device)
     if row.launch == "graph":
         update = GraphedStep(update, indices, device)
@@ -192,33 +197,32 @@ def _repeated(step: Callable[[], object], device: torch.device) -> Work:
 
 
 def _products(row: StepRow, device: torch.device) -> Work:
-    """The layers - 1 products 128 -> 128 over B·T rows, forward and both gradients, each layer with its own data."""
-    dtype = torch.bfloat16 if row.precision == "bfloat16" else torch.float32
-    n = row.B * T
+    """The layers - 1 products H -> H over B·T rows, forward and both gradients, each layer with its own data."""
+    n, H = row.B * T, row.units
     layers = [
-        (
-            torch.randn(n, HIDDEN, device=device, dtype=dtype),
-            torch.randn(n, HIDDEN, device=device, dtype=dtype),
-            torch.randn(HIDDEN, HIDDEN, device=device, dtype=dtype),
-        )
+        (torch.randn(n, H, device=device), torch.randn(n, H, device=device), torch.randn(H, H, device=device))
         for _ in range(row.layers - 1)
     ]
-    tall = torch.empty(n, HIDDEN, device=device, dtype=dtype)
-    square = torch.empty(HIDDEN, HIDDEN, device=device, dtype=dtype)
+    tall, square = torch.empty(n, H, device=device), torch.empty(H, H, device=device)
 
     def call() -> None:
+        set_precision("float32", device)
         for x, _, weight in layers:
             torch.mm(x, weight.T, out=tall)
         for x, gradient, weight in layers:
             torch.mm(gradient, weight, out=tall)
             torch.mm(gradient.T, x, out=square)
+        set_precision(row.precision, device)
 
     return call
 
 
 def _line(row: StepRow) -> str:
-    what = f"{row.model}, {row.layers} layers, B={row.B}, {row.precision}, {row.launch}"
     if row.steps_per_second is None:
-        return f"{what}: skipped, {row.reason}"
-    ratio = "" if row.over_products is None else f", {row.over_products:.2f} x its matrix products"
-    return f"{what}: {row.steps_per_second:.1f} steps/s{ratio}"
+        return f"{_what(row)}: skipped, {row.reason}"
+    ratio = "" if row.over_products is None else f", {row.over_products:.2f} x its float32 matrix products"
+    return f"{_what(row)}: {row.steps_per_second:.1f} steps/s{ratio}"
+
+
+def _what(row: StepRow) -> str:
+    return f"{row.model} {row.layers} x {row.units}, B={row.B}, {row.precision}, {row.launch}"

@@ -10,7 +10,7 @@ from indrnn.errors import UserError
 DESCRIPTION = """\
 Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), and whole training steps
 against their matrix products (step). Every backend is compared with float64 first; if one is wrong, nothing is timed or
-written. Writes CSV, a figure and the targets beside what was measured.
+written. Writes CSV, a figure and the ratios that matter.
 """
 
 

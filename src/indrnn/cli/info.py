@@ -79,7 +79,7 @@ def _backends(device: str) -> list[tuple[str, str]]:
 
 def _mnist(root: str) -> str:
     """Whether the files are there; their checksums are checked when they are read."""
-    from ..data.mnist import SHA256
+    from ..data.download import SHA256
 
     folder = Path(root).expanduser() / "MNIST" / "raw"
     missing = [name for name in SHA256 if not any((folder / file).is_file() for file in (name, f"{name}.gz"))]

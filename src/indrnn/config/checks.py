@@ -9,14 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data import task_spec
+from ..data import make_task
 from ..errors import UserError
-from .schema import MNIST5kConfig
 
 # A folder name on every file system; the two also stand in TensorBoard's list of runs.
 _FOLDER_NAME = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
-_MNIST_TRAINING_IMAGES = 60_000
-_MNIST5K_IMAGES = 5_000
 
 
 def check(cfg: DictConfig) -> None:
@@ -108,27 +105,10 @@ def _check_names(cfg: DictConfig) -> None:
             raise UserError(f"{key}='': it names a folder; give one, or . for this one")
 
 
-def training_samples(cfg: DictConfig) -> int | None:
-    """How many samples are left for training; None if they are generated without end."""
-    data = cfg.data
-    if data.name in ("mnist", "mnist_permuted"):
-        return _MNIST_TRAINING_IMAGES - int(data.validation_size)
-    if OmegaConf.get_type(data) is MNIST5kConfig:
-        return _MNIST5K_IMAGES - int(data.validation_size) - int(data.test_size)
-    return None
-
-
 def _check_data(cfg: DictConfig) -> None:
-    data = cfg.data
-    task_spec(data)  # refuses an unknown permutation
-    count = training_samples(cfg)
+    count = make_task(cfg.data).training_samples
     if count is None:
         return
-    if count < 1:
-        raise UserError(
-            f"data.validation_size={data.validation_size} and data.test_size={data.test_size} take all of the "
-            f"{_MNIST5K_IMAGES:,} images; leave some for training"
-        )
     for key in ("trainer.batch_size", "trainer.bn_samples"):
         value = OmegaConf.select(cfg, key)
         if value > count:
@@ -136,12 +116,6 @@ def _check_data(cfg: DictConfig) -> None:
 
 
 def _check_training(cfg: DictConfig) -> None:
-    target = cfg.trainer.target_accuracy
-    if cfg.data.name == "adding" and target is not None:
-        raise UserError(
-            f"trainer.target_accuracy={target}: data=adding is a regression without accuracy; "
-            "set trainer.target_accuracy=null"
-        )
     if cfg.schedule.name == "plateau" and cfg.schedule.minimum_lr >= cfg.optimizer.lr:
         raise UserError(
             f"schedule.minimum_lr={cfg.schedule.minimum_lr}: the run would end at once; "
@@ -154,7 +128,7 @@ def _check_model(cfg: DictConfig) -> None:
     fixed = model.get("last_layer_fixed")
     if fixed is None or model.constraint == "none":
         return
-    length = task_spec(cfg.data).length
+    length = make_task(cfg.data).length
     bound = model.gamma ** (1 / length)
     if abs(fixed) > bound:
         raise UserError(

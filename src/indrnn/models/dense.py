@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNDenseConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 from indrnn.layers import AffineSequence, concatenate
 
 from .initial import classifier, recurrent_layer
@@ -12,7 +12,7 @@ from .initial import classifier, recurrent_layer
 class DenseLayer(nn.Module):
     """[Linear, recurrence, norm, dropout] to the bottleneck and again to ``growth`` features, beside the input."""
 
-    def __init__(self, model: IndRNNDenseConfig, task: TaskSpec, input_size: int) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task, input_size: int) -> None:
         super().__init__()
         width = model.bottleneck * model.growth
         self.bottleneck = recurrent_layer(model, task, input_size, width)
@@ -27,9 +27,7 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.Module):
     """Dense layers and a transition [Linear, recurrence, norm, dropout] to half the width they end with."""
 
-    def __init__(
-        self, model: IndRNNDenseConfig, task: TaskSpec, input_size: int, num_layers: int, *, last: bool
-    ) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task, input_size: int, num_layers: int, *, last: bool) -> None:
         super().__init__()
         widths = [input_size + layer * model.growth for layer in range(num_layers + 1)]
         self.layers = nn.Sequential(*(DenseLayer(model, task, width) for width in widths[:-1]))
@@ -47,7 +45,7 @@ class DenseIndRNN(nn.Module):
     On MNIST with a stem of 96, blocks of (8, 6, 4) layers, growth 16 and batch norm: 256,514 parameters.
     """
 
-    def __init__(self, model: IndRNNDenseConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task) -> None:
         super().__init__()
         width = model.hidden_size
         self.stem = recurrent_layer(model, task, task.input_size, width, dropout=model.dropout_features)

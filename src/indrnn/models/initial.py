@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNBaseConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 from indrnn.layers import IndRNNLayer, last_layer_lower_bound, recurrent_max
 from indrnn.layers.initial import fill_input
 
@@ -16,7 +16,7 @@ REGRESSION_BIAS = 0.1
 
 def recurrent_layer(
     model: IndRNNBaseConfig,
-    task: TaskSpec,
+    task: Task,
     input_size: int | None,
     hidden_size: int,
     *,
@@ -46,7 +46,7 @@ def recurrent_layer(
     )
 
 
-def _last_layer(model: IndRNNBaseConfig, task: TaskSpec) -> str | Callable[[Tensor], Tensor]:
+def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor], Tensor]:
     """Initial u of the last layer: one value, or U[gamma^(-1/T), gamma^(1/T)], so that it remembers the whole sequence
     from the start (Li et al. 2018, section 5), or as in the lower layers."""
     fixed = model.last_layer_fixed
@@ -68,7 +68,7 @@ def inner_linear(model: IndRNNBaseConfig, input_size: int, output_size: int) -> 
     return linear
 
 
-def classifier(input_size: int, task: TaskSpec, *, kaiming: bool = False) -> nn.Linear:
+def classifier(input_size: int, task: Task, *, kaiming: bool = False) -> nn.Linear:
     """The output layer: Glorot uniform (the tutorial) or Kaiming normal (the authors' release). Its bias is 0, or 0.1
     for a regression (the port's adding problem)."""
     head = nn.Linear(input_size, task.output_size)

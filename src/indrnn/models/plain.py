@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 
 from .initial import classifier, recurrent_layer
 
@@ -14,7 +14,7 @@ class PlainIndRNN(nn.Module):
     On MNIST with 128 units and batch norm: 86,410 parameters with 6 layers, 187,786 with 12.
     """
 
-    def __init__(self, model: IndRNNConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNConfig, task: Task) -> None:
         super().__init__()
         size = model.hidden_size
         self.layers = nn.ModuleList(

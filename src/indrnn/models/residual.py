@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNResidualConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 from indrnn.layers import linear
 
 from .initial import classifier, inner_linear, recurrent_layer
@@ -12,7 +12,7 @@ from .initial import classifier, inner_linear, recurrent_layer
 class ResidualBlock(nn.Module):
     """x + [recurrence, norm, dropout, Linear, recurrence, norm, dropout, Linear](x), all (B, T, H)."""
 
-    def __init__(self, model: IndRNNResidualConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNResidualConfig, task: Task) -> None:
         super().__init__()
         size = model.hidden_size
         self.first = recurrent_layer(model, task, None, size)
@@ -32,7 +32,7 @@ class ResidualIndRNN(nn.Module):
     On MNIST with 128 units, 5 blocks and batch norm: 170,890 parameters, eleven recurrences.
     """
 
-    def __init__(self, model: IndRNNResidualConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNResidualConfig, task: Task) -> None:
         super().__init__()
         size = model.hidden_size
         self.stem = inner_linear(model, task.input_size, size)

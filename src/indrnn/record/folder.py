@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data.spec import task_folder
+from ..data import make_task
 from ..errors import UserError
 from .compare import Difference, differences
 from .files import TEMPORARY, one_line, sync_folder, write_atomically
@@ -52,7 +52,7 @@ def run_folder(cfg: DictConfig) -> Path:
                 "and, but not first, a dot"
             )
     name = str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
-    return Path(str(cfg.output_root)).expanduser() / task_folder(cfg.data) / name / f"seed{cfg.seed}"
+    return Path(str(cfg.output_root)).expanduser() / make_task(cfg.data).folder / name / f"seed{cfg.seed}"
 
 
 class RunFolder:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from omegaconf import DictConfig, OmegaConf
 
-from indrnn.data.spec import task_folder, task_spec
+from indrnn.data import Task, make_task
 from indrnn.errors import UserError
 from indrnn.record import Result, Run, read_runs
 from indrnn.record.compare import flatten, neutral_keys
@@ -80,9 +80,9 @@ class Group:
         """The runs that figures average: the finished ones, or all where none is finished."""
         return self.finished or list(self.entries)
 
-    @property
-    def data(self) -> DictConfig:
-        return self.entries[0].config.data
+    @cached_property
+    def about(self) -> Task:
+        return make_task(self.entries[0].config.data)
 
     @property
     def model(self) -> str:
@@ -90,7 +90,7 @@ class Group:
 
     @property
     def measures_accuracy(self) -> bool:
-        return task_spec(self.data).loss == "cross_entropy"
+        return self.about.measures_accuracy
 
     @property
     def mean_test_accuracy(self) -> float:
@@ -102,7 +102,7 @@ class Group:
 
     @property
     def test_size(self) -> int:
-        return self.data.get("test_size", 10_000)
+        return self.about.test_samples or 0
 
     @property
     def order(self) -> tuple[float, str]:
@@ -120,17 +120,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        return task_title(self.data)
-
-
-def task_title(data: DictConfig) -> str:
-    """The task in words, as headings and figures name it."""
-    if data.name == "adding":
-        return f"Adding problem, T = {data.length:,}"
-    order = f", pixels permuted ({data.permutation})" if data.permutation else ""
-    if data.name == "mnist5k":
-        return f"mnist5k: 5,000-image subset of MNIST, pixel by pixel{order}"
-    return f"Sequential MNIST, 784 steps{order}"
+        return self.about.title
 
 
 def collect(folders: Iterable[Path]) -> list[Group]:
@@ -157,14 +147,16 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     for task, name, seed in sorted(entries):
         groups.setdefault((task, name), []).append(entries[task, name, seed])
     made = [Group(task, name, tuple(runs)) for (task, name), runs in groups.items()]
-    return sorted(made, key=lambda group: (group.data.name, group.data.get("length", 0), group.task, group.name))
+    return sorted(
+        made, key=lambda group: (group.about.series or group.about.name, group.about.length, group.task, group.name)
+    )
 
 
 def as_entry(run: Run) -> Entry:
     """The run under its task, name (with tag) and seed."""
     config = OmegaConf.create(run.config)
     name = str(config.name) if config.get("tag") is None else f"{config.name}-{config.tag}"
-    return Entry(task_folder(config.data), name, int(config.seed), run)
+    return Entry(make_task(config.data).folder, name, int(config.seed), run)
 
 
 def differing_keys(entries: Sequence[Entry]) -> list[str]:

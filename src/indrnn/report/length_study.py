@@ -13,8 +13,8 @@ from .table import extent
 
 def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     """``length_study``.png and .svg from the finished adding runs, if they cover at least two lengths."""
-    adding = [group for group in groups if group.data.name == "adding" and group.finished]
-    lengths = sorted({group.data.length for group in adding})
+    adding = [group for group in groups if group.about.series and group.finished]
+    lengths = sorted({group.about.length for group in adding})
     if len(lengths) < 2:
         return []
     by_name: dict[str, list[Group]] = {}
@@ -29,7 +29,7 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
         for name, members in by_name.items():
             one = look[name]
             errors = [[result.test_loss for result in group.results] for group in members]
-            x = [group.data.length for group in members]
+            x = [group.about.length for group in members]
             axes.fill_between(x, [*map(min, errors)], [*map(max, errors)], color=one.color, alpha=0.2, linewidth=0)
             means = [sum(values) / len(values) for values in errors]
             axes.plot(x, means, color=one.color, linestyle=one.linestyle, marker=one.marker)

@@ -83,8 +83,8 @@ def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 def _task_notes(groups: Sequence[Group]) -> list[str]:
     notes = []
-    if groups[0].data.name == "mnist5k":
-        notes.append("mnist5k is a subset of 5,000 images: this is not MNIST accuracy.")
+    if groups[0].about.caveat:
+        notes.append(groups[0].about.caveat)
     for group in groups:
         keys = differing_keys(group.finished)
         if keys:

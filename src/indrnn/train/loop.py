@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ..data import load_task
+from ..data import make_task
 from ..errors import RunError
 from ..models import build_model
 from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, write_result
@@ -76,14 +76,15 @@ class Training:
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
         self.cfg, self.folder, self.device = cfg, folder, device
-        self.task = load_task(cfg.data, device)
+        self.task = make_task(cfg.data)
+        self.data = self.task.load(device)
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         self.model = build_model(cfg).to(device)
-        self.objective = Objective(self.task.spec)
-        self.order = DataOrder(self.task.train.size, cfg.trainer.batch_size, cfg.seed, device)
+        self.objective = Objective(self.task)
+        self.order = DataOrder(self.data.train.size, cfg.trainer.batch_size, cfg.seed, device)
         self.optimizer = build_optimizer(self.model, cfg.optimizer, device)
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, cfg.trainer.max_steps)
-        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.task.train, cfg.trainer, device)
+        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.data.train, cfg.trainer, device)
         self.at = Progressed()
         self.best: dict[str, Any] | None = None
         self._threads_before: int = torch.get_num_threads()
@@ -105,7 +106,7 @@ class Training:
         label = f"{folder.path.parent.name} seed {cfg.seed}"
         with (
             MetricsWriter(folder.metrics_path, resume_step) as self.metrics,
-            TensorBoardWriter(folder.path, cfg.model.name, self.task.spec.name, resume_step) as self.tensorboard,
+            TensorBoardWriter(folder.path, cfg.model.name, self.task.name, resume_step) as self.tensorboard,
             Interrupts() as self.interrupts,
         ):
             self.progress = Progress(label, at.step, cfg.trainer.max_steps)
@@ -205,8 +206,8 @@ class Training:
         samples = self.order.norm_samples(trainer.bn_samples, self.at.step)
         try:
             with computing(trainer.precision, self.device):
-                reestimate_batch_norm(self.model, self.task.train, samples, trainer.eval_batch_size)
-                return self._over_all_of(self.task.validation)
+                reestimate_batch_norm(self.model, self.data.train, samples, trainer.eval_batch_size)
+                return self._over_all_of(self.data.validation)
         finally:
             self.model.train()
 
@@ -250,12 +251,12 @@ class Training:
         assert best is not None, "an evaluation precedes every end"
         load_weights(self.model, best["model"], folder.best_path)
         with computing(self.cfg.trainer.precision, self.device):
-            found = self._over_all_of(self.task.test)
+            found = self._over_all_of(self.data.test)
         if not test_row_written(folder.metrics_path, at.step):
             self.metrics.row(at.step, self.order.epochs(at.step), at.seconds, "test", found.loss, found.accuracy)
         self.tensorboard.scalars(at.step, {"test/loss": found.loss, "test/accuracy": found.accuracy})
         result = make_result(
-            self.cfg, folder.command, self.task, self.model, self.device, best, found,
+            self.cfg, folder.command, self.task, self.data.provenance, self.model, self.device, best, found,
             steps=at.step, epochs=self.order.epochs(at.step), seconds=at.seconds, peak_memory=self._peak_memory(),
         )  # fmt: skip
         self.tensorboard.hparams(
@@ -352,7 +353,7 @@ class Training:
         where = first_non_finite(
             self.model,
             self.objective,
-            self.task.train,
+            self.data.train,
             self.order.indices(step - 1),
             self.update.precision,
             self.device,

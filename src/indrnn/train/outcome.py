@@ -18,6 +18,7 @@ def make_result(
     cfg: DictConfig,
     command: str,
     task: Task,
+    provenance: dict[str, Any],
     model: nn.Module,
     device: torch.device,
     best: dict[str, Any],
@@ -32,7 +33,7 @@ def make_result(
     surroundings = environment(device)
     return Result(
         model=cfg.model.name,
-        task=task.spec.name,
+        task=task.name,
         name=cfg.name if cfg.tag is None else f"{cfg.name}-{cfg.tag}",
         seed=cfg.seed,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -50,7 +51,7 @@ def make_result(
         backend=backend_of(model, device, cfg.trainer.precision),
         device_name=surroundings["device_name"],
         precision=cfg.trainer.precision,
-        data=task.provenance,
+        data=provenance,
         versions=surroundings["versions"],
         git=git(),
         command=command,

@@ -1,0 +1,203 @@
+"""What a benchmark writes: a table with a row a measurement and what it was measured on, the ratios that matter, and a
+figure of time against T with the copy limit drawn in."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indrnn.errors import UserError
+from indrnn.record import environment, git
+from indrnn.report.style import BASELINE, figure, legend_below, looks, save
+
+from .contenders import COPY, LOOP, LOOP_UNBIND, LSTM, LSTM_EQUAL_PARAMETERS
+
+PANELS = (
+    ("recurrence", "forward", "Recurrence, forward"),
+    ("recurrence", "backward", "Recurrence, backward"),
+    ("layer", "step", "Layer, whole training step"),
+)
+# The backend that auto takes.
+FASTEST = {"cpu": "numba", "cuda": "triton"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender at one size. Times in seconds; what does not apply, or was not measured, is None.
+
+    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured", or "skipped" or "failed" and then why.
+    limit_seconds: a copy's time for as many bytes as the operation has to move; share_of_limit: that over the median.
+    """
+
+    op: str
+    implementation: str
+    which: str
+    launch: str
+    B: int
+    T: int
+    H: int
+    dtype: str
+    status: str
+    reason: str | None = None
+    median_seconds: float | None = None
+    q20_seconds: float | None = None
+    q80_seconds: float | None = None
+    repeats: int | None = None
+    bytes_moved: int | None = None
+    limit_seconds: float | None = None
+    share_of_limit: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """The columns that say where and with what: the same in every row of a file."""
+    found = environment(device)
+    source = git()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": found["device_name"],
+        "threads": found["num_threads"],
+        **found["versions"],
+        "commit": source["commit"],
+        "dirty": source["dirty"],
+    }
+
+
+def slug(where: dict[str, Any]) -> str:
+    """The name of a file about this device and day, without its ending."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(where["device"]).lower()).strip("-")
+    return f"{name}-{where['date']}"
+
+
+def write_rows(path: Path, rows: Sequence[Any], where: dict[str, Any]) -> None:
+    """Write rows (dataclasses of one type) as CSV, each with the columns of ``where``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])] + list(where), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        values = {key: _plain(value) for key, value in asdict(row).items()}
+        writer.writerow({**values, **where})
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, making its folder. Raises UserError if that is not possible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
+
+
+def _plain(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> list[tuple[str, float | None]]:
+    """How many times as long one thing takes as another at one size, the fairest comparisons first; None where one of
+    the two was not measured. On CUDA kernels are timed as graphs and loops as they are launched."""
+    launch = "graph" if device_type == "cuda" else "eager"
+    ours = FASTEST[device_type]
+    seconds = {
+        (row.op, row.implementation, row.which, row.launch, row.dtype): row.median_seconds
+        for row in rows
+        if (row.B, row.T, row.status) == (B, T, "measured")
+    }
+
+    def recurrence(name: str, which: str, how: str = "eager", dtype: str = "float32") -> float | None:
+        return seconds.get(("recurrence", name, which, how, dtype))
+
+    def both(name: str) -> float | None:
+        return _sum(recurrence(name, "forward"), recurrence(name, "backward"))
+
+    def layer(name: str) -> float | None:
+        return seconds.get(("layer", name, "step", launch, "float32"))
+
+    step, both_ways = "layer, training step", "recurrence, forward + backward"
+    found = [
+        (f"PyTorch loop over x.unbind(1) / {ours}: {both_ways}", _ratio(both(LOOP_UNBIND), both(ours))),
+        (f"nn.LSTM of equal parameters / {ours}: {step}", _ratio(layer(LSTM_EQUAL_PARAMETERS), layer(ours))),
+        (f"nn.LSTM of equal units / {ours}: {step}", _ratio(layer(LSTM), layer(ours))),
+        (f"PyTorch loop over x[:, t] / {ours}: {both_ways}", _ratio(both(LOOP), both(ours))),
+    ]
+    for dtype in dict.fromkeys(row.dtype for row in rows if row.implementation == ours):
+        copy = recurrence(COPY, "forward", launch, dtype)
+        found += [
+            (f"{ours} / copy of its input: {which}, {dtype}", _ratio(recurrence(ours, which, launch, dtype), copy))
+            for which in ("forward", "backward")
+        ]
+    return found
+
+
+def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
+    """Markdown."""
+    lines = [f"| {text} | {'not measured' if ratio is None else f'{ratio:.3g}'} |" for text, ratio in ratios]
+    return "\n".join(["| ratio | |", "|---|---|", *lines])
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return None if over is None or under is None else over / under
+
+
+def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.png and .svg: a panel a pass, a line a contender at batch ``B``. Where a CUDA graph was timed, the
+    line is the graph's. Returns the paths; none if nothing was measured at that batch."""
+    shown = _preferred([row for row in rows if row.status == "measured" and row.B == B and row.dtype == "float32"])
+    if not shown:
+        return []
+    look = looks({row.implementation for row in shown if row.implementation != COPY})
+    with figure(1, len(PANELS), width=10.5, height=4.2, sharey=True) as (drawing, axes):
+        handles: dict[str, Any] = {}
+        for axis, (op, which, title) in zip(axes, PANELS, strict=True):
+            panel = [row for row in shown if (row.op, row.which) == (op, which)]
+            limits = sorted({(row.T, row.limit_seconds) for row in panel if row.limit_seconds is not None})
+            if limits:
+                handles["copy limit"] = axis.plot(*zip(*limits, strict=True), **BASELINE)[0]
+            for name in sorted(look):
+                line = sorted(
+                    (row.T, row.median_seconds, row.q20_seconds, row.q80_seconds)
+                    for row in panel
+                    if row.implementation == name
+                )
+                if not line:
+                    continue
+                steps, median, low, high = zip(*line, strict=True)
+                style = look[name]
+                axis.fill_between(steps, low, high, color=style.color, alpha=0.2, linewidth=0)
+                handles[name] = axis.plot(
+                    steps, median, color=style.color, linestyle=style.linestyle, marker=style.marker
+                )[0]
+            axis.set(title=title, xlabel="time steps T", xscale="log", yscale="log")
+            lengths = sorted({row.T for row in panel})
+            # The lengths that were measured, not powers of ten with labels in between.
+            slanted = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"} if len(lengths) > 4 else {}
+            axis.set_xticks(lengths, [str(T) for T in lengths], **slanted)
+            axis.set_xticks([], minor=True)
+        axes[0].set_ylabel("seconds")
+        note = f"{where['device']}, B = {B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
+        legend_below(drawing, list(handles.values()), list(handles), note)
+        return save(drawing, folder, stem)
+
+
+def _preferred(rows: list[Row]) -> list[Row]:
+    """One row a contender, pass and T: the graph's where there is one."""
+    best: dict[tuple[str, str, str, int], Row] = {}
+    for row in rows:
+        key = (row.op, row.implementation, row.which, row.T)
+        if key not in best or row.launch == "graph":
+            best[key] = row
+    return list(best.values())
