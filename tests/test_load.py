@@ -7,15 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from indrnn import load_run
 from indrnn.cli import evaluate as command
-from indrnn.errors import UserError
+from indrnn.config.compose import load_config
 from indrnn.record import open_run
-from indrnn.train import loop
-from small_runs import folder_of, run_small, small_config, small_task
+from indrnn.train import load_run, train
 
 COMMITTED = Path(__file__).resolve().parents[1] / "results" / "runs" / "mnist5k" / "demo_indrnn-verify" / "seed0"
-KEPT = ("config.yaml", "metrics.csv", "result.json", "weights.safetensors")
+
+TINY = [
+    "data=mnist5k", "model.hidden_size=4", "model.num_layers=2", "trainer.eval_every=2", "trainer.batch_size=4",
+    "data.validation_size=20", "data.test_size=20", "trainer.bn_samples=10", "device=cpu",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -24,9 +26,7 @@ def published(tmp_path):
     if not COMMITTED.parents[3].is_dir():
         pytest.skip("an sdist has no results/")
     folder = tmp_path / "runs" / "mnist5k" / "demo_indrnn-verify" / "seed0"
-    folder.mkdir(parents=True)
-    for name in KEPT:
-        shutil.copyfile(COMMITTED / name, folder / name)
+    shutil.copytree(COMMITTED, folder)
     return folder
 
 
@@ -37,66 +37,42 @@ def evaluated(capsys, *words) -> tuple[int, str]:
     return end.value.code, said.out + said.err
 
 
-def test_a_finished_run_keeps_the_chosen_weights_and_their_statistics(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "load_task", lambda data, device: small_task())
-    run_small(tmp_path)
-    folder = folder_of(tmp_path)
+def test_a_finished_run_keeps_the_chosen_weights_and_their_statistics_until_it_goes_on(tmp_path):
+    train(load_config([*TINY, "trainer.max_steps=2", f"output_root={tmp_path}"]))
+    folder = tmp_path / "mnist5k" / "indrnn" / "seed0"
     chosen = torch.load(folder / "best.pt", weights_only=True)["model"]
-    kept = load_file(folder / "weights.safetensors")
-    assert kept.keys() == chosen.keys()
-    assert all(torch.equal(kept[name], chosen[name]) for name in kept)
-    assert any("running_mean" in name for name in kept)
+    assert any("running_mean" in name for name in load_file(folder / "weights.safetensors"))
     (folder / "best.pt").unlink()
-    (folder / "checkpoint.pt").unlink()
-    model, _ = load_run(folder)
-    assert all(torch.equal(value, chosen[name]) for name, value in model.state_dict().items())
-
-
-def test_a_finished_run_that_goes_on_does_not_keep_its_old_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "load_task", lambda data, device: small_task())
-    run_small(tmp_path, "trainer.max_steps=10")
-    assert (folder_of(tmp_path) / "weights.safetensors").exists()
-    with open_run(small_config(tmp_path), [], "") as longer:
+    weights = load_run(folder)[0].state_dict()
+    assert weights.keys() == chosen.keys()
+    assert all(torch.equal(weights[name], chosen[name]) for name in chosen)
+    with open_run(load_config([*TINY, "trainer.max_steps=4", f"output_root={tmp_path}"]), [], "") as longer:
         longer.begin()
-    assert not (folder_of(tmp_path) / "weights.safetensors").exists()
-    assert load_run(folder_of(tmp_path))[1].trainer.max_steps == 30
+    assert not (folder / "weights.safetensors").exists()
 
 
 def test_the_committed_run_gives_its_result_again(published, capsys):
     code, said = evaluated(capsys, published.parents[2])
-    assert code == 0
-    assert "of 1,000 right; result.json" in said
-    assert "1 of 1 agree" in said
+    assert (code, "622 of 1,000 right; result.json 62.20%" in said, "1 of 1 agree" in said) == (0, True, True)
 
 
 def test_weights_that_are_not_those_of_the_result_are_noticed(published, capsys):
     weights = load_file(published / "weights.safetensors")
-    (norm,) = [name for name in weights if name.endswith("running_mean")][-1:]
-    weights[norm] += 10 * weights[norm].abs().max()
+    for name in [name for name in weights if name.endswith("running_mean")]:
+        weights[name] += 10 * weights[name].abs().max()
     save_file(weights, published / "weights.safetensors")
     code, said = evaluated(capsys, published)
-    assert code == 1
-    assert "DIFFERENT" in said
-    assert "0 of 1 agree" in said
+    assert (code, "DIFFERENT" in said, "0 of 1 agree" in said) == (1, True, True)
 
 
-def test_what_cannot_be_evaluated_is_one_line(published, capsys, tmp_path):
-    (published / "weights.safetensors").write_bytes(b"no weights")
-    code, said = evaluated(capsys, published)
-    assert code == 2
-    assert "weights.safetensors is damaged" in said
-    (published / "weights.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no weights\.safetensors or best\.pt"):
-        load_run(published)
-    code, said = evaluated(capsys, published.parent)
-    assert code == 2
-    assert "1 finished runs keep no weights.safetensors" in said
-    assert evaluated(capsys, tmp_path / "nowhere")[0] == 2
-
-
-def test_another_test_set_than_the_runs_is_refused(published, capsys):
-    config = published / "config.yaml"
+def test_what_cannot_be_evaluated_is_one_line(published, capsys):
+    config, weights = published / "config.yaml", published / "weights.safetensors"
     config.write_text(config.read_text().replace("split_seed: 0", "split_seed: 1"))
     code, said = evaluated(capsys, published)
-    assert code == 2
-    assert "split of the data here is" in said
+    assert (code, "split of the data here is" in said) == (2, True)
+    weights.write_bytes(b"no weights")
+    code, said = evaluated(capsys, published)
+    assert (code, "weights.safetensors is damaged" in said) == (2, True)
+    weights.unlink()
+    code, said = evaluated(capsys, published.parent)
+    assert (code, "1 finished runs keep no weights.safetensors" in said) == (2, True)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..data import load_task
+from ..data import make_task
 from ..errors import UserError
 from ..layers import recurrent_layers
 from ..models import build_model
@@ -92,8 +92,9 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     model, cfg = load_run(path)
     if data_root is not None and "root" in cfg.data:
         cfg.data.root = data_root
-    task = load_task(cfg.data, device)
-    for key, value in task.provenance.items():
+    task = make_task(cfg.data)
+    data = task.load(device)
+    for key, value in data.provenance.items():
         if recorded.data.get(key, value) != value:
             raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
     for _, layer in recurrent_layers(model):
@@ -103,5 +104,5 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
         precision = "float32"
     set_precision(precision, device)
     with computing(precision, device):
-        found = evaluate(model.to(device), task.test, Objective(task.spec), cfg.trainer.eval_batch_size, device)
+        found = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     return Again(recorded, found, precision)
