@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun verify test test-main test-interpret lint format report clean distclean
+.PHONY: help install demo speedrun verify test test-all lint format report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,12 @@ speedrun: $(READY)  ## the fast protocol timed for three seeds on a quiet machin
 verify: $(READY)  ## the committed weights evaluated again and held against their results; ARGS="--data-root FOLDER"
 	$(BIN)/indrnn-eval results/runs $(ARGS)
 
-test: test-main test-interpret  ## all tests
-
-test-main: $(READY)
-	$(BIN)/python -m pytest
-
-test-interpret: $(READY)  ## the Triton kernels' tests in Triton's interpreter, without a GPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
+test: WHICH := -m "not slow"  ## the tests, in a few minutes on two cores
+test-all: WHICH :=  ## the slow ones too
+# The second call lets the Triton kernels run in Triton's interpreter, without a GPU.
+test test-all: $(READY)
+	$(BIN)/python -m pytest $(WHICH)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WHICH) tests/test_triton.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

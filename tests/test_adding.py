@@ -138,6 +138,14 @@ def test_always_answering_one_has_the_error_one_sixth():
     assert (y - 1).square().mean().item() == pytest.approx(1 / 6, abs=0.003)
 
 
+@pytest.mark.parametrize("length", [2, 17, 100])
+@pytest.mark.parametrize("part", SPLITS)
+def test_the_level_without_learning_is_that_of_the_split_itself(part, length):
+    split = getattr(adding(length, validation_size=300, test_size=500, data_seed=4), part)
+    expected = 1 / 6 if part == "train" else split.batch(torch.arange(split.size))[1].double().var(correction=0).item()
+    assert split.mean_answer_error() == expected
+
+
 @pytest.mark.gpu
 def test_the_same_on_the_gpu_and_inside_a_cuda_graph():
     cuda = torch.device("cuda")

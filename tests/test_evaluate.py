@@ -63,6 +63,19 @@ def test_reestimating_changes_nothing_else(tmp_path):
     assert not any(module.training for module in model.modules())
 
 
+def test_a_forward_that_raises_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    model, split = small_model(tmp_path), ArraySplit(200, 1)
+
+    def full(self, *_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(model), "forward", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reestimate_batch_norm(model, split, torch.arange(64), batch_size=32)
+    assert [norm.momentum for norm in batch_norms(model)] == [0.1, 0.1]
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
     split = ArraySplit(200, 1)
     reestimate_batch_norm(nn.Linear(1, 1), split, torch.arange(64), batch_size=32)
@@ -112,5 +125,5 @@ def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
             raise KeyError("stop")
 
     with pytest.raises(KeyError):
-        evaluate(model, split, Objective(small_task().spec), 30, CPU, stop)
+        evaluate(model, split, Objective(small_task()), 30, CPU, stop)
     assert len(split.read) == 2

@@ -79,7 +79,7 @@ def run_steps(
     rows: Sequence[StepRow], device: torch.device, seconds: float, say: Callable[[str], None]
 ) -> list[StepRow]:
     """Measure each case; ``say`` gets a line a case."""
-    flush_denormals()
+    flush_denormals(device)
     clock = Clock(device)
     measured = []
     for row in rows:

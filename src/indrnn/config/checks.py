@@ -11,9 +11,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..data import make_task
 from ..errors import UserError
+from .wording import type_problem
 
 # A folder name on every file system; the two also stand in TensorBoard's list of runs.
 _FOLDER_NAME = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
+# Where the schema has no maximum; beyond it int32 indices, and any patience, end.
+_LARGEST_INTEGER = 2**31 - 1
 
 
 def check(cfg: DictConfig) -> None:
@@ -51,7 +54,7 @@ def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any
         try:
             value = cfg[field.name]
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{key}={cfg._get_node(field.name)}: {type_problem(str(error))}") from error
         if isinstance(value, DictConfig):
             yield from settings(value, f"{key}.")
         elif isinstance(value, ListConfig):
@@ -69,12 +72,15 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
         return
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+        known = (str(each).lower() if isinstance(each, bool) else each for each in choices)
+        raise UserError(f"{key}={value}: choose one of {', '.join(known)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     low, above = limits.get("minimum"), limits.get("above")
     high, below = limits.get("maximum"), limits.get("below")
-    if not math.isfinite(value):
+    if isinstance(value, int):
+        high = _LARGEST_INTEGER if high is None else high
+    elif not math.isfinite(value):
         raise UserError(f"{key}={value}: it must be a finite number")
     inside = (
         (low is None or value >= low)
@@ -103,6 +109,26 @@ def _check_names(cfg: DictConfig) -> None:
     for key in ("output_root", "data.root"):
         if OmegaConf.select(cfg, key) == "":
             raise UserError(f"{key}='': it names a folder; give one, or . for this one")
+
+
+def least_memory(cfg: DictConfig) -> int:
+    """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
+    evaluating, that of one layer and its input), and four numbers for each recurrent or square weight."""
+    model, trainer = cfg.model, cfg.trainer
+    size = int(model.hidden_size)
+    if "growth" in model:
+        bottleneck = model.bottleneck * model.growth
+        outputs = size + sum(model.block_layers) * (bottleneck + model.growth)
+        weights = sum(model.block_layers) * bottleneck * model.growth
+    else:
+        layers = model.num_layers if "num_layers" in model else 2 * model.num_blocks + 1
+        outputs = layers * size
+        inner = layers - 1
+        matrices = {"LSTMConfig": 4 * (layers + inner), "RNNConfig": layers + inner}
+        weights = matrices.get(getattr(OmegaConf.get_type(model), "__name__", ""), inner) * size**2
+    sequences = int(cfg.data.validation_size)
+    states = max(trainer.batch_size * outputs, 2 * min(trainer.eval_batch_size, sequences) * size)
+    return 4 * make_task(cfg.data).length * states + 16 * weights
 
 
 def _check_data(cfg: DictConfig) -> None:

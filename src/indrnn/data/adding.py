@@ -1,7 +1,8 @@
 """The adding problem (Hochreiter & Schmidhuber 1997; as in Li et al. 2018, section 5.1), generated on the fly.
 
 x (B, T, 2): a value from U[0, 1) at every step, and a marker that is 1 at two steps, one in each half of the sequence,
-and 0 elsewhere. y (B,): the sum of the two marked values. Always answering 1 has the mean squared error 1/6.
+and 0 elsewhere. y (B,): the sum of the two marked values. Always answering their mean, 1, has an expected squared error
+of 1/6; in a split of finite size `AddingSplit.mean_answer_error` says what it has.
 
 Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. So
 a resumed run sees the numbers it would have seen, on any device, and a batch can be part of a CUDA graph.
@@ -55,6 +56,11 @@ def _draws(keys: "Tensor", first: int, count: int) -> "Tensor":
     return _mix(keys.unsqueeze(1) + counters)
 
 
+def _uniform(draws: Tensor) -> Tensor:
+    """The upper 24 bits: every multiple of 2^-24 in [0, 1), exact in float32."""
+    return _shift_right(draws, 40).to(torch.float32) * 2.0**-24
+
+
 class AddingSplit:
     """Sequences `start`, `start` + 1, ... of the stream that `data_seed` selects; `size` None means without end."""
 
@@ -71,33 +77,47 @@ class AddingSplit:
         """x (B, T, 2) float32 (value, marker) and y (B,) float32."""
         import torch
 
-        T = self._length
         keys = _mix(indices * _INCREMENT + self._base)
-        # The upper 24 bits: every multiple of 2^-24 in [0, 1), exact in float32.
-        values = _shift_right(_draws(keys, _FIRST_VALUE, T), 40).to(torch.float32) * 2.0**-24
-        half = T // 2
+        values = _uniform(_draws(keys, _FIRST_VALUE, self._length))
+        positions = self._positions(keys)
+        markers = torch.zeros_like(values).scatter_(1, positions, 1.0)
+        return torch.stack((values, markers), 2), values.gather(1, positions).sum(1)
+
+    def mean_answer_error(self) -> float:
+        """The mean squared error of always answering the mean of this split's targets: what takes no learning."""
+        if self.size is None:
+            return 1 / 6
+        keys = _mix(torch.arange(self.size) * _INCREMENT + self._base)
+        # Draws are numbered from 1.
+        counters = (self._positions(keys) + _FIRST_VALUE + 1) * _INCREMENT
+        targets = _uniform(_mix(keys.unsqueeze(1) + counters)).sum(1)
+        return float(targets.double().var(correction=0))
+
+    def _positions(self, keys: Tensor) -> Tensor:
+        """The marked steps, (B, 2) int64."""
+        half = self._length // 2
         # floor(u31 * n / 2^31) is uniform on 0..n-1 but for n / 2^31.
         u31 = _shift_right(_draws(keys, 0, 2), 33)
         first = (u31[:, :1] * half) >> 31
-        second = half + ((u31[:, 1:] * (T - half)) >> 31)
-        positions = torch.cat((first, second), 1)
-        markers = torch.zeros_like(values).scatter_(1, positions, 1.0)
-        return torch.stack((values, markers), 2), values.gather(1, positions).sum(1)
+        second = half + ((u31[:, 1:] * (self._length - half)) >> 31)
+        return torch.cat((first, second), 1)
 
 
 def adding_task(data: "AddingConfig") -> Task:
     """The adding problem over ``data.length`` steps; training sequences without end."""
 
-    def split(start: int, size: int | None) -> AddingSplit:
-        return AddingSplit(data.length, data.data_seed, start, size)
+    places = {"train": (TRAIN, None), "validation": (VALIDATION, data.validation_size), "test": (TEST, data.test_size)}
+
+    def split(part: str) -> AddingSplit:
+        return AddingSplit(data.length, data.data_seed, *places[part])
 
     def load(device: "torch.device") -> Splits:
         sizes = {"seed": data.data_seed, "train": None, "validation": data.validation_size, "test": data.test_size}
         return Splits(
-            split(TRAIN, None),
-            split(VALIDATION, data.validation_size),
+            split("train"),
+            split("validation"),
             {"sha256": {}, "split": sizes, "permutation": None, "permutation_sha256": None},
-            lambda: split(TEST, data.test_size),
+            lambda: split("test"),
         )
 
     return Task(
@@ -111,4 +131,5 @@ def adding_task(data: "AddingConfig") -> Task:
         load=load,
         test_samples=data.test_size,
         series="Adding problem",
+        mean_answer_error=lambda part: split(part).mean_answer_error(),
     )

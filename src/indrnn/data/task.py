@@ -61,6 +61,8 @@ class Task:
         load: reads, checks and places the data on a device. Raises UserError for what is missing or damaged.
         training_samples: how many there are; None if they are generated without end.
         test_samples: how many there are.
+        mean_answer_error: the mean squared error that always answering the mean of a part ("train", "validation",
+            "test") has, which takes no learning; None if it is not known.
         series: tasks of one series differ in their length alone, and reports draw their error against it.
         caveat: a sentence that stands under every table of this task.
         picture: what a sequence x (T, D) was read from, as an image (rows, columns) from 0 to 1; None if it is none.
@@ -76,6 +78,7 @@ class Task:
     load: "Callable[[torch.device], Splits]" = field(repr=False)
     training_samples: int | None = None
     test_samples: int | None = None
+    mean_answer_error: "Callable[[str], float] | None" = field(default=None, repr=False)
     series: str | None = None
     caveat: str | None = None
     picture: "Callable[[Tensor], Tensor] | None" = field(default=None, repr=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from .collect import Group
-from .curves import ADDING_LEVEL, NOTE_SEEDS, draw_baseline, finish, log_values
-from .style import figure, looks_by_model, save
+from .collect import Group, mean_answer_level
+from .curves import NOTE_SEEDS, finish, log_values
+from .style import BASELINE, figure, looks_by_model, save
 from .table import extent
 
 
@@ -24,7 +24,12 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     with figure(height=3.8) as (drawing, axes):
         axes.set_xscale("log")
         log_values(axes)
-        draw_baseline(axes, ADDING_LEVEL[0])
+        for pick in (min, max):
+            levels = [
+                pick(mean_answer_level([g for g in adding if g.about.length == length], "test")[0])
+                for length in lengths
+            ]
+            axes.plot(lengths, levels, zorder=1, **BASELINE)
         labels = {}
         for name, members in by_name.items():
             one = look[name]
@@ -43,5 +48,5 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
         steps = extent([result.steps for group in adding for result in group.results])
         title = f"Adding problem: error after {steps} updates"
         note = NOTE_SEEDS if any(len(group.results) > 1 for group in adding) else None
-        finish(drawing, title, labels, look, ADDING_LEVEL[1], note)
+        finish(drawing, title, labels, look, mean_answer_level(adding, "test")[1], note)
         return save(drawing, folder, "length_study")

@@ -86,8 +86,8 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     Raises:
         UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
     """
-    flush_denormals()
     device = resolve_device(device_name)
+    flush_denormals(device)
     recorded = read_result(path / RESULT)
     model, cfg = load_run(path)
     if data_root is not None and "root" in cfg.data:
