@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format report clean distclean
+.PHONY: help install demo speedrun verify test test-all lint format report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MN
 	$(BIN)/indrnn-report $(DEMO) --out $(DEMO)/report
 	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
 	@echo "The curves: $(DEMO)/report/mnist5k/accuracy.png. What is finished is not trained again; make demo ARGS=overwrite=true starts afresh."
+
+speedrun: $(READY)  ## the fast protocol timed for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
+	$(BIN)/python scripts/speedrun.py $(ARGS)
+
+verify: $(READY)  ## the committed weights evaluated again and held against their results; ARGS="--data-root FOLDER"
+	$(BIN)/indrnn-eval results/runs $(ARGS)
 
 test: WHICH := -m "not slow"  ## the tests, in a few minutes on two cores
 test-all: WHICH :=  ## the slow ones too

@@ -4,13 +4,13 @@
     python scripts/reproduce.py --list                     what is done, part-done, missing
     python scripts/reproduce.py --minutes 9                go on where the last call stopped; call again and again
     python scripts/reproduce.py --minutes 600 --parallel 3 several seeds at once on one GPU
-    python scripts/reproduce.py --table                    only regenerate results/README.md and results/figures
+    python scripts/reproduce.py --table                    only regenerate results/README.md, speedrun.md and figures
 
 The rows, their order and their seeds are `indrnn.report.rows.ROWS`. Runs are made by indrnn-train in a work folder
 (default outputs/reproduce, not committed), which keeps the checkpoints that a later call continues from: keep it, or
 carry it along to another machine. When the budget ends, the runs under way are asked to stop (SIGTERM) and save a
-checkpoint. A finished run's result.json, metrics.csv and config.yaml are copied to results/runs, where they count as
-done for good.
+checkpoint. A finished run's result.json, metrics.csv, config.yaml and weights.safetensors are copied to results/runs,
+where they count as done for good.
 """
 
 import argparse
@@ -203,7 +203,7 @@ def _regenerate(results: Path) -> None:
     from indrnn.report.write import draw_results
 
     update_readme(results)
-    print(f"wrote {results / 'README.md'}")
+    print(f"wrote {results / 'README.md'} and speedrun.md")
     if any((results / "runs").rglob("result.json")):
         draw_results(results)
         print(f"wrote {results / 'figures'}")

@@ -365,7 +365,8 @@ def test_a_folder_that_is_no_run_and_one_without_checkpoint_are_refused(tmp_path
     with pytest.raises(UserError, match=r"checkpoint='last' is unknown; choose from best, latest"):
         load_run(folder, "last")
     (folder / "best.pt").unlink()
-    with pytest.raises(UserError, match=r"has no best\.pt: the run has not come far enough"):
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights\.safetensors or best\.pt: the run has not come far enough"):
         load_run(folder)
     assert load_run(folder, "latest")[1].seed == 0
 
@@ -374,6 +375,7 @@ def test_a_folder_that_is_no_run_and_one_without_checkpoint_are_refused(tmp_path
 def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
     run_small(tmp_path, "trainer.max_steps=10")
     folder = folder_of(tmp_path)
+    (folder / "weights.safetensors").unlink()
     path = folder / "best.pt"
     whole = path.read_bytes()
     if damage == "other":
@@ -394,7 +396,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     folder = folder_of(tmp_path)
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
-    with pytest.raises(UserError, match=r"best\.pt belongs to another model: .* has shape \(8, 1\) there and \(9, 1\)"):
+    with pytest.raises(UserError, match=r"safetensors belongs to another model: .* shape \(8, 1\) there and \(9, 1\)"):
         load_run(folder)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fabricated_runs import fabricate
 from indrnn.config.compose import load_config
@@ -20,7 +22,9 @@ from indrnn.errors import UserError
 from indrnn.record import run_folder
 from indrnn.report import results
 from indrnn.report.rows import ROWS
+from indrnn.report.speedrun import records_markdown
 from indrnn.report.write import draw_results
+from indrnn.train.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results"
@@ -36,10 +40,19 @@ def test_the_committed_tables_are_those_of_the_committed_runs():
 
 
 @needs_results
+def test_the_committed_records_are_those_of_the_committed_runs():
+    text = (COMMITTED / "speedrun.md").read_text(encoding="utf-8")
+    assert results.readme_with(text, records_markdown(COMMITTED / "runs")) == text
+    assert "No record yet" in records_markdown(COMMITTED / "runs", ())
+
+
+@needs_results
 def test_every_committed_run_is_whole_and_consistent():
     folders = sorted({path.parent for path in (COMMITTED / "runs").glob("*/*/*/*")})
     assert [f"{folder}: {wrong}" for folder in folders for wrong in results.problems(folder)] == []
-    strangers = [path for folder in folders for path in folder.iterdir() if path.name not in results.FILES]
+    strangers = [
+        path for folder in folders for path in folder.iterdir() if path.name not in results.FILES + results.KEPT_TOO
+    ]
     assert strangers == []
     depths = {len(path.relative_to(COMMITTED / "runs").parts) for path in (COMMITTED / "runs").rglob("result.json")}
     assert depths <= {4}
@@ -66,8 +79,8 @@ def committed(tmp_path):
     for seed in range(2):
         first = {"steps": 1700, "eval_every": 1700, "log_every": 100, "tag": "first1700"}
         results.publish(fabricate(tmp_path / "work", "paper_6layer", seed, **first), runs)
-    readme = tmp_path / "results" / "README.md"
-    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    for name in ("README.md", "speedrun.md"):
+        (tmp_path / "results" / name).write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
     results.update_readme(tmp_path / "results")
     return tmp_path / "results"
 
@@ -109,8 +122,55 @@ def test_a_readme_without_markers_is_refused(tmp_path):
         results.readme_with("nothing here", "table")
 
 
-def test_only_the_figures_are_published(committed):
-    assert sorted(path.name for path in (committed / "runs/mnist/indrnn/seed0").iterdir()) == sorted(results.FILES)
+def test_only_figures_and_weights_are_published(committed):
+    kept = sorted([*results.FILES, "weights.safetensors"])
+    assert sorted(path.name for path in (committed / "runs/mnist/indrnn/seed0").iterdir()) == kept
+
+
+def test_a_run_made_before_weights_were_kept_is_published_with_those_of_its_checkpoint(tmp_path):
+    folder = fabricate(tmp_path / "work", **SMALL)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors is missing"):
+        results.publish(folder, tmp_path / "runs")
+    save_checkpoint(folder / "best.pt", {"model": {"weight": torch.ones(2)}})
+    published = results.publish(folder, tmp_path / "runs")
+    assert torch.equal(load_file(published / "weights.safetensors")["weight"], torch.ones(2))
+
+
+# Records
+
+
+def _timed(root: Path, seeds: int, **kind) -> Path:
+    for seed in range(seeds):
+        folder = fabricate(root / "work", "fast_indrnn", seed, tag="speedrun", **(SMALL | kind))
+        timing = {"begun": f"2026-12-0{seed + 1}T10:00:00+00:00", "threads": 2, "seconds": 600.0 + 60 * seed}
+        (folder / "timing.json").write_text(json.dumps(timing | {"load_before": 0.0, "load_after": 2.0}))
+        results.publish(folder, root / "runs")
+    return root / "runs"
+
+
+RECORD = ("fast_indrnn-speedrun",)
+
+
+def test_a_record_is_a_line_made_from_its_runs(tmp_path):
+    text = records_markdown(_timed(tmp_path, 3, best=0.999, half=2.0), RECORD)
+    (line,) = text.splitlines()[2:]
+    assert line.startswith("| 99.0 validation, 98.9 test")
+    for cell in ("11.0 ± 1.0", "NVIDIA H200", "torch 2.15.0, indrnn 0000000", "2026-12-03", "| float32"):
+        assert cell in line
+    assert "(runs/mnist/fast_indrnn-speedrun)" in line
+
+
+@pytest.mark.parametrize(
+    ("seeds", "best", "said"), [(2, 0.999, "has 2 finished runs; at least 3"), (3, 0.9, "mean above no mark")]
+)
+def test_what_breaks_a_rule_is_no_record(seeds, best, said, tmp_path):
+    runs = _timed(tmp_path, seeds, best=best, half=2.0)
+    with pytest.raises(UserError, match=said):
+        records_markdown(runs, RECORD)
+    (runs / "mnist/fast_indrnn-speedrun/seed1/timing.json").unlink()
+    with pytest.raises(UserError, match=r"has 2 finished|cannot be timed .*timing\.json"):
+        records_markdown(runs, RECORD)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +239,8 @@ def reproduce(tmp_path, monkeypatch, capsys):
     for seed in range(3):
         fabricate(tmp_path / "made", seed=seed, **SMALL)
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "README.md").write_text(f"{results.BEGIN}\n{results.END}\n")
+    for name in ("README.md", "speedrun.md"):
+        (tmp_path / "results" / name).write_text(f"{results.BEGIN}\n{results.END}\n")
     program = tmp_path / "indrnn-train"
     monkeypatch.setattr(module, "_program", lambda: str(program))
     monkeypatch.setattr(module, "LEAST", 0.0)

@@ -34,9 +34,10 @@ from .tensorboard import EVENTS
 log = logging.getLogger(__name__)
 
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
-CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
-_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST)
+TIMING = "timing.json"  # of scripts/speedrun.py: nothing of it holds for a run that begins anew
+_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
 
@@ -81,6 +82,7 @@ class RunFolder:
         self.result_path = path / RESULT
         self.checkpoint_path = path / CHECKPOINT
         self.best_path = path / BEST
+        self.weights_path = path / WEIGHTS
         self._texts = {
             self.config_path: OmegaConf.to_yaml(cfg, resolve=True),
             self.overrides_path: OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
@@ -106,6 +108,7 @@ class RunFolder:
                 # Before config.yaml names the larger max_steps, or a kill in between would leave a run that looks
                 # finished with it.
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
+                self.weights_path.unlink(missing_ok=True)
                 self.result_path.rename(self.path / f"result.max_steps{old}.json")
             sync_folder(self.path)
         for file, text in self._texts.items():

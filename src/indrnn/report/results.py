@@ -10,30 +10,42 @@ import numpy as np
 from indrnn.errors import UserError
 from indrnn.record import read_runs, wilson_interval
 from indrnn.record.files import write_atomically
+from indrnn.record.folder import BEST, TIMING, WEIGHTS
 
 from .collect import Entry, Group, as_entry, collect
 from .rows import PROTOCOLS, ROWS, SOURCES, Row
+from .speedrun import records_markdown
 from .table import duration, extent, general_notes, markdown_table, percent, task_rows
 
 FILES = ("config.yaml", "metrics.csv", "result.json")
+# Beside them: runs made before weights were kept have none, and only those of scripts/speedrun.py are timed whole.
+KEPT_TOO = (WEIGHTS, TIMING)
 BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
 TARGET = 0.99
 
 
 def publish(folder: Path, runs: Path) -> Path:
-    """Copy a finished run's figures (not its checkpoints) to ``runs``/<task>/<name>/seed<k>.
+    """Copy a finished run's figures and weights (not its checkpoints) to ``runs``/<task>/<name>/seed<k>.
 
-    Raises:
-        UserError: the run is unfinished, or its files contradict each other.
+    A run made before weights were kept gives those of its best.pt. Raises UserError if the run is unfinished, has
+    neither, or its files contradict each other.
     """
     wrong = problems(folder)
+    if not any((folder / name).is_file() for name in (WEIGHTS, BEST)):
+        wrong.append(f"{WEIGHTS} is missing")
     if wrong:
         raise UserError(f"{folder} cannot be published: {'; '.join(wrong)}")
     target = runs.joinpath(*folder.resolve().parts[-3:])
     target.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(folder / name, target / name)
+    for name in (*FILES, *KEPT_TOO):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    if not (folder / WEIGHTS).is_file():
+        from indrnn.train.checkpoint import read_checkpoint
+        from indrnn.train.load import save_weights
+
+        save_weights(target / WEIGHTS, read_checkpoint(folder / BEST)["model"])
     return target
 
 
@@ -95,23 +107,24 @@ def results_markdown(runs: Path) -> str:
     return "\n\n".join(parts)
 
 
-def readme_with(text: str, generated: str) -> str:
+def readme_with(text: str, generated: str, file: Path = Path("results/README.md")) -> str:
     """``text`` with what stands between the markers replaced. Raises UserError if the markers are not there."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"results/README.md lacks the lines {BEGIN} and {END}; put them back where the tables belong")
+        raise UserError(f"{file} lacks the lines {BEGIN} and {END}; put them back where the tables belong")
     return f"{before}{begin}\n\n{generated}\n\n{end}{after}"
 
 
 def update_readme(results: Path) -> None:
-    """Regenerate the tables in ``results``/README.md from ``results``/runs."""
-    readme = results / "README.md"
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {readme}: {error.strerror}") from None
-    write_atomically(readme, readme_with(text, results_markdown(results / "runs")), UserError)
+    """Regenerate the tables in ``results``/README.md and speedrun.md from ``results``/runs."""
+    for name, generate in (("README.md", results_markdown), ("speedrun.md", records_markdown)):
+        file = results / name
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from None
+        write_atomically(file, readme_with(text, generate(results / "runs"), file), UserError)
 
 
 def _find(groups: Sequence[Group], task: str, name: str) -> Group | None:

@@ -43,6 +43,7 @@ from .diagnose import first_non_finite
 from .evaluate import Evaluation, evaluate, reestimate_batch_norm
 from .graph import CaptureError, GraphedStep
 from .interrupt import Interrupted, Interrupts
+from .load import save_weights
 from .objective import Objective
 from .optimizer import build_optimizer, rate_tensor
 from .order import DataOrder
@@ -283,6 +284,7 @@ class Training:
             {"lr": self.cfg.optimizer.lr, "batch_size": self.cfg.trainer.batch_size, "seed": self.cfg.seed},
             {"hparam/val_accuracy": result.val_accuracy, "hparam/test_accuracy": result.test_accuracy},
         )
+        save_weights(folder.weights_path, best["model"])
         write_result(folder.result_path, result)
         return result
 

@@ -1,0 +1,97 @@
+"""``indrnn-eval``: the weights that finished runs keep, evaluated again and held against their result.json."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..train.load import Again
+
+DESCRIPTION = """\
+Read the test set again with the weights and batch-norm statistics that finished runs keep, and print accuracy and 95 %
+interval beside those in result.json. Exits with 1 if a run's right answers differ by more than 2 of 10,000 (where there
+are no classes, if its error differs by more than 1 %), with 2 if one cannot be evaluated.
+"""
+# Of 10,000: other processors and backends round otherwise, which may turn an answer that was a close call.
+ALLOWED = 2
+ALLOWED_ERROR = 0.01
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "indrnn-eval", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    made.add_argument(
+        "--data-root",
+        default=os.environ.get("INDRNN_DATA"),
+        metavar="FOLDER",
+        help="where MNIST lies (default: the environment's INDRNN_DATA, or where the run had it)",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    try:
+        sys.exit(_evaluate(options))
+    except UserError as error:
+        print(f"indrnn-eval: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ..record.folder import CONFIG, WEIGHTS
+
+    runs = [path for path in options.run if (path / CONFIG).is_file()]
+    finished = [file.parent for path in options.run if path not in runs for file in sorted(path.rglob("result.json"))]
+    kept = [path for path in finished if (path / WEIGHTS).is_file()]
+    if len(finished) > len(kept):
+        print(f"{len(finished) - len(kept)} finished runs keep no {WEIGHTS} (made before there was one): left out")
+    runs += kept
+    if not runs:
+        raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
+    print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
+    # Heavy: loaded once there is something to do.
+    from ..train.load import evaluate_run
+
+    agree = 0
+    for path in runs:
+        again = evaluate_run(path, options.device, options.data_root)
+        agrees, line = _held_against(again)
+        agree += agrees
+        print(f"{path}: {line}", flush=True)
+    print(f"{agree} of {len(runs)} agree with result.json")
+    return 0 if agree == len(runs) else 1
+
+
+def _held_against(again: "Again") -> tuple[bool, str]:
+    """Whether the run gives its result again, and both in words."""
+    from ..record import wilson_interval
+
+    recorded, found, n = again.recorded, again.found, again.found.size
+    asked = "" if again.precision == recorded.precision else f" in float32, for want of {recorded.precision} here"
+    before = again.recorded_correct
+    if before is None:
+        agrees = abs(found.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
+        line = f"test error {found.loss:.4g}{asked}; result.json {recorded.test_loss:.4g}"
+        return agrees, line + ("" if agrees else ": DIFFERENT")
+    agrees = abs(found.correct - before) <= ALLOWED * max(1.0, n / 10_000)
+    low, high = wilson_interval(found.correct, n)
+    line = f"{found.correct / n:.2%} ({low:.2%} to {high:.2%}), {found.correct:,} of {n:,} right{asked}; result.json "
+    if recorded.test_ci95 is not None:
+        low, high = recorded.test_ci95
+    line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"
+    return agrees, line + ("" if agrees else ": DIFFERENT")
+
+
+if __name__ == "__main__":
+    main()
