@@ -103,7 +103,7 @@ def _recurrence(
     statistics: bool,
     nonlinearity: str,
     backend: str,
-    reverse: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # resolved here, inside the operator, where torch.compile does not look
     name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
@@ -133,7 +133,7 @@ def _(
     statistics: bool,
     nonlinearity: str,
     backend: str,
-    reverse: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, _, H = x.shape
     units = H if statistics else 0
@@ -183,7 +183,7 @@ def _recurrence_backward(
     h0: Tensor | None,
     nonlinearity: str,
     backend: str,
-    reverse: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
     if h.shape[0] == 0:
@@ -212,7 +212,7 @@ def _(
     h0: Tensor | None,
     nonlinearity: str,
     backend: str,
-    reverse: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, _, H = h.shape
     return torch.empty_like(h), u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
