@@ -152,6 +152,18 @@ def test_padding_enters_nothing(norm, position):
         torch.testing.assert_close(h_n[:, k], alone_h_n, **EXACT)
 
 
+def test_a_state_that_would_overflow_in_the_padding_does_no_harm():
+    rnn = IndRNN(1, 1, batch_first=True)
+    for parameter, value in zip(rnn.parameters(), (1.0, 2.0, 0.0), strict=True):
+        nn.init.constant_(parameter, value)
+    x = torch.zeros(2, 300, 1)
+    x[0, :3] = 1
+    output, _ = rnn(x, lengths=[3, 300])
+    output.sum().backward()
+    assert output[0, :3, 0].tolist() == [1, 3, 7]
+    assert rnn.layers[0].weight_hh.grad.item() == 1 + (3 + 2 * 1)  # h2 = x2 + u h1, h3 = x3 + u h2
+
+
 def test_batch_norm_of_lengths_is_that_of_all_the_steps_there_are():
     rnn = IndRNN(D, H, batch_first=True, norm="batch", dtype=torch.float64)
     plain = IndRNN(D, H, batch_first=True, dtype=torch.float64)

@@ -130,10 +130,10 @@ class Steps:
         last = torch.arange(len(lengths), device=lengths.device) * T + lengths - 1
         return Steps(sequence, first + step, last[sequence] - step, last, (len(lengths), T))
 
-    def pad(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Rows (N, H) put into (B, T, H), zeros elsewhere."""
+    def pad(self, rows: Tensor, places: Tensor, padding: float = 0.0) -> Tensor:
+        """Rows (N, H) put into (B, T, H), `padding` elsewhere."""
         B, T = self.shape
-        return rows.new_zeros(B * T, rows.shape[-1]).index_copy(0, places, rows).view(B, T, -1)
+        return rows.new_full((B * T, rows.shape[-1]), padding).index_copy(0, places, rows).view(B, T, -1)
 
 
 class IndRNNLayer(Weights):
@@ -235,8 +235,11 @@ class IndRNNLayer(Weights):
         folded = norm if isinstance(norm, nn.BatchNorm1d) else None
         statistics = folded is not None and _uses_batch_statistics(folded)
         places = None if steps is None else steps.backwards if self.reverse else steps.place
+        if steps is not None and places is not None:
+            # relu comes to rest at 0 in the padding, instead of growing there to an infinity that spoils du
+            x = steps.pad(x, places, -1e30 if self.nonlinearity == "relu" else 0.0)
         h, last, mean, variance = recurrence(
-            x if steps is None or places is None else steps.pad(x, places),
+            x,
             self.recurrent_weight(),
             None if h0 is None else h0.to(x.dtype),
             bias,
