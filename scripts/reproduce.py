@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indrnn.errors import UserError
-from indrnn.record import read_metrics
+from indrnn.record import read_metrics, read_result
 from indrnn.report.results import publish, update_readme
 from indrnn.report.rows import ROWS, Row
 
@@ -153,6 +153,8 @@ class Budget:
             self._fail(job, str(error))
         else:
             print(f"{job.path}: {job.standing()}", flush=True)
+            for what, why in read_result(job.folder / "result.json").segments[-1]["fallbacks"].items():
+                print(f"  without {what}, so slower than it should be: {why}", flush=True)
 
     def _fail(self, job: Job, why: str) -> None:
         self.failed.append(job)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from indrnn.data.spec import task_folder
+from indrnn.data import make_task
 from indrnn.record import MetricsWriter, Result, wilson_interval, write_result
 
 MNIST = {"name": "mnist", "root": "data", "mirror": None, "validation_size": 5000, "split_seed": 0, "permutation": None}
@@ -37,7 +37,9 @@ def fabricate(
         "model": model, "data": data, "optimizer": {"name": "adam", "lr": 2e-4}, "schedule": {"name": "constant"},
         "trainer": trainer, "name": name, "tag": tag, "seed": seed, "device": "auto", "output_root": str(root),
     }  # fmt: skip
-    folder = root / task_folder(OmegaConf.create(data)) / (name if tag is None else f"{name}-{tag}") / f"seed{seed}"
+    folder = (
+        root / make_task(OmegaConf.create(data)).folder / (name if tag is None else f"{name}-{tag}") / f"seed{seed}"
+    )
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 

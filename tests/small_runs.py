@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from indrnn.config.compose import load_config
-from indrnn.data import Task, TaskSpec
+from indrnn.config.schema import MNIST5kConfig
+from indrnn.data import Splits, Task, make_task
 from indrnn.train import loop
 from indrnn.train.run import train
 
@@ -43,10 +44,14 @@ class ArraySplit:
         return self.x[indices], self.y[indices]
 
 
-def small_task() -> Task:
-    spec = TaskSpec("mnist5k", T, 1, 10, "cross_entropy")
+def small_splits() -> Splits:
     provenance = {"sha256": {}, "split": {"seed": 0}, "permutation": None, "permutation_sha256": None}
-    return Task(spec, ArraySplit(200, 1), ArraySplit(70, 2), provenance, lambda: ArraySplit(90, 3))
+    return Splits(ArraySplit(200, 1), ArraySplit(70, 2), provenance, lambda: ArraySplit(90, 3))
+
+
+def small_task(splits: Splits | None = None) -> Task:
+    splits = splits or small_splits()
+    return dataclasses.replace(make_task(MNIST5kConfig()), length=T, load=lambda device: splits)
 
 
 def small_config(root: Path, *overrides: str):
@@ -81,11 +86,12 @@ def folder_of(root: Path, name: str = "indrnn") -> Path:
 def figures(folder: Path) -> dict[str, Any]:
     """All of a finished run that must not depend on interruptions: rows, result, weights, optimizer, generators."""
     result = json.loads((folder / "result.json").read_text())
-    for key in ("seconds", "steps_per_second", "peak_memory_bytes", "command", "git"):
+    for key in ("seconds", "steps_per_second", "peak_memory_bytes", "command", "git", "segments"):
         del result[key]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(folder)]
     best = torch.load(folder / "best.pt", weights_only=True)
     last = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del last["segments"]
     for key in ("seconds", "interval_seconds", "peak_memory", "warned"):
         del last["progressed"][key]
     return {"result": result, "rows": rows, "best": _bytes(best), "last": _bytes(last)}
@@ -106,13 +112,13 @@ def _bytes(value: Any) -> Any:
 
 
 def task_with(**changes: Any) -> Task:
-    return dataclasses.replace(small_task(), **changes)
+    return small_task(dataclasses.replace(small_splits(), **changes))
 
 
 if __name__ == "__main__":
     from indrnn.errors import UserError
 
-    loop.load_task = lambda data, device: small_task()
+    loop.make_task = lambda data: small_task()
     try:
         run_small(Path(sys.argv[1]), *sys.argv[2:])
     except UserError as failure:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from indrnn.config.schema import AddingConfig
-from indrnn.data import load_task
+from indrnn.data import make_task
 from indrnn.data.adding import _mix
 
 CPU = torch.device("cpu")
@@ -13,7 +13,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def adding(length=50, **keys):
-    return load_task(AddingConfig(length=length, **keys), CPU)
+    return make_task(AddingConfig(length=length, **keys)).load(CPU)
 
 
 @pytest.mark.parametrize("length", [2, 3, 17, 100, 783])
@@ -35,7 +35,8 @@ def test_a_marker_in_each_half_and_their_values_sum_as_target(length, part):
 def test_sizes_and_shapes_are_declared():
     task = adding(500, validation_size=7, test_size=9)
     assert (task.train.size, task.validation.size, task.test.size) == (None, 7, 9)
-    assert (task.spec.length, task.spec.input_size, task.spec.output_size, task.spec.loss) == (500, 2, 1, "mse")
+    about = make_task(AddingConfig(length=500))
+    assert (about.length, about.input_size, about.output_size, about.loss) == (500, 2, 1, "mse")
     assert task.provenance == {
         "sha256": {},
         "split": {"seed": 0, "train": None, "validation": 7, "test": 9},
@@ -137,13 +138,21 @@ def test_always_answering_one_has_the_error_one_sixth():
     assert (y - 1).square().mean().item() == pytest.approx(1 / 6, abs=0.003)
 
 
+@pytest.mark.parametrize("length", [2, 17, 100])
+@pytest.mark.parametrize("part", SPLITS)
+def test_the_level_without_learning_is_that_of_the_split_itself(part, length):
+    split = getattr(adding(length, validation_size=300, test_size=500, data_seed=4), part)
+    expected = 1 / 6 if part == "train" else split.batch(torch.arange(split.size))[1].double().var(correction=0).item()
+    assert split.mean_answer_error() == expected
+
+
 @pytest.mark.gpu
 def test_the_same_on_the_gpu_and_inside_a_cuda_graph():
     cuda = torch.device("cuda")
     config = AddingConfig(length=1000, data_seed=3)
     rows = torch.arange(50)
-    expected = load_task(config, CPU).train.batch(rows)
-    split = load_task(config, cuda).train
+    expected = make_task(config).load(CPU).train.batch(rows)
+    split = make_task(config).load(cuda).train
     static = rows.to(cuda)
     split.batch(static)
     torch.cuda.synchronize()
@@ -153,7 +162,7 @@ def test_the_same_on_the_gpu_and_inside_a_cuda_graph():
     for offset in (0, 7):
         static.copy_(rows + offset)
         graph.replay()
-        for got, want in zip(out, load_task(config, CPU).train.batch(rows + offset), strict=True):
+        for got, want in zip(out, make_task(config).load(CPU).train.batch(rows + offset), strict=True):
             assert torch.equal(got.cpu(), want)
     for got, want in zip(split.batch(rows.to(cuda)), expected, strict=True):
         assert torch.equal(got.cpu(), want)

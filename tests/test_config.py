@@ -132,6 +132,28 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
     assert load_config(["experiment=mine"], config_dir=str(tmp_path)).trainer.max_steps == 7
 
 
+def test_a_run_is_named_after_the_files_that_were_chosen(tmp_path):
+    for group, name, text in (
+        ("model", "wide", "defaults: [lstm, _self_]\nhidden_size: 300\n"),
+        ("experiment", "short", "# @package _global_\ndefaults: [paper_6layer, _self_]\ntrainer: {max_steps: 7}\n"),
+        (".", "mine", "defaults: [train, _self_]\nseed: 7\n"),
+    ):
+        (tmp_path / group).mkdir(exist_ok=True)
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    for words, name in (
+        ([], "indrnn"),
+        (["model=lstm_matched"], "lstm_matched"),
+        (["model=wide"], "wide"),
+        (["experiment=short"], "short"),
+        (["experiment=lstm_best"], "lstm_best"),
+        (["experiment=demo", "model=wide"], "demo_wide"),
+        (["experiment=lstm_best", "model=indrnn"], "lstm_best_indrnn"),
+        (["model=wide", "name=mine"], "mine"),
+    ):
+        assert load_config(words, config_dir=str(tmp_path)).name == name
+    assert load_config(["model=wide"], "mine", str(tmp_path)).name == "mine_wide"
+
+
 def test_the_composed_configuration_is_plain_and_complete():
     cfg = load("model=lstm")
     values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -197,13 +219,24 @@ def test_a_value_of_another_type_is_refused(override):
     [("optimizer.lr=0", "above 0"), ("optimizer.lr=-1", "above 0"), ("optimizer.lr=nan", "finite"),
      ("optimizer.lr=inf", "finite"), ("trainer.batch_size=1", "at least 2"), ("model.dropout=1", "below 1"),
      ("seed=-1", "at least 0"), ("seed=99999999999", "at most 4,294,967,295"), ("model.gamma=0.5", "at least 1"),
-     ("device=gpu", "auto, cpu, cuda, mps"), ("model.norm=bach", "batch, layer, none"), ("model.name=lstm", "indrnn"),
-     ("trainer.target_accuracy=99", "at most 1")],
+     ("device=gpu", "auto, cpu, cuda, mps"), ("model.norm=bach", "batch, layer, none"),
+     ("model.name=lstm", "model=lstm"),
+     ("trainer.target_accuracy=99", "at most 1"), ("model.num_layers=10000000000000000000000", "at most 1,000"),
+     ("trainer.max_steps=10000000000", "at most 2,147,483,647")],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_with_key_value_and_range(override, limit):
     message = refusal(override)
     assert message.startswith(override.split("=")[0])
     assert limit in message
+
+
+def test_a_size_without_end_is_refused():
+    assert "at most 1,000,000" in refusal("data=adding", "data.test_size=1000000000000")
+
+
+def test_a_launcher_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(COMPOSER.loader, "get_group_options", lambda *_, **__: ["basic"])
+    assert "pip install 'indrnn[sweep]'" in refusal("hydra/launcher=joblib")
 
 
 def test_lists_are_checked_element_by_element():
@@ -217,9 +250,8 @@ def test_lists_are_checked_element_by_element():
     [
         (["trainer.batch_size=55001"], "55,000"),
         (["trainer.bn_samples=55001"], "55,000"),
-        (["data=mnist5k", "data.validation_size=4000"], "leave some"),
+        (["data=mnist5k", "data.validation_size=4000"], "leave no image"),
         (["data=mnist5k", "trainer.batch_size=3501"], "3,500"),
-        (["data=adding", "trainer.target_accuracy=0.9"], "trainer.target_accuracy=null"),
         (["schedule=plateau", "schedule.minimum_lr=1e-3"], "optimizer.lr"),
         (["model.last_layer_fixed=1.1"], "1.00088"),
         (["data.permutation=nonsense"], "seed92916"),

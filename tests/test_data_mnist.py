@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from indrnn.config.schema import MNISTConfig
-from indrnn.data import download, load_task, mnist
+from indrnn.data import download, make_task
 from indrnn.errors import UserError
 
 CPU = torch.device("cpu")
@@ -40,9 +40,10 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         contents[f"{part}-images-idx3-ubyte"] = idx(rng.integers(0, 256, (n, 28, 28), dtype=np.uint8))
         contents[f"{part}-labels-idx1-ubyte"] = idx(np.arange(n, dtype=np.uint8) % 10)
     for name, content in contents.items():
-        monkeypatch.setitem(mnist.SHA256, name, hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(download, "_public_mirrors", lambda: [NOBODY_LISTENS])
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.01, 0.01))
+        monkeypatch.setitem(download.SHA256, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [NOBODY_LISTENS])
+    # A server of these tests answers, however busy the machine is.
+    monkeypatch.setattr(download, "TIMEOUT", 3600.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return contents
@@ -72,6 +73,8 @@ def server(answer: Answer) -> Iterator[tuple[str, list[str]]]:
             name = self.path.rsplit("/", 1)[-1]
             asked.append(name)
             answer(self, name)
+
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -122,9 +125,9 @@ def assert_raw_files(root: Path, files: dict[str, bytes]) -> None:
 
 def test_files_in_torchvisions_layout_need_no_network(tmp_path, files):
     place(tmp_path / "MNIST" / "raw", files)
-    task = load_task(config(tmp_path), CPU)
+    task = make_task(config(tmp_path)).load(CPU)
     assert (task.train.size, task.validation.size, task.test.size) == (N_TRAIN - 50, 50, N_TEST)
-    assert task.provenance["sha256"] == mnist.SHA256
+    assert task.provenance["sha256"] == download.SHA256
     assert {k: task.provenance["split"][k] for k in ("seed", "train", "validation", "test")} == {
         "seed": 0,
         "train": N_TRAIN - 50,
@@ -136,7 +139,7 @@ def test_files_in_torchvisions_layout_need_no_network(tmp_path, files):
 def test_packed_files_are_read_where_they_lie(tmp_path, files):
     raw = place(tmp_path / "MNIST" / "raw", {f"{name}.gz": gzip.compress(data) for name, data in files.items()})
     before = sorted(raw.iterdir())
-    assert load_task(config(tmp_path), CPU).test.size == N_TEST
+    assert make_task(config(tmp_path)).load(CPU).test.size == N_TEST
     assert sorted(raw.iterdir()) == before
 
 
@@ -145,14 +148,14 @@ def test_a_folder_that_cannot_be_written_will_do_when_the_files_are_there(tmp_pa
     raw = place(tmp_path / "MNIST" / "raw", files)
     raw.chmod(0o555)
     try:
-        assert load_task(config(tmp_path), CPU).train.size == N_TRAIN - 50
+        assert make_task(config(tmp_path)).load(CPU).train.size == N_TRAIN - 50
     finally:
         raw.chmod(0o755)
 
 
 def test_batches_show_the_files_pixels_scaled_and_their_labels(tmp_path, files):
     place(tmp_path / "MNIST" / "raw", files)
-    task = load_task(config(tmp_path), CPU)
+    task = make_task(config(tmp_path)).load(CPU)
     pixels = np.frombuffer(files["t10k-images-idx3-ubyte"][16:], np.uint8).reshape(N_TEST, 784)
     rows = torch.tensor([39, 0, 7, 7])
     x, y = task.test.batch(rows)
@@ -165,7 +168,7 @@ def test_batches_show_the_files_pixels_scaled_and_their_labels(tmp_path, files):
 
 def test_train_and_validation_are_the_training_files_images_each_once(tmp_path, files):
     place(tmp_path / "MNIST" / "raw", files)
-    task = load_task(config(tmp_path), CPU)
+    task = make_task(config(tmp_path)).load(CPU)
     parts = [split.batch(torch.arange(split.size)) for split in (task.train, task.validation)]
     x = torch.cat([part[0] for part in parts])[..., 0].mul(127.5).add(127.5).round().to(torch.uint8).numpy()
     y = torch.cat([part[1] for part in parts]).numpy()
@@ -179,8 +182,8 @@ def test_a_permutation_shows_pixel_p_t_at_step_t_in_every_split(tmp_path, files,
     from indrnn.data.permutations import load_permutation
 
     place(tmp_path / "MNIST" / "raw", files)
-    plain = load_task(config(tmp_path), CPU)
-    permuted = load_task(config(tmp_path, name="mnist_permuted", permutation=permutation), CPU)
+    plain = make_task(config(tmp_path)).load(CPU)
+    permuted = make_task(config(tmp_path, name="mnist_permuted", permutation=permutation)).load(CPU)
     p = load_permutation(permutation)
     rows = torch.arange(20)
     for part in ("train", "validation", "test"):
@@ -196,9 +199,9 @@ def test_a_permutation_shows_pixel_p_t_at_step_t_in_every_split(tmp_path, files,
 
 def test_the_test_set_is_loaded_at_first_use_only(tmp_path, files):
     raw = place(tmp_path / "MNIST" / "raw", files)
-    task = load_task(config(tmp_path), CPU)
+    task = make_task(config(tmp_path)).load(CPU)
     (raw / "t10k-images-idx3-ubyte").unlink()
-    with pytest.raises(UserError, match="t10k-images-idx3-ubyte has gone"):
+    with pytest.raises(UserError, match="t10k-images-idx3-ubyte is missing"):
         _ = task.test
     place(raw, files)
     assert task.test is task.test
@@ -207,7 +210,7 @@ def test_the_test_set_is_loaded_at_first_use_only(tmp_path, files):
 # Damaged files
 
 
-@pytest.mark.parametrize("name", list(mnist.SHA256))
+@pytest.mark.parametrize("name", list(download.SHA256))
 @pytest.mark.parametrize("damage", ["altered", "truncated", "empty"])
 def test_a_damaged_file_is_named(tmp_path, files, name, damage):
     raw = place(tmp_path / "MNIST" / "raw", files)
@@ -216,7 +219,7 @@ def test_a_damaged_file_is_named(tmp_path, files, name, damage):
     damaged = {"altered": bytes(content), "truncated": files[name][:-7], "empty": b""}[damage]
     (raw / name).write_bytes(damaged)
     with pytest.raises(UserError) as error:
-        load_task(config(tmp_path), CPU)
+        make_task(config(tmp_path)).load(CPU)
     assert str(raw / name) in message(error)
     assert "delete it" in message(error)
     assert (raw / name).read_bytes() == damaged, "the user's file is not touched"
@@ -227,7 +230,7 @@ def test_a_damaged_packed_file_is_named(tmp_path, files, content):
     packed = {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
     raw = place(tmp_path / "MNIST" / "raw", packed | {f"{TRAIN_IMAGES}.gz": content})
     with pytest.raises(UserError) as error:
-        load_task(config(tmp_path), CPU)
+        make_task(config(tmp_path)).load(CPU)
     assert str(raw / f"{TRAIN_IMAGES}.gz") in message(error)
 
 
@@ -239,7 +242,7 @@ def test_a_damaged_packed_file_is_named(tmp_path, files, content):
 def test_a_local_folder_as_mirror(tmp_path, files, packed, as_url):
     contents = {f"{name}.gz": gzip.compress(data) for name, data in files.items()} if packed else files
     folder = place(tmp_path / "a mirror", contents)
-    load_task(config(tmp_path / "root", mirror=folder.as_uri() if as_url else str(folder)), CPU)
+    make_task(config(tmp_path / "root", mirror=folder.as_uri() if as_url else str(folder))).load(CPU)
     assert_raw_files(tmp_path / "root", files)
 
 
@@ -247,8 +250,8 @@ def test_a_web_server_as_mirror_is_asked_for_what_is_missing(tmp_path, files):
     have = {name: data for name, data in files.items() if "labels" in name}
     place(tmp_path / "MNIST" / "raw", have)
     with server(serve(files)) as (url, asked):
-        load_task(config(tmp_path, mirror=url), CPU)
-    assert sorted(asked) == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
+        make_task(config(tmp_path, mirror=url)).load(CPU)
+    assert sorted(set(asked)) == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
     assert_raw_files(tmp_path, files)
 
 
@@ -260,15 +263,14 @@ def test_a_web_server_with_unpacked_files(tmp_path, files):
             handler.send_error(404)
 
     with server(answer) as (url, _):
-        load_task(config(tmp_path, mirror=url), CPU)
+        make_task(config(tmp_path, mirror=url)).load(CPU)
     assert_raw_files(tmp_path, files)
 
 
-def test_the_public_mirrors_are_those_of_torchvision():
-    from torchvision.datasets import MNIST
-
-    assert download._public_mirrors() == MNIST.mirrors
-    assert sorted(name for name, _ in MNIST.resources) == sorted(f"{name}.gz" for name in mnist.SHA256)
+def test_torchvision_names_the_same_files():
+    assert sorted(name for name, _ in torchvision.datasets.MNIST.resources) == sorted(
+        f"{name}.gz" for name in download.SHA256
+    )
 
 
 def bad_gateway(handler: BaseHTTPRequestHandler, name: str) -> None:
@@ -287,36 +289,24 @@ def wrong_file(handler: BaseHTTPRequestHandler, name: str) -> None:
     send(handler, gzip.compress(b"a valid gzip file of something else"))
 
 
-def endless(handler: BaseHTTPRequestHandler, name: str) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    try:
-        while True:
-            handler.wfile.write(bytes(1 << 20))
-    except OSError:
-        pass
-
-
 def hangs_up(handler: BaseHTTPRequestHandler, name: str) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 BAD_SERVERS = {
-    "503": (bad_gateway, "HTTP 503"),
-    "truncates": (truncates, "closed early"),
-    "garbage": (garbage, "not a gzip file"),
-    "wrong file": (wrong_file, "not the right file"),
-    "endless": (endless, "far too large"),
+    "503": (bad_gateway, "503"),
+    "truncates": (truncates, ""),
+    "garbage": (garbage, "not a whole gzip file"),
+    "wrong file": (wrong_file, "SHA-256"),
     "hangs up": (hangs_up, ""),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_SERVERS)
-def test_a_bad_mirror_is_named_with_its_fault_and_leaves_nothing_behind(tmp_path, files, monkeypatch, kind):
+def test_a_bad_mirror_is_named_with_its_fault_and_leaves_nothing_behind(tmp_path, files, kind):
     answer, fault = BAD_SERVERS[kind]
-    monkeypatch.setattr(download, "MAX_BYTES", 4 << 20)
     with server(answer) as (url, _), pytest.raises(UserError) as error:
-        load_task(config(tmp_path, mirror=url), CPU)
+        make_task(config(tmp_path, mirror=url)).load(CPU)
     for part in (url, fault, str(tmp_path / "MNIST" / "raw"), "data.mirror=", "data=mnist5k"):
         assert part in message(error)
     assert_raw_files(tmp_path, {})
@@ -324,46 +314,25 @@ def test_a_bad_mirror_is_named_with_its_fault_and_leaves_nothing_behind(tmp_path
 
 @pytest.mark.parametrize("kind", BAD_SERVERS)
 def test_after_a_bad_mirror_the_next_is_asked(tmp_path, files, monkeypatch, caplog, kind):
-    monkeypatch.setattr(download, "MAX_BYTES", 4 << 20)
     with server(BAD_SERVERS[kind][0]) as (bad, asked_bad), server(serve(files)) as (good, asked_good):
-        monkeypatch.setattr(download, "_public_mirrors", lambda: [good])
-        load_task(config(tmp_path, mirror=bad), CPU)
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{good}/"])
+        make_task(config(tmp_path, mirror=bad)).load(CPU)
     assert_raw_files(tmp_path, files)
-    assert len(asked_good) == 4
+    assert len(set(asked_good)) == 4
     # The mirror that failed is not tried again for each file; that it failed is not kept quiet.
     assert set(asked_bad) == {"train-labels-idx1-ubyte.gz"}
     assert bad in caplog.text
 
 
-def test_a_fault_that_passes_is_waited_for(tmp_path, files):
-    faults = iter([bad_gateway, truncates])
-    good = serve(files)
-    with server(lambda handler, name: next(faults, good)(handler, name)) as (url, asked):
-        load_task(config(tmp_path, mirror=url), CPU)
-    assert_raw_files(tmp_path, files)
-    assert len(asked) == 6
-
-
-@pytest.fixture
-def little_patience(monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.6)
-
-
-def assert_gives_up(tmp_path: Path, mirror: str | None, within: float) -> str:
-    start = time.monotonic()
+def refused(tmp_path: Path, mirror: str | None) -> str:
     with pytest.raises(UserError) as error:
-        load_task(config(tmp_path, mirror=mirror), CPU)
-    assert time.monotonic() - start < within
+        make_task(config(tmp_path, mirror=mirror)).load(CPU)
     assert_raw_files(tmp_path, {})
     return message(error)
 
 
-def test_waiting_and_pauses_leave_two_of_ten_seconds_for_the_rest():
-    assert download.PATIENCE + sum(download.PAUSES) <= 8
-
-
-def test_no_network_and_no_files_is_told_at_once_with_three_ways_out(tmp_path, files, caplog):
-    text = assert_gives_up(tmp_path, None, within=5)
+def test_no_network_and_no_files_is_told_with_three_ways_out(tmp_path, files, caplog):
+    text = refused(tmp_path, None)
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert not warnings, "one message, no warnings before it"
     for way_out in (str(tmp_path / "MNIST" / "raw"), "data.mirror=", "data=mnist5k", NOBODY_LISTENS):
@@ -371,51 +340,39 @@ def test_no_network_and_no_files_is_told_at_once_with_three_ways_out(tmp_path, f
 
 
 @pytest.mark.parametrize("after", [0, 100])
-def test_a_server_that_stops_answering_is_left(tmp_path, files, little_patience, after):
+def test_a_server_that_stops_answering_is_left(tmp_path, files, monkeypatch, after):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     done = threading.Event()
 
     def hangs(handler: BaseHTTPRequestHandler, name: str) -> None:
         if after:
             send(handler, b"0" * after, length=1000)
-        done.wait(20)
+        done.wait(3600)
 
     with server(hangs) as (url, _):
-        text = assert_gives_up(tmp_path, url, within=3)
+        text = refused(tmp_path, url)
         done.set()
-    assert "no answer within" in text
-
-
-def test_a_name_server_that_does_not_answer_is_left(tmp_path, files, little_patience, monkeypatch):
-    done = threading.Event()
-
-    def look_up(*_: object, **__: object) -> list:
-        done.wait(20)
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    text = assert_gives_up(tmp_path, "http://mirror.example/", within=3)
-    done.set()
-    assert "no answer within" in text
+    assert "timed out" in text
 
 
 @pytest.mark.parametrize("mirror", ["no/such/folder", "file:///no/such/folder", "ftp://mirror.example/mnist", "s3://x"])
 def test_a_mirror_that_cannot_be_one_is_refused(tmp_path, files, mirror):
     with pytest.raises(UserError, match=r"data\.mirror=") as error:
-        load_task(config(tmp_path, mirror=mirror), CPU)
+        make_task(config(tmp_path, mirror=mirror)).load(CPU)
     assert mirror in message(error)
 
 
 def test_a_mirror_folder_without_the_files_is_told(tmp_path, files):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is there") as error:
-        load_task(config(tmp_path / "root", mirror=str(tmp_path / "empty")), CPU)
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        make_task(config(tmp_path / "root", mirror=str(tmp_path / "empty"))).load(CPU)
     assert str(tmp_path / "empty") in message(error)
 
 
 def test_a_root_that_cannot_be_written_is_told(tmp_path, files):
     (tmp_path / "root").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write MNIST") as error:
-        load_task(config(tmp_path / "root", mirror=str(place(tmp_path / "mirror", files))), CPU)
+        make_task(config(tmp_path / "root", mirror=str(place(tmp_path / "mirror", files)))).load(CPU)
     assert "data.root=" in message(error)
 
 
@@ -425,15 +382,14 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, files, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(UserError, match="No space left on device") as error:
-        load_task(config(tmp_path / "root", mirror=str(place(tmp_path / "mirror", files))), CPU)
+        make_task(config(tmp_path / "root", mirror=str(place(tmp_path / "mirror", files)))).load(CPU)
     message(error)
     assert_raw_files(tmp_path / "root", {})
 
 
-def test_a_validation_split_of_everything_is_refused(tmp_path, files):
-    place(tmp_path / "MNIST" / "raw", files)
-    with pytest.raises(UserError, match=r"data\.validation_size=200"):
-        load_task(config(tmp_path, validation_size=200), CPU)
+def test_a_validation_split_of_everything_is_refused():
+    with pytest.raises(UserError, match=r"data\.validation_size=60000 leave no image"):
+        make_task(MNISTConfig(validation_size=60_000))
 
 
 # The real files
@@ -443,7 +399,7 @@ def test_a_validation_split_of_everything_is_refused(tmp_path, files):
 class TestRealMNIST:
     @pytest.mark.parametrize(("held_out", "left"), [(5000, 55_000), (3000, 57_000)])
     def test_both_splits_are_exact_and_stratified(self, held_out, left):
-        task = load_task(MNISTConfig(root=REAL_ROOT, validation_size=held_out), CPU)
+        task = make_task(MNISTConfig(root=REAL_ROOT, validation_size=held_out)).load(CPU)
         assert (task.train.size, task.validation.size, task.test.size) == (left, held_out, 10_000)
         counts = [torch.bincount(s.batch(torch.arange(s.size))[1]) for s in (task.train, task.validation)]
         share = (counts[0] + counts[1]) * held_out / 60_000
@@ -453,7 +409,7 @@ class TestRealMNIST:
         from torchvision.datasets import MNIST
 
         theirs = MNIST(REAL_ROOT, train=False)
-        x, y = load_task(MNISTConfig(root=REAL_ROOT), CPU).test.batch(torch.arange(10_000))
+        x, y = make_task(MNISTConfig(root=REAL_ROOT)).load(CPU).test.batch(torch.arange(10_000))
         assert torch.equal(y, theirs.targets)
         torch.testing.assert_close(x, 2 * theirs.data.reshape(10_000, 784, 1).float() / 255 - 1, atol=1e-7, rtol=0)
         assert x.min() == -1

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from indrnn.data import TaskSpec
+from indrnn.config.schema import AddingConfig
+from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.train.evaluate import Evaluation, batch_norms, evaluate, reestimate_batch_norm
@@ -62,6 +63,19 @@ def test_reestimating_changes_nothing_else(tmp_path):
     assert not any(module.training for module in model.modules())
 
 
+def test_a_forward_that_raises_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    model, split = small_model(tmp_path), ArraySplit(200, 1)
+
+    def full(self, *_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(model), "forward", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reestimate_batch_norm(model, split, torch.arange(64), batch_size=32)
+    assert [norm.momentum for norm in batch_norms(model)] == [0.1, 0.1]
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
     split = ArraySplit(200, 1)
     reestimate_batch_norm(nn.Linear(1, 1), split, torch.arange(64), batch_size=32)
@@ -70,7 +84,7 @@ def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
 
 def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
     model, task = small_model(tmp_path), small_task()
-    split, objective = ArraySplit(71, 2), Objective(task.spec)
+    split, objective = ArraySplit(71, 2), Objective(task)
     found = evaluate(model, split, objective, 30, CPU)
     assert torch.equal(torch.cat(split.read).sort().values, torch.arange(71))
     assert [len(batch) for batch in split.read] == [30, 30, 11]
@@ -86,7 +100,7 @@ def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
 def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
     split = ArraySplit(40, 2)
     split.y = torch.linspace(0, 1, 40)
-    objective = Objective(TaskSpec("adding", 20, 1, 1, "mse"))
+    objective = Objective(make_task(AddingConfig()))
 
     class Mean(nn.Module):
         def forward(self, x):
@@ -111,5 +125,5 @@ def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
             raise KeyError("stop")
 
     with pytest.raises(KeyError):
-        evaluate(model, split, Objective(small_task().spec), 30, CPU, stop)
+        evaluate(model, split, Objective(small_task()), 30, CPU, stop)
     assert len(split.read) == 2

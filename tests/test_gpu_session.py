@@ -1,6 +1,7 @@
 """scripts/gpu_session.py: that it asks for what exists, goes on after a failure, and says what it needs."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,11 @@ def test_parts_are_commands_that_exist(session, tmp_path):
 
 
 def test_a_failing_or_endless_part_is_reported_and_the_rest_goes_on(session, tmp_path, monkeypatch):
-    programs = {"tests": "print('3 passed')", "exact": "import sys; sys.exit('wrong')", "step": "input()"}
+    programs = {
+        "tests": "print('x.py:1: UserWarning: slow'); print('3 passed')",
+        "exact": "import sys; sys.exit('wrong')",
+        "step": "import threading; threading.Event().wait()",
+    }
     monkeypatch.setattr(session, "command", lambda part, out: [sys.executable, "-c", programs[part]])
     monkeypatch.setitem(session.LIMITS, "step", 0.01)
     (tmp_path / "step-gpu.md").write_text("the targets\n")
@@ -41,8 +46,27 @@ def test_a_failing_or_endless_part_is_reported_and_the_rest_goes_on(session, tmp
     assert [ended for ended, _ in ends.values()] == ["ok", "exit code 1", "stopped after 0.01 s"]
     text = session.summary(ends, tmp_path)
     assert text.splitlines()[0].endswith("3 passed")
+    assert text.splitlines()[1].endswith("UserWarning: slow")
     assert "wrong" in text
     assert text.endswith("the targets\n")
+
+
+def test_no_part_reads_what_is_typed_meanwhile(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        session, "command", lambda *_: [sys.executable, "-c", "import sys; print(sys.stdin.readlines())"]
+    )
+    reading, writing = os.pipe()
+    os.write(writing, b"typed\n")
+    os.close(writing)
+    kept = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        assert session.run("tests", tmp_path)[0] == "ok"
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(reading)
+    assert (tmp_path / "tests.log").read_text() == "[]\n"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [(["nothing"], "nothing is no part"), ([], "no CUDA GPU")])

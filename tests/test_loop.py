@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from indrnn.record import read_result
 from indrnn.train import Interrupted, load_run, loop
 from indrnn.train.checkpoint import read_checkpoint
 from indrnn.train.evaluate import evaluate
+from indrnn.train.graph import CaptureError
 from indrnn.train.objective import Objective
 from small_runs import (
     OVERRIDES,
@@ -34,7 +36,7 @@ from small_runs import (
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
     task = small_task()
-    monkeypatch.setattr(loop, "load_task", lambda data, device: task)
+    monkeypatch.setattr(loop, "make_task", lambda data: task)
     return task
 
 
@@ -83,7 +85,7 @@ def test_the_result_is_that_of_the_best_checkpoint_on_validation(tmp_path, task)
     assert result.best_step == min(step for step, accuracy in validation.items() if accuracy == result.val_accuracy)
     model, cfg = load_run(folder)
     assert cfg.model.hidden_size == 8
-    test = evaluate(model, ArraySplit(90, 3), Objective(task.spec), 32, torch.device("cpu"))
+    test = evaluate(model, ArraySplit(90, 3), Objective(task), 32, torch.device("cpu"))
     assert (test.accuracy, test.loss) == (result.test_accuracy, result.test_loss)
     assert result.test_ci95[0] < result.test_accuracy < result.test_ci95[1]
     assert (result.steps, result.epochs, result.backend) == (30, 2.5, "reference")
@@ -99,15 +101,16 @@ def test_the_test_split_is_read_once_and_last_and_statistics_come_from_training_
         return test
 
     spied = task_with(load_test=load_test)
-    monkeypatch.setattr(loop, "load_task", lambda data, device: spied)
+    splits = spied.load(torch.device("cpu"))
+    monkeypatch.setattr(loop, "make_task", lambda data: spied)
     reestimate = loop.reestimate_batch_norm
 
     def spy(model, split, indices, batch_size):
-        assert split is spied.train
+        assert split is splits.train
         log.append("statistics")
-        read = len(spied.validation.read)
+        read = len(splits.validation.read)
         reestimate(model, split, indices, batch_size)
-        assert len(spied.validation.read) == read
+        assert len(splits.validation.read) == read
 
     monkeypatch.setattr(loop, "reestimate_batch_norm", spy)
     run_small(tmp_path)
@@ -158,7 +161,7 @@ def _leaves(tree):
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     first = run_small(tmp_path)
-    monkeypatch.setattr(loop, "load_task", None)
+    monkeypatch.setattr(loop, "make_task", None)
     assert run_small(tmp_path) == first
     assert "is finished: nothing to do" in capsys.readouterr().err
 
@@ -189,9 +192,9 @@ def test_dropout_changes_neither_the_order_of_the_data_nor_the_initial_weights(t
     reads, losses = [], []
     for dropout in ("0.0", "0.5"):
         task = small_task()
-        monkeypatch.setattr(loop, "load_task", lambda data, device, task=task: task)
+        monkeypatch.setattr(loop, "make_task", lambda data, task=task: task)
         run_small(tmp_path / dropout, f"model.dropout={dropout}", "optimizer.lr=1e-12", "trainer.max_steps=10")
-        reads.append([read.tolist() for read in task.train.read])
+        reads.append([read.tolist() for read in task.load(torch.device("cpu")).train.read])
         rows = rows_of(folder_of(tmp_path / dropout))
         losses.append([[float(row["loss"]) for row in rows if row["split"] == split] for split in ("train", "val")])
     assert reads[0] == reads[1]
@@ -214,7 +217,7 @@ def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpo
     later = ((step, int(i)) for step in range(12, 24) for i in order.indices(step))
     step, bad = next((step, i) for step, i in later if i not in seen)
     broken = task_with(train=NaNSplit(bad))
-    monkeypatch.setattr(loop, "load_task", lambda data, device: broken)
+    monkeypatch.setattr(loop, "make_task", lambda data: broken)
     with pytest.raises(RunError) as caught:
         run_small(tmp_path, "trainer.log_every=1000")
     message, folder = str(caught.value), folder_of(tmp_path)
@@ -226,6 +229,39 @@ def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpo
     content = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert content["progressed"]["step"] <= step
     assert all(value.isfinite().all() for value in content["model"].values())
+
+
+class BadSplit(ArraySplit):
+    """The evaluation after the first `good` ones meets an infinite value."""
+
+    def __init__(self, size: int, seed: int, good: int) -> None:
+        super().__init__(size, seed)
+        self.good = good
+
+    def batch(self, indices):
+        x, y = super().batch(indices)
+        begun = sum(int(read[0]) == 0 for read in self.read)
+        return (x + math.inf if begun > self.good and 0 not in indices else x), y
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_evaluation_that_is_not_finite_fails_the_run_with_the_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch, split
+):
+    validation, test = BadSplit(70, 2, 1 if split == "validation" else 9), BadSplit(90, 3, 0)
+    broken = task_with(validation=validation, load_test=lambda: test)
+    monkeypatch.setattr(loop, "make_task", lambda data: broken)
+    with pytest.raises(RunError) as caught:
+        run_small(tmp_path)
+    message, folder = str(caught.value), folder_of(tmp_path)
+    step = 20 if split == "validation" else 30
+    assert f"the {split} loss is not finite at step {step}, first in the output of layers.0; " in message
+    assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 1
+    assert not (folder / "result.json").exists()
+    assert read_checkpoint(folder / "checkpoint.pt")["best"]["step"] in (10, 20, 30)
+    assert all(math.isfinite(float(row["loss"])) for row in rows_of(folder))
 
 
 def test_a_network_that_has_learnt_nothing_is_named_once(tmp_path, capsys):
@@ -250,6 +286,29 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
     assert caught.value.exit_code == 130
     assert torch.load(folder_of(tmp_path) / "checkpoint.pt", weights_only=True)["progressed"]["step"] == 12
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_moments_lets_the_run_finish_and_then_stops(tmp_path, monkeypatch, number):
+    write = loop.write_result
+
+    def interrupted(path, result):
+        os.kill(os.getpid(), number)
+        write(path, result)
+
+    monkeypatch.setattr(loop, "write_result", interrupted)
+    with pytest.raises(Interrupted, match="stopped after indrnn seed 0 was finished") as caught:
+        run_small(tmp_path)
+    assert caught.value.exit_code == 128 + number
+    assert read_result(folder_of(tmp_path) / "result.json").steps == 30
+
+
+def test_a_damaged_result_is_not_called_finished(tmp_path, capsys):
+    run_small(tmp_path, "trainer.max_steps=10")
+    (folder_of(tmp_path) / "result.json").write_text('{"schema_version": 1}')
+    with pytest.raises(UserError, match=r"result\.json lacks model"):
+        run_small(tmp_path, "trainer.max_steps=10")
+    assert "finished" not in capsys.readouterr().err
 
 
 def test_training_works_outside_the_main_thread(tmp_path):
@@ -337,3 +396,57 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
     with pytest.raises(UserError, match=r"best\.pt belongs to another model: .* has shape \(8, 1\) there and \(9, 1\)"):
         load_run(folder)
+
+
+@pytest.fixture
+def _without_graphs(monkeypatch):
+    """As on a GPU where no step can be captured; the steps run on the CPU."""
+    rehearse = loop.Training._rehearse
+
+    def on_a_gpu(training):
+        device, training.device = training.device, SimpleNamespace(type="cuda")
+        try:
+            return rehearse(training)
+        finally:
+            training.device = device
+
+    def refuse(*_):
+        raise CaptureError("operation not permitted")
+
+    monkeypatch.setattr(loop.Training, "_rehearse", on_a_gpu)
+    monkeypatch.setattr(loop, "GraphedStep", refuse)
+    monkeypatch.setattr(loop, "synchronise", lambda device: None)
+
+
+@pytest.mark.usefixtures("_without_graphs")
+def test_a_step_that_cannot_be_captured_runs_eagerly_says_so_and_is_recorded(tmp_path):
+    with pytest.warns(UserWarning, match=r"without a CUDA graph, which is slow: .*\(operation not permitted\)"):
+        result = run_small(tmp_path / "auto")
+    assert result.segments[-1]["fallbacks"] == {"cuda_graph": "operation not permitted"}
+    assert read_result(folder_of(tmp_path / "auto") / "result.json").segments == result.segments
+    eager = run_small(tmp_path / "false", "trainer.cuda_graph=false")
+    assert eager.segments[-1]["fallbacks"] == {}
+    assert rows_without_seconds(tmp_path / "auto") == rows_without_seconds(tmp_path / "false")
+
+
+@pytest.mark.usefixtures("_without_graphs")
+def test_a_graph_that_is_insisted_on_is_made_or_ends_the_run(tmp_path):
+    with pytest.raises(
+        RunError, match=r"captured as a CUDA graph \(operation not permitted\); use trainer.cuda_graph=auto"
+    ):
+        run_small(tmp_path, "trainer.cuda_graph=true")
+
+
+def rows_without_seconds(root):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder_of(root))]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
+    task = small_task()
+    splits = task.load(torch.device("cuda"))
+    for split in (splits.train, splits.validation, splits.test):
+        split.x, split.y = split.x.cuda(), split.y.cuda()
+    monkeypatch.setattr(loop, "make_task", lambda data: task)
+    result = run_small(tmp_path, "device=cuda", "model.backend=auto")
+    assert (result.backend, result.segments[-1]["fallbacks"]) == ("triton", {})

@@ -1,10 +1,10 @@
 """The run folder: when a run starts, goes on, is skipped or refused, and that nothing is lost on the way."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -219,7 +219,7 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
         assert run.state == "fresh"
         assert {**contents_of_files(path), ".lock": b""} == {**before, ".lock": b""}  # not before the run begins
         run.begin()
-    assert set(os.listdir(path)) == {"config.yaml", "overrides.yaml", "notes.txt", "figures"}
+    assert set(os.listdir(path)) == {".lock", "config.yaml", "overrides.yaml", "notes.txt", "figures"}
     assert load_config_file(path / "config.yaml")["optimizer"]["lr"] == 1e-3
 
 
@@ -263,10 +263,31 @@ def test_a_second_process_is_turned_away_until_the_first_ends(tmp_path):
             text=True,
             check=False,
         )
-        assert f"in use by process {os.getpid()}" in second.stderr
+        assert f"run folder {run.path} is in use by another process; wait for it to end" in second.stderr
         assert run.config_path.exists()
     open_run(cfg, [], "").close()
-    assert ".lock" not in os.listdir(run.path)
+
+
+def test_a_link_in_the_locks_place_is_refused_and_what_it_points_to_kept(tmp_path):
+    path = run_folder(config(tmp_path))
+    path.mkdir(parents=True)
+    (tmp_path / "diary.txt").write_text("precious")
+    (path / ".lock").symlink_to(tmp_path / "diary.txt")
+    with pytest.raises(UserError, match=r"\.lock: .*a symbolic link .*remove it") as failure:
+        opened(tmp_path)
+    one_line(failure)
+    assert (tmp_path / "diary.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_and_said(tmp_path, monkeypatch, caplog, code):
+    def flock(*_):
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with opened(tmp_path) as run:
+        assert run.state == "fresh"
+    assert [str(run.path) in message and "has no locks" in message for message in caplog.messages] == [True]
 
 
 def test_a_run_folder_nobody_refers_to_is_free(tmp_path):
@@ -282,16 +303,16 @@ def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
         "import sys; from indrnn.config import load_config\n"
         "from indrnn.record import open_run, MetricsWriter, replacing\n"
         "run = open_run(load_config(sys.argv[1:]), [], '')\n"
-        "run.begin(); metrics = MetricsWriter(run.metrics_path, None); print('ready', flush=True)\n"
+        "run.begin(); metrics = MetricsWriter(run.metrics_path, None)\n"
         "for step in range(1, 10**9):\n"
         "    metrics.row(step, 0.1, 0.1, 'train', 1 / step)\n"
         "    if step % 10 == 0:\n"
         "        with replacing(run.checkpoint_path) as file: file.write(str(step).encode())\n"
+        "        print('saved', flush=True)\n"
     )
     arguments = ["model=indrnn", "data=mnist5k", f"output_root={tmp_path}"]
     with subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        assert [process.stdout.readline() for _ in range(20)] == 20 * ["saved\n"]
         process.send_signal(signal.SIGKILL)
     with open_run(load_config(arguments), [], "") as run:
         assert run.state == "resume"

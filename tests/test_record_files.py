@@ -7,6 +7,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from indrnn.record import (
     read_result,
     read_runs,
     replacing,
+    running_code,
     wilson_interval,
     write_result,
 )
@@ -170,12 +172,33 @@ def test_a_result_is_read_as_written(tmp_path):
 
 def test_a_task_without_classes_has_no_accuracies(tmp_path):
     path = tmp_path / "result.json"
-    result = dataclasses.replace(RESULT, val_accuracy=None, test_accuracy=None, test_ci95=None, test_loss=math.inf)
+    result = dataclasses.replace(RESULT, val_accuracy=None, test_accuracy=None, test_ci95=None)
     write_result(path, result)
-    assert "Infinity" not in path.read_text()
-    read = read_result(path)
-    assert (read.val_accuracy, read.test_accuracy, read.test_ci95, read.test_loss) == (None, None, None, None)
-    assert read.val_loss == RESULT.val_loss
+    assert read_result(path) == result
+
+
+def test_a_result_from_before_there_were_segments_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    values = {"schema_version": 1, **dataclasses.asdict(RESULT)}
+    del values["segments"]
+    path.write_text(json.dumps(values))
+    assert read_result(path) == RESULT
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("git", []), ("data", None), ("versions", "3.11"), ("test_ci95", 5), ("test_ci95", [0.1]),
+        ("test_ci95", [0.1, "a"]), ("val_loss", None), ("test_loss", "1.3"), ("steps", 1.5), ("seed", True),
+        ("model", 1), ("segments", {}), ("segments", [1]), ("seconds", math.inf), ("epochs", math.nan),
+    ],
+)  # fmt: skip
+def test_a_result_with_a_value_of_the_wrong_kind_is_named(tmp_path, name, value):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"schema_version": 1, **dataclasses.asdict(RESULT), name: value}))
+    with pytest.raises(UserError, match=f"result\\.json is damaged: {name} is .*; move it away") as failure:
+        read_result(path)
+    assert "\n" not in str(failure.value)
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):
@@ -209,6 +232,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     [
         ("{", "damaged"),
         ("[]", "schema_version None"),
+        ("[" * 100_000, "damaged"),
         ('{"schema_version": 2}', "schema_version 2"),
         ('{"schema_version": 1, "model": "lstm"}', "lacks task, name"),
         ("\xff", "damaged"),
@@ -300,6 +324,27 @@ def test_git_tells_the_commit_and_whether_the_code_was_changed(tmp_path, monkeyp
     assert git(package)["dirty"] is False  # a run's own files are no change of the code
     (package / "new.py").write_text("")
     assert git(package) == {"commit": found["commit"], "dirty": True}
+
+
+def test_a_commit_made_while_the_process_runs_is_not_the_code_it_runs(monkeypatch):
+    commits = iter(["a" * 40, "b" * 40])
+    monkeypatch.setattr(sys.modules[running_code.__module__], "git", lambda: {"commit": next(commits), "dirty": False})
+    running_code.cache_clear()
+    try:
+        assert [running_code()["commit"] for _ in range(2)] == ["a" * 40] * 2
+    finally:
+        running_code.cache_clear()
+
+
+def test_ctrl_c_does_not_reach_git(tmp_path, monkeypatch):
+    package = checkout(tmp_path)
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    # Ctrl-C goes to a process group; here git's sends itself one, which must not be ours.
+    program.write_text("#!/bin/sh\ntrap '' INT\nkill -INT 0\necho 0a\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert git(package)["commit"] == "0a"
 
 
 def test_git_does_not_take_the_surrounding_project_for_ours(tmp_path):

@@ -1,6 +1,7 @@
 """The recurrence on every backend of this machine: outputs, gradients, and what a caller may rely on."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import naive
+from indrnn import IndRNN
 from indrnn.errors import UserError
 from indrnn.recurrence import available_backends, dispatch, indrnn_recurrence, resolve_backend
 from indrnn.recurrence.ops import recurrence
@@ -187,6 +189,18 @@ def test_not_a_number_is_not_hidden(backend):
     assert not h[0].isnan().any()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_scan_is_exact_up_to_1e30_and_clamps_there(dtype):
+    x, u = torch.ones(1, 6, 3, dtype=dtype), torch.tensor([0.5, 1.0, -1.0], dtype=dtype)
+    x[0, 2] = 9e29
+    expected = naive.recurrence(x.double(), u.double())[0]
+    assert_close(indrnn_recurrence(x, u, backend="scan")[0], expected, TREE_TOLERANCE[dtype])
+    for beyond in (1e31, float("inf")):
+        x[0, 2] = beyond
+        assert indrnn_recurrence(x, u, backend="scan")[0].max() <= 1.0001e30
+        assert torch.equal(indrnn_recurrence(x, u, backend="numba")[0].isfinite(), naive.recurrence(x, u)[0].isfinite())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend):
     inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]
@@ -204,6 +218,85 @@ def test_second_derivatives_are_refused(backend):
     (gradient,) = torch.autograd.grad(indrnn_recurrence(x, u, backend=backend)[0].square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once, not twice"):
         gradient.sum().backward()
+
+
+class TestTorchFunc:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("batched", ["x", "u", "x u h0 bias"])
+    def test_vmap_of_grad(self, backend, batched):
+        """Gradients an example, whichever inputs differ from one to the next, with statistics among the outputs."""
+        examples = [example(2, 9, 5) for _ in range(3)]
+        names = ["x", "u", "h0", "bias"]
+        dims = tuple(0 if name in batched.split() else None for name in names)
+
+        def loss(*inputs):
+            return sum((out * weight).sum() for out, weight in zip(outputs_of(*inputs), weights, strict=True))
+
+        def outputs_of(*inputs):
+            return recurrence(*inputs, statistics=True, backend=backend)
+
+        weights = cotangents(*outputs_of(*examples[0]))
+        gradient = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+        columns = zip(zip(*examples, strict=True), dims, strict=True)
+        stacked = [torch.stack(values) if dim == 0 else values[0] for values, dim in columns]
+        actual = torch.func.vmap(gradient, dims)(*stacked)
+        for n in range(3):
+            inputs = [each[n] if dim == 0 else each for each, dim in zip(stacked, dims, strict=True)]
+            leaves = [each.clone().requires_grad_() for each in inputs]
+            for a, e in zip(actual, torch.autograd.grad(loss(*leaves), leaves), strict=True):
+                assert_close(a[n], e, 1e-12)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_jacrev(self, backend):
+        x, u, _, _ = example(2, 4, 3)
+        actual = torch.func.jacrev(lambda x: indrnn_recurrence(x, u, backend=backend)[0])(x)
+        assert_close(actual, torch.func.jacrev(lambda x: naive.recurrence(x, u)[0])(x), 1e-12)
+
+    def test_functional_call_an_example(self):
+        """The README's layer, as torch.func's own tutorial on per-sample gradients uses one."""
+        net, x = IndRNN(3, 5, 2, batch_first=True, norm="layer"), torch.randn(4, 7, 3)
+        parameters = dict(net.named_parameters())
+
+        def loss(parameters, one):
+            return torch.func.functional_call(net, parameters, (one.unsqueeze(0),))[0].square().sum()
+
+        actual = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+        for n in range(4):
+            expected = torch.autograd.grad(net(x[n : n + 1])[0].square().sum(), list(parameters.values()))
+            for name, e in zip(parameters, expected, strict=True):
+                torch.testing.assert_close(actual[name][n], e)
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # PyTorch's own forward mode
+    @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "linearize", "forward_ad", "hessian"])
+    def test_forward_mode_is_refused(self, transform):
+        x, u, _, _ = example(2, 4, 3)
+
+        def function(x):
+            return indrnn_recurrence(x, u)[0].sum()
+
+        def forward_ad():
+            with torch.autograd.forward_ad.dual_level():
+                function(torch.autograd.forward_ad.make_dual(x, x))
+
+        attempts = {
+            "jvp": lambda: torch.func.jvp(function, (x,), (x,)),
+            "jacfwd": lambda: torch.func.jacfwd(function)(x),
+            "linearize": lambda: torch.func.linearize(function, x),
+            "forward_ad": forward_ad,
+            "hessian": lambda: torch.func.hessian(function)(x),
+        }
+        with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*; use reverse mode") as error:
+            attempts[transform]()
+        assert "\n" not in str(error.value)
+
+    def test_a_second_derivative_is_refused(self):
+        x, u, _, _ = example(2, 4, 3)
+
+        def slope(x):
+            return torch.func.grad(lambda x: indrnn_recurrence(x, u)[0].square().sum())(x).sum()
+
+        with pytest.raises(RuntimeError, match="once, not twice"):
+            torch.func.grad(slope)(x)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck itself looks at it
@@ -375,3 +468,76 @@ class TestResolveBackend:
         monkeypatch.setitem(dispatch._MODULES, "numba", ".no_such_module")
         assert "cannot be imported" in available_backends("cpu")["numba"]
         assert resolve_backend("auto", "cpu") == "reference"
+
+
+class Kernel:
+    """Stands for Triton on a GPU: the loop, with a fault in one direction."""
+
+    NONLINEARITIES, DTYPES = ("relu",), (torch.float32,)
+
+    def __init__(self, fault):
+        self.fault = fault
+        self.reference = dispatch.load_backend("reference")
+
+    def unavailable_reason(self, device):
+        return None
+
+    def forward(self, *arguments):
+        if self.fault == "does not compile":
+            raise ValueError("PassManager::run failed\nwith a long text")
+        h, mean, variance = self.reference.forward(*arguments)
+        return h * 1.01 if self.fault == "forward" else h, mean, variance
+
+    def backward(self, *arguments):
+        dx, du, dh0, dbias = self.reference.backward(*arguments)
+        return dx, du * float("nan") if self.fault == "backward" else du, dh0, dbias
+
+
+class TestSelfCheck:
+    """What happens on a GPU when triton is first used, with the CPU in its place."""
+
+    @pytest.fixture
+    def first_use(self, monkeypatch):
+        def begin(fault):
+            kernel, original = Kernel(fault), dispatch.load_backend
+            monkeypatch.setattr(dispatch, "load_backend", lambda name: kernel if name == "triton" else original(name))
+            monkeypatch.setitem(dispatch._PREFERRED, "cpu", ("triton", "scan", "reference"))
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+            monkeypatch.setattr(dispatch, "_warned", set())
+            dispatch._fault.cache_clear()
+
+        yield begin
+        dispatch._fault.cache_clear()
+
+    @pytest.mark.parametrize(
+        ("fault", "reason"),
+        [
+            ("does not compile", r"\(ValueError: PassManager::run failed with a long text\); please report it"),
+            ("forward", r"\(h is off by 1\.0e-02 of its largest value\)"),
+            ("backward", r"\(du is off by nan of its largest value\)"),
+        ],
+    )
+    def test_kernels_that_fail_give_way_to_scan_with_one_warning(self, first_use, fault, reason):
+        first_use(fault)
+        x, u = torch.randn(3, 4, 5), torch.rand(5)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            h, _ = indrnn_recurrence(x, u)
+            again, _ = indrnn_recurrence(x, u)
+        assert len(said) == 1
+        assert re.search(f"takes scan on cpu, which is slow.*relu failed {reason}", str(said[0].message))
+        assert torch.equal(h, indrnn_recurrence(x, u, backend="scan")[0])
+        assert torch.equal(h, again)
+        name, reasons = dispatch.auto_backend(x.device)
+        assert (name, set(reasons)) == ("scan", {"triton"})
+
+    def test_kernels_that_agree_are_used_and_no_random_number_is_taken(self, first_use):
+        first_use(None)
+        before = torch.get_rng_state()
+        assert dispatch.auto_backend(torch.device("cpu")) == ("triton", {})
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_nothing_is_checked_while_a_graph_is_captured(self, first_use, monkeypatch):
+        first_use("forward")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert resolve_backend("auto", "cpu") == "triton"

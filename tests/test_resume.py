@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,24 +12,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from indrnn.data.permutations import load_permutation, permutation_sha256
 from indrnn.errors import UserError
-from indrnn.record import MetricsWriter
+from indrnn.record import MetricsWriter, read_result
 from indrnn.train import loop
-from small_runs import figures, folder_of, rows_of, run_small, small_task
+from small_runs import (
+    figures,
+    folder_of,
+    rows_of,
+    run_small,
+    small_config,
+    small_splits,
+    small_task,
+    task_with,
+    trained,
+)
 
 PROGRAM = Path(__file__).with_name("small_runs.py")
 
 
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
-    monkeypatch.setattr(loop, "load_task", lambda data, device: small_task())
+    monkeypatch.setattr(loop, "make_task", lambda data: small_task())
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     root = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "load_task", lambda data, device: small_task())
+        patch.setattr(loop, "make_task", lambda data: small_task())
         run_small(root)
     return figures(folder_of(root))
 
@@ -112,10 +124,7 @@ def test_a_signal_during_an_evaluation_breaks_it_off_without_a_trace(tmp_path, u
 
 
 def test_best_weights_newer_than_the_checkpoint_do_not_matter(tmp_path, unbroken):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Training, "_over", lambda self: self.at.step >= 14 and (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            run_small(tmp_path)
+    stopped(tmp_path, 14)
     (folder_of(tmp_path) / "best.pt").write_bytes(b"from a later step that no checkpoint knows")
     run_small(tmp_path)
     assert figures(folder_of(tmp_path)) == unbroken
@@ -141,7 +150,7 @@ def kill_at_random(root, generator, kills, *overrides):
         process.kill()
         process.communicate()
     process = start(root, *overrides)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate()
     assert process.returncode == 0, err
 
 
@@ -164,39 +173,162 @@ def test_sigterm_ends_a_process_with_143_and_its_message(tmp_path):
     while process.poll() is None and not (metrics.exists() and "val" in metrics.read_text()):
         time.sleep(0.05)
     process.terminate()
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate()
     assert process.returncode == 143, err
     assert "go on with the same command" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other model"])
-def test_a_checkpoint_that_cannot_be_used_is_refused_and_kept(tmp_path, damage):
+def stopped(root, step):
+    """A run killed before the checkpoint of `step`; its last checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, 10)
+        patch.setattr(loop.Training, "_over", lambda self: self.at.step >= step and (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            run_small(tmp_path)
-    path = folder_of(tmp_path) / "checkpoint.pt"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    else:
-        other = tmp_path / "other"
-        run_small(other, "model.hidden_size=9", "trainer.max_steps=10")
-        path.write_bytes((folder_of(other) / "checkpoint.pt").read_bytes())
+            run_small(root)
+    return folder_of(root) / "checkpoint.pt"
+
+
+@pytest.fixture(scope="module")
+def at_14(tmp_path_factory):
+    root = tmp_path_factory.mktemp("half_done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_task", lambda data: small_task())
+        stopped(root, 15)
+    return root
+
+
+@pytest.fixture
+def path(at_14, tmp_path):
+    """The checkpoint of a run below tmp_path that was killed after step 14, and so after its first evaluation."""
+    shutil.copytree(at_14, tmp_path, dirs_exist_ok=True)
+    return folder_of(tmp_path) / "checkpoint.pt"
+
+
+def refusal(root, path, *overrides):
+    """The one line with which the run is not gone on with; its checkpoint is kept."""
     before = path.read_bytes()
     with pytest.raises(UserError) as caught:
-        run_small(tmp_path)
+        run_small(root, *overrides)
     assert str(path) in str(caught.value)
-    assert ("is damaged" if damage == "cut" else "belongs to another model") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
+    return str(caught.value)
 
 
-def test_going_on_with_another_number_of_threads_is_said(tmp_path, capsys):
-    run_small(tmp_path, "trainer.max_steps=10")
-    run_small(tmp_path, "trainer.max_steps=20")
-    assert "CPU threads" not in capsys.readouterr().err
-    path = folder_of(tmp_path) / "checkpoint.pt"
+def test_a_checkpoint_that_was_cut_is_refused_and_kept(tmp_path, path):
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "is damaged" in refusal(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["seed=1"], "seed: 1 -> 0"),
+        (["model.hidden_size=9"], "model.hidden_size: 9 -> 8"),
+        (["trainer.max_steps=31"], "trainer.max_steps: 31 -> 30"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused_and_kept(tmp_path, path, other, said):
+    run_small(tmp_path / "other", "trainer.max_steps=10", *other)
+    path.write_bytes(next((tmp_path / "other").rglob("checkpoint.pt")).read_bytes())
+    message = refusal(tmp_path, path)
+    assert "is of another run: " in message
+    assert said in message
+
+
+@pytest.mark.parametrize("key", ["permutation_sha256", "sha256"])
+def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path, monkeypatch, key):
+    def with_hash(digest):
+        value = {"a.npz": digest} if key == "sha256" else digest
+        provenance = {**small_splits().provenance, key: value}
+        monkeypatch.setattr(loop, "make_task", lambda data: task_with(provenance=provenance))
+
+    with_hash("0a")
+    path = stopped(tmp_path, 8)
+    with_hash("0b")
+    assert f"of another run: data.{key}{'.a.npz' if key == 'sha256' else ''}: 0a -> 0b" in refusal(tmp_path, path)
+    with_hash("0a")
+    assert run_small(tmp_path).steps == 30
+
+
+def test_a_finished_run_whose_permutation_file_changed_is_not_taken_for_the_same(tmp_path, monkeypatch):
+    file = tmp_path / "order.txt"
+    file.write_text(" ".join(map(str, range(784))))
+    digest = permutation_sha256(load_permutation(f"file:{file}"))
+    provenance = {**small_splits().provenance, "permutation_sha256": digest}
+    monkeypatch.setattr(loop, "make_task", lambda data: task_with(provenance=provenance))
+    overrides = (f"data.permutation=file:{file}", "trainer.max_steps=10", f"output_root={tmp_path}")
+    cfg = small_config(tmp_path, *overrides)
+    first = trained(cfg)
+    assert trained(cfg) == first
+    file.write_text(" ".join(map(str, reversed(range(784)))))
+    with pytest.raises(UserError, match=r"order\.txt is not the order that the finished run in .* had; keep both"):
+        trained(cfg)
+
+
+ALTERATIONS = {
+    "meter": lambda content: content.pop("meter"),
+    "best": lambda content: content.pop("best"),
+    "schedule": lambda content: content.update(schedule=[1]),
+    "progressed.step": lambda content: content["progressed"].update(step="14"),
+    "progressed": lambda content: content["progressed"].update(step=-1),
+    "progressed.seconds": lambda content: content["progressed"].pop("seconds"),
+    "random.cpu": lambda content: content["random"].update(cpu=torch.zeros(3, dtype=torch.uint8)),
+    "random": lambda content: content["random"]["cpu"].zero_(),
+    "optimizer.layers.0.bias.exp_avg": lambda content: content["optimizer"]["layers.0.bias"].update(
+        exp_avg=torch.zeros(1)
+    ),
+    "optimizer.layers.0.bias": lambda content: content["optimizer"].pop("layers.0.bias"),
+    "best.model.layers.0.bias": lambda content: content["best"]["model"].pop("layers.0.bias"),
+    "best.step": lambda content: content["best"].update(step=None),
+    "best.score": lambda content: content["best"].pop("score"),
+    "segments[0]": lambda content: content.update(segments=[1]),
+    "fingerprint": lambda content: content.update(fingerprint=1),
+    "fingerprint.data": lambda content: content["fingerprint"].pop("data"),
+}
+
+
+@pytest.mark.parametrize("part", ALTERATIONS)
+def test_a_checkpoint_with_a_missing_or_misshapen_part_is_refused_by_the_parts_name(tmp_path, path, part):
     content = torch.load(path, weights_only=True)
-    torch.save({**content, "threads": 64}, path)
-    run_small(tmp_path, "trainer.max_steps=30")
-    assert "step 20, made with 64 CPU threads where there are 1 now" in capsys.readouterr().err
+    ALTERATIONS[part](content)
+    torch.save(content, path)
+    assert f"is damaged in its part {part}; move the file away" in refusal(tmp_path, path)
+
+
+@pytest.mark.parametrize("model", [None, [], {}, {"layers.0.bias": 1}])
+def test_a_checkpoint_without_its_weights_is_refused(tmp_path, path, model):
+    torch.save({**torch.load(path, weights_only=True), "model": model}, path)
+    refusal(tmp_path, path)
+
+
+def test_a_checkpoint_from_before_there_were_fingerprints_is_gone_on_with(tmp_path, path, unbroken):
+    content = torch.load(path, weights_only=True)
+    del content["fingerprint"], content["segments"]
+    torch.save({**content, "threads": 1}, path)
+    run_small(tmp_path)
+    assert figures(folder_of(tmp_path)) == unbroken
+
+
+def test_every_segment_is_recorded_as_it_began(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "running_code", lambda: {"commit": "a" * 40, "dirty": False})
+    stopped(tmp_path, 8)
+    stopped(tmp_path, 15)
+    assert "made elsewhere" not in capsys.readouterr().err
+    monkeypatch.setattr(loop, "running_code", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr("indrnn.train.outcome.backend_of", lambda *_: "numba")
+    result = run_small(tmp_path)
+    err = capsys.readouterr().err
+    assert f"step 14, which was made elsewhere (git.commit: {'a' * 40} -> {'b' * 40}, backend: reference -> nu" in err
+    assert err.count("made elsewhere") == 1
+    assert [(each["step"], each["git"]["commit"][0]) for each in result.segments] == [(0, "a"), (7, "a"), (14, "b")]
+    assert {"device", "device_name", "num_threads", "versions", "precision", "backend"} < set(result.segments[0])
+    assert (result.backend, result.git["commit"]) == ("reference+numba", "b" * 40)
+    assert read_result(folder_of(tmp_path) / "result.json") == result
+
+
+def test_going_on_with_another_number_of_threads_is_said(tmp_path, path, capsys):
+    content = torch.load(path, weights_only=True)
+    content["segments"][0]["num_threads"] = 64
+    torch.save(content, path)
+    run_small(tmp_path)
+    assert "step 14, which was made elsewhere (num_threads: 64 -> 1)" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from indrnn.errors import UserError
+from indrnn.errors import RunError, UserError
+from indrnn.train import device
 from indrnn.train.device import bfloat16_refusal, flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 CPU = torch.device("cpu")
@@ -33,12 +34,14 @@ def test_denormals_are_flushed_in_workers_that_were_already_running():
 import torch
 from indrnn.train.device import flush_denormals
 
+CPU = torch.device("cpu")
+
 def shares():
     tiny = torch.full((2048, 64), 1e-20)
     return float((tiny @ tiny.T == 0).float().mean()), float((torch.full((1 << 20,), 1e-40) * 1.0 == 0).float().mean())
 
 print(*shares())
-flush_denormals()
+flush_denormals(CPU)
 print(*shares())
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -68,8 +71,23 @@ print(unset, min(faults() for _ in range(6)))
     assert kept < unset / 20
 
 
+def test_workers_that_cannot_be_dismissed_are_a_warning(monkeypatch):
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    monkeypatch.setattr(device, "_openmp_libraries", list)
+    with pytest.warns(UserWarning, match="started before this run, so it may be slower"):
+        flush_denormals(CPU)
+
+
+def test_a_cpu_without_flushing_stops_only_a_run_on_it(monkeypatch):
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: False)
+    with pytest.raises(RunError, match="cannot flush denormal numbers"):
+        flush_denormals(CPU)
+    with pytest.warns(UserWarning, match="cannot flush denormal numbers"):
+        flush_denormals(torch.device("cuda"))
+
+
 def test_backward_flushes_denormals_too():
-    flush_denormals()
+    flush_denormals(CPU)
     x = torch.full((1 << 18,), 1.0, requires_grad=True)
     (x * 1e-20).backward(torch.full_like(x, 1e-20))
     assert not x.grad.any()
@@ -104,6 +122,14 @@ def test_bfloat16_is_refused_where_it_gains_nothing(setting, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     with pytest.raises(UserError, match="neither AMX nor AVX512-BF16"):
         set_precision("bfloat16", CPU)
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps"])
+def test_tf32_is_refused_where_it_would_do_nothing(name):
+    with pytest.raises(
+        UserError, match=f"^trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {name}; use"
+    ):
+        set_precision("tf32", torch.device(name))
 
 
 def test_peak_memory_is_in_bytes():

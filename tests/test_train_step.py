@@ -1,18 +1,20 @@
 """One optimisation step: what it updates, what it limits, and that it can be captured as a CUDA graph."""
 
 import copy
+import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from indrnn.config.compose import load_config
+from indrnn.data import load_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.graph import GraphedStep
+from indrnn.train.graph import CaptureError, GraphedStep
 from indrnn.train.objective import Objective
 from indrnn.train.optimizer import build_optimizer, decayed_parameters, rate_tensor
 from indrnn.train.step import TrainingStep
@@ -28,7 +30,7 @@ def make_step(tmp_path, *overrides, split=None):
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg.optimizer, CPU)
     task = small_task()
-    return TrainingStep(model, optimizer, Objective(task.spec), split or task.train, cfg.trainer, CPU)
+    return TrainingStep(model, optimizer, Objective(task), split or task.load(CPU).train, cfg.trainer, CPU)
 
 
 def weights(step):
@@ -93,24 +95,47 @@ def test_the_learning_rate_is_read_from_a_tensor(tmp_path):
     assert all(not torch.equal(before[name], value) for name, value in weights(step).items())
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails on the operators that make the host wait for the device."""
+@pytest.fixture
+def _meta(monkeypatch):
+    """Lets a whole step run on tensors without content, of which nothing can be read and so nothing waited for."""
+    monkeypatch.setattr("indrnn.train.step.computing", lambda *_: nullcontext())
+    for name in ("_get_fused_kernels_supported_devices", "_get_capturable_supported_devices"):
+        for module in ("torch.optim.optimizer", "torch.optim.adam"):
+            monkeypatch.setattr(sys.modules[module], name, lambda *_: ["meta"], raising=False)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in ("_fused_adam_", "_fused_adamw_"):
+            library.impl(f"{name}.tensor_lr", lambda *_, **__: None, "Meta")
+        yield
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "aten::equal", "item")), name
-        return func(*args, **(kwargs or {}))
 
-
-@pytest.mark.parametrize("model", ["model.constraint=clip", "model.constraint=project"])
-def test_a_step_never_waits_for_the_device(tmp_path, model):
-    step = make_step(tmp_path, model, "trainer.clip_value=1.0", "optimizer.weight_decay=0.1")
-    step(BATCH)
-    with NoWaiting():
-        step(BATCH + 16)
-        with pytest.raises(AssertionError):
-            step.meter.loss.item()
-    assert step.meter.read()["count"] == 2
+@pytest.mark.usefixtures("_meta")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=indrnn", "model.dropout=0.1"),
+        ("model=indrnn", "model.constraint=project", "trainer.clip_value=1.0", "optimizer.weight_decay=0.1"),
+        ("model=indrnn_residual", "optimizer=adamw"),
+        ("model=indrnn_dense", "model.dropout=0.1", "data=adding", "trainer.target_accuracy=null"),
+        ("model=indrnn", "model.norm=layer", "model.norm_position=before"),
+        ("model=lstm",),
+    ],
+)
+def test_a_step_never_waits_for_the_device(overrides):
+    cfg = load_config(["data=mnist5k", *overrides] if "data=adding" not in overrides else list(overrides))
+    device = torch.device("meta")
+    task = load_task(cfg.data, CPU)
+    model = build_model(cfg).to(device).train()
+    optimizer = build_optimizer(model, cfg.optimizer, device)
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    images = ArraySplit(200, 1)
+    images.x, images.y = images.x.to(device), images.y.to(device)
+    split = task.load(CPU).train if cfg.data.name == "adding" else images
+    step = TrainingStep(model, optimizer, Objective(task), split, cfg.trainer, device)
+    for _ in range(2):  # the first makes the optimizer's state
+        step(torch.arange(16, device=device))
+    with pytest.raises(RuntimeError, match="meta"):
+        step.meter.read()
 
 
 def test_project_keeps_the_stored_weight_in_its_bounds(tmp_path):
@@ -155,8 +180,43 @@ def test_a_step_that_cannot_be_captured_stops_the_run_with_the_reason(tmp_path):
         GraphedStep(make_step(tmp_path), BATCH, CPU, capture=fails)
     assert str(caught.value) == (
         "the training step cannot be captured as a CUDA graph (CUDA error: operation not permitted when stream is "
-        "capturing); use trainer.cuda_graph=false"
+        "capturing); use trainer.cuda_graph=auto or false"
     )
+
+
+def test_the_reason_is_the_first_failure_and_not_its_consequence(tmp_path):
+    def fails(step, device):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(CaptureError) as caught:
+        GraphedStep(make_step(tmp_path), BATCH, CPU, capture=fails)
+    assert caught.value.reason == "operation not permitted when stream is capturing"
+
+
+@pytest.mark.gpu
+def test_after_a_capture_that_fails_the_step_goes_on_eagerly():
+    """Dropout's generator, the allocator and the current stream are as they were."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    x = torch.ones(1000, device=device)
+    stream = torch.cuda.current_stream()
+
+    def step(indices):
+        x.mul_(torch.nn.functional.dropout(torch.ones_like(x), 0.1))
+        x.sum().item()
+
+    with pytest.raises(CaptureError):
+        GraphedStep(step, torch.arange(3, device=device), device)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.manual_seed(0)
+    step(None)
+    one = x.clone()
+    torch.cuda.manual_seed(0)
+    x.fill_(1.0)
+    step(None)
+    assert torch.equal(x > 0, one > 0)
 
 
 class Poisoned(ArraySplit):

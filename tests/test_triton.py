@@ -23,7 +23,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [
     pytest.mark.skipif(
         not (INTERPRETED or torch.cuda.is_available()),
-        reason="needs a CUDA GPU, or TRITON_INTERPRET=1 (make test-interpret)",
+        reason="needs a CUDA GPU, or TRITON_INTERPRET=1 (make test)",
     ),
     # NumPy, under the interpreter, says so when float32 overflows; the kernels mean it to.
     pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered"),

@@ -26,7 +26,11 @@ PLAIN = [
     Variant("backward", Tile(8, 14, 32, ahead=True), everything=False),
     Variant("backward", Tile(1, 16, 32, ahead=True), everything=False),
 ]
-CASES = [(variant, capability) for variant in dict.fromkeys([*shipped(), *PLAIN]) for capability in (80, 90)]
+CASES = [
+    pytest.param(variant, capability, marks=() if variant in PLAIN and capability == 90 else pytest.mark.slow)
+    for variant in dict.fromkeys([*shipped(), *PLAIN])
+    for capability in (80, 90)
+]
 
 
 def name(variant: Variant) -> str:
@@ -52,7 +56,6 @@ def compilations(request):
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "capability"), CASES, ids=lambda value: value if isinstance(value, int) else name(value)
 )

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from indrnn.recurrence.dispatch import TOLERANCE
 from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
 from .contenders import Contender, contenders
-from .exact import TOLERANCE, Check, require_exact
+from .exact import Check, require_exact
 from .grid import DEFAULT, FULL, QUICK, run_grid
 from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows, write_text
 from .step import cases, profile, run_steps, step_ratios
@@ -45,7 +46,7 @@ def check_device(device_name: str, say: Say) -> Checked:
         UserError: there is no such device.
     """
     device = resolve_device(device_name)
-    flush_denormals()
+    flush_denormals(device)
     keep_freed_memory()
     set_precision("float32", device)
     able, unable = contenders(device)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from indrnn.config import load_config
-from indrnn.data import load_task
+from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.train.device import bfloat16_refusal, flush_denormals, set_precision
@@ -79,7 +79,7 @@ def run_steps(
     rows: Sequence[StepRow], device: torch.device, seconds: float, say: Callable[[str], None]
 ) -> list[StepRow]:
     """Measure each case; ``say`` gets a line a case."""
-    flush_denormals()
+    flush_denormals(device)
     clock = Clock(device)
     measured = []
     for row in rows:
@@ -172,11 +172,12 @@ def _training_step(row: StepRow, device: torch.device) -> tuple[nn.Module, Calla
         "data=mnist5k",
     ]
     cfg = load_config([*overrides, f"trainer.batch_size={row.B}", f"trainer.precision={row.precision}"])
-    task = load_task(cfg.data, device)
+    task = make_task(cfg.data)
+    data = task.load(device)
     torch.manual_seed(0)
     model = build_model(cfg).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
-    update: Any = TrainingStep(model, optimizer, Objective(task.spec), task.train, cfg.trainer, device)
+    update: Any = TrainingStep(model, optimizer, Objective(task), data.train, cfg.trainer, device)
     indices = torch.arange(row.B, device=device)
     if row.launch == "graph":
         update = GraphedStep(update, indices, device)

@@ -1,11 +1,12 @@
 """``indrnn-bench``: how fast, and how near to the limits of the machine."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from indrnn.errors import UserError
+
+from . import announce, run
 
 DESCRIPTION = """\
 Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), and whole training steps
@@ -39,16 +40,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr for a bad request, with 1 if a backend is not exact."""
     options = parser().parse_args(arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"indrnn-bench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("indrnn-bench", lambda: _bench(options))
 
 
-def _run(options: argparse.Namespace) -> None:
+def _bench(options: argparse.Namespace) -> None:
+    announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
     from indrnn.bench.commands import bench_recurrence, bench_steps, check_device, write_exactness
 
     def say(line: str) -> None:

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from . import announce, run
 
 DESCRIPTION = """\
 Print what a report of a problem, or of a result, should state: versions, devices, CPU threads, which backends of the
@@ -30,12 +29,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr if the installation is damaged."""
     options = parser().parse_args(arguments)
-    try:
-        for name, value in _facts(options.data_root):
-            print(f"{name + ':':<20} {value}")
-    except UserError as error:
-        print(f"indrnn-info: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run("indrnn-info", lambda: _print_facts(options.data_root))
+
+
+def _print_facts(data_root: str) -> None:
+    announce("indrnn-info", "asking PyTorch and the backends")
+    for name, value in _facts(data_root):
+        print(f"{name + ':':<20} {value}")
 
 
 def _facts(data_root: str) -> list[tuple[str, str]]:
@@ -71,15 +71,17 @@ def _facts(data_root: str) -> list[tuple[str, str]]:
 
 
 def _backends(device: str) -> list[tuple[str, str]]:
-    from ..recurrence import available_backends
+    from ..recurrence import available_backends, resolve_backend
 
     reasons = available_backends(device).items()
-    return [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
+    facts = [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
+    # On a GPU this compiles and checks the kernels; what is wrong with them is a warning.
+    return [*facts, (f"auto on {device}", resolve_backend("auto", device))]
 
 
 def _mnist(root: str) -> str:
     """Whether the files are there; their checksums are checked when they are read."""
-    from ..data.mnist import SHA256
+    from ..data.download import SHA256
 
     folder = Path(root).expanduser() / "MNIST" / "raw"
     missing = [name for name in SHA256 if not any((folder / file).is_file() for file in (name, f"{name}.gz"))]

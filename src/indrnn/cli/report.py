@@ -1,11 +1,12 @@
 """``indrnn-report``: run folders -> tables, figures, and pictures of what a network has learnt."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from indrnn.errors import UserError
+
+from . import announce, run
 
 DESCRIPTION = """\
 Collect run folders into summary.csv, table.md and figures (PNG and SVG): validation accuracy against updates and
@@ -36,25 +37,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr for a folder that is missing, empty or unreadable."""
     options = parser().parse_args(arguments)
-    try:
-        if options.inspect:
-            _inspect(options)
-        else:
-            _report(options)
-    except UserError as error:
-        print(f"indrnn-report: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("indrnn-report", lambda: _inspect(options) if options.inspect else _report(options))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from indrnn.record import tensorboard_command, tensorboard_link
-    from indrnn.report.write import write_report
-
     if options.data_root:
         raise UserError("--data-root has no use without --inspect")
     folders = options.folder or [Path("outputs")]
+    announce("indrnn-report", f"reading the runs below {', '.join(map(str, folders))} and drawing")
+    from indrnn.record import tensorboard_command, tensorboard_link
+    from indrnn.report.write import write_report
+
     tables, paths = write_report(folders, options.out or Path("outputs/report"))
     print(tables)
     _list(paths)
@@ -64,10 +57,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from indrnn.report.inspection_figures import inspect_runs
-
     if options.folder:
         raise UserError(f"--inspect takes all folders after it; put {options.folder[0]} there")
+    announce("indrnn-report", "loading PyTorch, the data and the networks")
+    from indrnn.report.inspection_figures import inspect_runs
+
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
     print(text)
     _list(paths)

@@ -3,15 +3,19 @@
 import argparse
 import logging
 import os
+import re
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig
 
 from ..errors import UserError
+from . import announce, drop_output
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
@@ -45,21 +49,24 @@ def main() -> None:
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Without this Hydra turns every exception into lines of its own and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    terminate = signal.signal(signal.SIGTERM, _stop)
     try:
         _run()
         code = max(_command.failures, default=0)
     except BrokenPipeError:
-        # Whoever read the output has had enough; nor may the interpreter flush into the pipe as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 1
     except OSError as error:
         # Jobs report their own; what is left is the folder of a sweep.
         code = _say(f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder", 2)
     except Exception as error:
         code = _report(error)
-    except KeyboardInterrupt:
-        code = _say("interrupted before training began", 130)
+    except KeyboardInterrupt as stop:
+        # While it trains, a run sees to signals itself.
+        number = signal.Signals(*stop.args or (signal.SIGINT,))
+        code = _say(f"stopped by {number.name} while nothing was being trained; nothing is lost", 128 + number)
     finally:
+        signal.signal(signal.SIGTERM, terminate)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
     if code:
@@ -77,7 +84,12 @@ def _run() -> None:
 
     parser = get_args_parser()
     parser.error = _refuse_flag  # type: ignore[method-assign]
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    # Hydra's own parser takes flags before or after the overrides only, not between them.
+    words = sys.argv[1:]
+    for override in options.overrides:
+        words.remove(override)
+    sys.argv[1:] = [*words, *options.overrides]
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
@@ -92,6 +104,11 @@ def _run() -> None:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends what is not training as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 def _refuse_flag(message: str) -> NoReturn:
@@ -122,10 +139,14 @@ def _job(cfg: DictConfig) -> None:
     """One job, in this process or, with another launcher of Hydra, in one of its own."""
     from hydra.core.hydra_config import HydraConfig
 
+    if "torch" not in sys.modules:
+        announce(PROGRAM, "loading PyTorch")
     try:
         from indrnn.record import command_line, run_folder
         from indrnn.train import train
 
+        # The name is drawn from what Hydra knows of this job, which the next job replaces.
+        cfg.name = cfg.name
         logging.basicConfig(format="%(message)s")
         logging.getLogger("indrnn").setLevel(logging.INFO)
         settings = HydraConfig.get()
@@ -173,8 +194,9 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         return _say(str(error), error.exit_code)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _say("out of memory; lower trainer.batch_size or trainer.eval_batch_size", 1)
+    # PyTorch's own class is for devices alone; on a CPU it raises a RuntimeError.
+    if isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
+        return _say("out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _say(f"{error.filename}: {error.strerror}", 1)
     if not (_command is not None and _command.tracebacks):

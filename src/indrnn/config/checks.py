@@ -9,14 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data import task_spec
+from ..data import make_task
 from ..errors import UserError
-from .schema import MNIST5kConfig
+from .wording import type_problem
 
 # A folder name on every file system; the two also stand in TensorBoard's list of runs.
 _FOLDER_NAME = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
-_MNIST_TRAINING_IMAGES = 60_000
-_MNIST5K_IMAGES = 5_000
+# Where the schema has no maximum; beyond it int32 indices, and any patience, end.
+_LARGEST_INTEGER = 2**31 - 1
 
 
 def check(cfg: DictConfig) -> None:
@@ -54,7 +54,7 @@ def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any
         try:
             value = cfg[field.name]
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{key}={cfg._get_node(field.name)}: {type_problem(str(error))}") from error
         if isinstance(value, DictConfig):
             yield from settings(value, f"{key}.")
         elif isinstance(value, ListConfig):
@@ -72,12 +72,15 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
         return
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+        known = (str(each).lower() if isinstance(each, bool) else each for each in choices)
+        raise UserError(f"{key}={value}: choose one of {', '.join(known)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     low, above = limits.get("minimum"), limits.get("above")
     high, below = limits.get("maximum"), limits.get("below")
-    if not math.isfinite(value):
+    if isinstance(value, int):
+        high = _LARGEST_INTEGER if high is None else high
+    elif not math.isfinite(value):
         raise UserError(f"{key}={value}: it must be a finite number")
     inside = (
         (low is None or value >= low)
@@ -108,27 +111,30 @@ def _check_names(cfg: DictConfig) -> None:
             raise UserError(f"{key}='': it names a folder; give one, or . for this one")
 
 
-def training_samples(cfg: DictConfig) -> int | None:
-    """How many samples are left for training; None if they are generated without end."""
-    data = cfg.data
-    if data.name in ("mnist", "mnist_permuted"):
-        return _MNIST_TRAINING_IMAGES - int(data.validation_size)
-    if OmegaConf.get_type(data) is MNIST5kConfig:
-        return _MNIST5K_IMAGES - int(data.validation_size) - int(data.test_size)
-    return None
+def least_memory(cfg: DictConfig) -> int:
+    """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
+    evaluating, that of one layer and its input), and four numbers for each recurrent or square weight."""
+    model, trainer = cfg.model, cfg.trainer
+    size = int(model.hidden_size)
+    if "growth" in model:
+        bottleneck = model.bottleneck * model.growth
+        outputs = size + sum(model.block_layers) * (bottleneck + model.growth)
+        weights = sum(model.block_layers) * bottleneck * model.growth
+    else:
+        layers = model.num_layers if "num_layers" in model else 2 * model.num_blocks + 1
+        outputs = layers * size
+        inner = layers - 1
+        matrices = {"LSTMConfig": 4 * (layers + inner), "RNNConfig": layers + inner}
+        weights = matrices.get(getattr(OmegaConf.get_type(model), "__name__", ""), inner) * size**2
+    sequences = int(cfg.data.validation_size)
+    states = max(trainer.batch_size * outputs, 2 * min(trainer.eval_batch_size, sequences) * size)
+    return 4 * make_task(cfg.data).length * states + 16 * weights
 
 
 def _check_data(cfg: DictConfig) -> None:
-    data = cfg.data
-    task_spec(data)  # refuses an unknown permutation
-    count = training_samples(cfg)
+    count = make_task(cfg.data).training_samples
     if count is None:
         return
-    if count < 1:
-        raise UserError(
-            f"data.validation_size={data.validation_size} and data.test_size={data.test_size} take all of the "
-            f"{_MNIST5K_IMAGES:,} images; leave some for training"
-        )
     for key in ("trainer.batch_size", "trainer.bn_samples"):
         value = OmegaConf.select(cfg, key)
         if value > count:
@@ -136,12 +142,6 @@ def _check_data(cfg: DictConfig) -> None:
 
 
 def _check_training(cfg: DictConfig) -> None:
-    target = cfg.trainer.target_accuracy
-    if cfg.data.name == "adding" and target is not None:
-        raise UserError(
-            f"trainer.target_accuracy={target}: data=adding is a regression without accuracy; "
-            "set trainer.target_accuracy=null"
-        )
     if cfg.schedule.name == "plateau" and cfg.schedule.minimum_lr >= cfg.optimizer.lr:
         raise UserError(
             f"schedule.minimum_lr={cfg.schedule.minimum_lr}: the run would end at once; "
@@ -154,7 +154,7 @@ def _check_model(cfg: DictConfig) -> None:
     fixed = model.get("last_layer_fixed")
     if fixed is None or model.constraint == "none":
         return
-    length = task_spec(cfg.data).length
+    length = make_task(cfg.data).length
     bound = model.gamma ** (1 / length)
     if abs(fixed) > bound:
         raise UserError(

@@ -3,17 +3,19 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -25,8 +27,9 @@ from .schema import SCHEMAS, Config
 from .wording import one_line
 
 
-def register_schemas() -> None:
-    """Put the dataclasses where ``/schema/<group>/<name>`` finds them; safe to call again."""
+def register() -> None:
+    """Put the dataclasses where ``/schema/<group>/<name>`` finds them, and ``${run_name:}``; safe to call again."""
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config)
     for group, choices in SCHEMAS.items():
@@ -34,7 +37,19 @@ def register_schemas() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
 
 
-register_schemas()
+def run_name(*, _root_: DictConfig) -> str:
+    """A run is named after the files that its command chose, so that a variant of one has a name of its own: the
+    experiment, the model, or both; a primary file of the user's own comes first; with nothing chosen, the model."""
+    # Hydra takes its own node away from what a job gets, and keeps it apart.
+    hydra: Any = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
+    choices = hydra.runtime.choices
+    words = [hydra.job.config_name if hydra.job.config_name != "train" else None, choices.get("experiment")]
+    if not any(words) or any(word.startswith("model=") for word in hydra.overrides.task):
+        words.append(choices.model)
+    return "_".join(filter(None, words)).replace("/", "-")
+
+
+register()
 
 
 class Composer:
@@ -76,6 +91,9 @@ class Composer:
         with _in_one_line():
             ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         with flag_override(cfg, ["struct", "readonly"], False):
+            # What cannot be resolved is reported by `check`.
+            with suppress(OmegaConfBaseException):
+                cfg.name = cfg.name
             cfg.pop("hydra")
         return cfg
 
@@ -107,7 +125,7 @@ class Composer:
 def _in_one_line() -> Iterator[None]:
     try:
         yield
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, OverflowError) as error:
         raise UserError(one_line(error)) from error
 
 

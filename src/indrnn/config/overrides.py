@@ -12,6 +12,9 @@ from ..errors import UserError
 from .schema import SCHEMAS
 from .wording import suggest, unknown_key
 
+# Plugins of Hydra that the extra "sweep" installs.
+_SWEEP_PLUGINS = {("hydra/launcher", name) for name in ("joblib", "submitit_local", "submitit_slurm")}
+
 
 def parse_overrides(overrides: Sequence[str], loader: ConfigLoaderImpl, sweep: bool = False) -> list[Override]:
     """Parse ``key=value`` words; with ``sweep``, ``key=value,value`` is allowed.
@@ -87,6 +90,8 @@ def check_groups(overrides: Sequence[Override], loader: ConfigLoaderImpl) -> Non
         if str(choice) not in choices:
             written = "null" if choice is None else str(choice)
             hint = suggest(written, choices)
+            if (group, written) in _SWEEP_PLUGINS:
+                hint = "; it comes with pip install 'indrnn[sweep]'"
             raise UserError(f"{group}={written}: there is no such choice{hint}; choices: {', '.join(choices)}")
 
 
@@ -102,6 +107,9 @@ def check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
         key = override.key_or_group
         if key not in known and key.split("[")[0] not in known:
             raise UserError(unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
+        group, _, name = key.partition(".")
+        if name == "name" and group in SCHEMAS and override.value() != cfg[group].name:
+            raise UserError(f"{override.input_line}: a name goes with its file; write {group}={override.value()}")
         if override.is_delete():
             raise UserError(f"~{key}: a key cannot be taken away; give it another value")
         if override.is_add():

@@ -23,7 +23,7 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str | bool, ...] | None = None,
     affects_result: bool = True,
 ) -> Any:
     """Declare one key. ``minimum``/``maximum`` are allowed values, ``above``/``below`` are not; lists are checked
@@ -46,13 +46,17 @@ def setting(
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 # The largest seed that every generator takes (numpy's RandomState the least).
 MAX_SEED = 2**32 - 1
+# Far beyond any use, and where building a network would not end.
+MAX_LAYERS, MAX_WIDTH = 1000, 100_000
+# Generated for each evaluation; enough for any precision.
+MAX_SEQUENCES = 1_000_000
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 
 @dataclass
 class ModelConfig:
     name: str = setting(doc="which entry of indrnn.models.MODELS to build")
-    hidden_size: int = setting(128, "recurrent units a layer", minimum=1)
+    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
 
 
 @dataclass
@@ -91,22 +95,26 @@ class IndRNNBaseConfig(ModelConfig):
 @dataclass
 class IndRNNConfig(IndRNNBaseConfig):
     name: str = setting("indrnn", choices=("indrnn",))
-    num_layers: int = setting(6, "IndRNN layers", minimum=1)
+    num_layers: int = setting(6, "IndRNN layers", minimum=1, maximum=MAX_LAYERS)
 
 
 @dataclass
 class IndRNNResidualConfig(IndRNNBaseConfig):
     name: str = setting("indrnn_residual", choices=("indrnn_residual",))
-    num_blocks: int = setting(5, "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1)
+    num_blocks: int = setting(
+        5, "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1, maximum=MAX_LAYERS
+    )
 
 
 @dataclass
 class IndRNNDenseConfig(IndRNNBaseConfig):
     name: str = setting("indrnn_dense", choices=("indrnn_dense",))
-    hidden_size: int = setting(96, "features of the stem, before the first block", minimum=1)
-    block_layers: list[int] = setting([8, 6, 4], "dense layers in each block", minimum=1)
-    growth: int = setting(16, "features each dense layer adds", minimum=1)
-    bottleneck: int = setting(4, "width of a dense layer's first recurrence, in multiples of growth", minimum=1)
+    hidden_size: int = setting(96, "features of the stem, before the first block", minimum=1, maximum=MAX_WIDTH)
+    block_layers: list[int] = setting([8, 6, 4], "dense layers in each block", minimum=1, maximum=MAX_LAYERS)
+    growth: int = setting(16, "features each dense layer adds", minimum=1, maximum=MAX_WIDTH)
+    bottleneck: int = setting(
+        4, "width of a dense layer's first recurrence, in multiples of growth", minimum=1, maximum=MAX_LAYERS
+    )
     dropout: float = setting(
         0.1, "after the bottleneck and the transitions; shared by all time steps", minimum=0.0, below=1.0
     )
@@ -116,7 +124,7 @@ class IndRNNDenseConfig(IndRNNBaseConfig):
 @dataclass
 class LSTMConfig(ModelConfig):
     name: str = setting("lstm", choices=("lstm", "lstm_matched", "lstm_chrono"))
-    num_layers: int = setting(1, "LSTM layers", minimum=1)
+    num_layers: int = setting(1, "LSTM layers", minimum=1, maximum=MAX_LAYERS)
     weight_init: str = setting(
         "glorot",
         "glorot: Glorot uniform input weights and orthogonal recurrent ones; pytorch: U(-1/sqrt(H), 1/sqrt(H))",
@@ -134,7 +142,7 @@ class LSTMConfig(ModelConfig):
 @dataclass
 class RNNConfig(ModelConfig):
     name: str = setting("rnn", choices=("rnn",))
-    num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1)
+    num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1, maximum=MAX_LAYERS)
     nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
 
 
@@ -174,8 +182,8 @@ class AddingConfig(DataConfig):
 
     name: str = setting("adding", choices=("adding",))
     length: int = setting(100, "time steps", minimum=2, maximum=1_000_000)
-    validation_size: int = setting(1000, "sequences", minimum=1)
-    test_size: int = setting(10_000, "sequences", minimum=1)
+    validation_size: int = setting(1000, "sequences", minimum=1, maximum=MAX_SEQUENCES)
+    test_size: int = setting(10_000, "sequences", minimum=1, maximum=MAX_SEQUENCES)
     data_seed: int = setting(0, "of the generated numbers", minimum=0, maximum=MAX_SEED)
 
 
@@ -247,10 +255,15 @@ class TrainerConfig:
     clip_norm: float | None = setting(5.0, "largest global gradient norm; null: no limit", above=0.0)
     clip_value: float | None = setting(None, "largest gradient value; null: no limit", above=0.0)
     target_accuracy: float | None = setting(
-        0.99, "stop once validation accuracy exceeds it; null: never", minimum=0.0, maximum=1.0
+        0.99, "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
     )
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
-    cuda_graph: bool = setting(True, "on CUDA, run the whole training step as one graph", affects_result=False)
+    cuda_graph: Any = setting(
+        "auto",
+        "on CUDA, run the whole training step as one graph: auto where it can be captured, true: or fail",
+        choices=("auto", True, False),
+        affects_result=False,
+    )
 
 
 @dataclass
@@ -260,7 +273,10 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: str = setting("${model.name}", "of the run folder: the model, or the experiment")
+    # Without the files, no choice of a file is known.
+    name: str = setting(
+        "${model.name}", "of the run folder: the experiment and the model, as far as the command chooses them"
+    )
     tag: str | None = setting(None, "appended to the name, to keep variants apart")
     seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))

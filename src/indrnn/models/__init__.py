@@ -9,7 +9,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 from torch import nn
 
-from indrnn.data import TaskSpec, task_spec
+from indrnn.data import Task, make_task
 from indrnn.errors import UserError
 
 from .baselines import LSTMClassifier, RNNClassifier
@@ -22,7 +22,7 @@ __all__ = [
     "PlainIndRNN",
     "RNNClassifier",
     "ResidualIndRNN",
-    "TaskSpec",
+    "Task",
     "build_model",
 ]
 
@@ -49,4 +49,4 @@ def build_model(cfg: DictConfig) -> nn.Module:
     name = cfg.model.name
     if name not in MODELS:
         raise UserError(f"model.name={name} does not exist; the choices are {', '.join(MODELS)}")
-    return MODELS[name](cfg.model, task_spec(cfg.data))
+    return MODELS[name](cfg.model, make_task(cfg.data))

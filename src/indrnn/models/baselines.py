@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from indrnn.config.schema import LSTMConfig, RNNConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 
 from .indrnn import classifier
 
@@ -28,7 +28,7 @@ class LSTMClassifier(nn.Module):
     On MNIST 68,362 parameters with 128 units, 86,122 with 144 (``lstm_matched``).
     """
 
-    def __init__(self, model: LSTMConfig, task: TaskSpec) -> None:
+    def __init__(self, model: LSTMConfig, task: Task) -> None:
         super().__init__()
         self.lstm = nn.LSTM(
             task.input_size,
@@ -74,7 +74,7 @@ class RNNClassifier(nn.Module):
     all. With tanh the recurrent matrix is orthogonal and the input weights are Glorot uniform.
     """
 
-    def __init__(self, model: RNNConfig, task: TaskSpec) -> None:
+    def __init__(self, model: RNNConfig, task: Task) -> None:
         super().__init__()
         self.rnn = nn.RNN(
             task.input_size, model.hidden_size, model.num_layers, nonlinearity=model.nonlinearity, batch_first=True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNBaseConfig, IndRNNConfig, IndRNNDenseConfig, IndRNNResidualConfig
-from indrnn.data import TaskSpec
+from indrnn.data import Task
 from indrnn.layers import (
     AffineSequence,
     IndRNN,
@@ -29,7 +29,7 @@ REGRESSION_BIAS = 0.1
 
 def recurrent_layer(
     model: IndRNNBaseConfig,
-    task: TaskSpec,
+    task: Task,
     input_size: int | None,
     hidden_size: int,
     *,
@@ -52,7 +52,7 @@ def recurrent_layer(
     )
 
 
-def _settings(model: IndRNNBaseConfig, task: TaskSpec) -> dict[str, Any]:
+def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
     """What all recurrences of a network share."""
     return {
         "nonlinearity": model.nonlinearity,
@@ -65,7 +65,7 @@ def _settings(model: IndRNNBaseConfig, task: TaskSpec) -> dict[str, Any]:
     }
 
 
-def _last_layer(model: IndRNNBaseConfig, task: TaskSpec) -> str | Callable[[Tensor], Tensor]:
+def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor], Tensor]:
     """Initial u of the last layer: one value, or U[gamma^(-1/T), gamma^(1/T)], so that it remembers the whole sequence
     from the start (Li et al. 2018, section 5), or as in the lower layers."""
     fixed = model.last_layer_fixed
@@ -87,7 +87,7 @@ def inner_linear(model: IndRNNBaseConfig, input_size: int, output_size: int) -> 
     return linear
 
 
-def classifier(input_size: int, task: TaskSpec, *, kaiming: bool = False) -> nn.Linear:
+def classifier(input_size: int, task: Task, *, kaiming: bool = False) -> nn.Linear:
     """The output layer: Glorot uniform (the tutorial) or Kaiming normal (the authors' release). Its bias is 0, or 0.1
     for a regression (the port's adding problem)."""
     head = nn.Linear(input_size, task.output_size)
@@ -107,7 +107,7 @@ class PlainIndRNN(IndRNN):
     layers, 187,786 with 12.
     """
 
-    def __init__(self, model: IndRNNConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNConfig, task: Task) -> None:
         super().__init__(
             task.input_size,
             model.hidden_size,
@@ -130,7 +130,7 @@ class PlainIndRNN(IndRNN):
 class ResidualBlock(nn.Module):
     """x + [recurrence, norm, dropout, Linear, recurrence, norm, dropout, Linear](x), all (B, T, H)."""
 
-    def __init__(self, model: IndRNNResidualConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNResidualConfig, task: Task) -> None:
         super().__init__()
         size = model.hidden_size
         self.first = recurrent_layer(model, task, None, size)
@@ -152,7 +152,7 @@ class ResidualIndRNN(nn.Module):
     On MNIST with 128 units, 5 blocks and batch norm: 170,890 parameters, eleven recurrences.
     """
 
-    def __init__(self, model: IndRNNResidualConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNResidualConfig, task: Task) -> None:
         super().__init__()
         size = model.hidden_size
         self.stem = inner_linear(model, task.input_size, size)
@@ -169,7 +169,7 @@ class ResidualIndRNN(nn.Module):
 class DenseLayer(nn.Module):
     """[Linear, recurrence, norm, dropout] to the bottleneck and again to ``growth`` features, beside the input."""
 
-    def __init__(self, model: IndRNNDenseConfig, task: TaskSpec, input_size: int) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task, input_size: int) -> None:
         super().__init__()
         width = model.bottleneck * model.growth
         self.bottleneck = recurrent_layer(model, task, input_size, width)
@@ -184,9 +184,7 @@ class DenseLayer(nn.Module):
 class DenseBlock(nn.Module):
     """Dense layers and a transition [Linear, recurrence, norm, dropout] to half the width they end with."""
 
-    def __init__(
-        self, model: IndRNNDenseConfig, task: TaskSpec, input_size: int, num_layers: int, *, last: bool
-    ) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task, input_size: int, num_layers: int, *, last: bool) -> None:
         super().__init__()
         widths = [input_size + layer * model.growth for layer in range(num_layers + 1)]
         self.layers = nn.Sequential(*(DenseLayer(model, task, width) for width in widths[:-1]))
@@ -206,7 +204,7 @@ class DenseIndRNN(nn.Module):
     On MNIST with a stem of 96, blocks of (8, 6, 4) layers, growth 16 and batch norm: 256,514 parameters.
     """
 
-    def __init__(self, model: IndRNNDenseConfig, task: TaskSpec) -> None:
+    def __init__(self, model: IndRNNDenseConfig, task: Task) -> None:
         super().__init__()
         width = model.hidden_size
         self.stem = recurrent_layer(model, task, task.input_size, width, dropout=model.dropout_features)

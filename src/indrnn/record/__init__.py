@@ -1,6 +1,6 @@
 """What a run leaves behind: its folder, metrics, TensorBoard events, environment and result; and reading them again."""
 
-from .environment import command_line, environment, git
+from .environment import command_line, environment, git, running_code
 from .files import replacing
 from .folder import RunFolder, open_run, run_folder
 from .metrics import MetricsWriter, read_metrics
@@ -24,6 +24,7 @@ __all__ = [
     "read_runs",
     "replacing",
     "run_folder",
+    "running_code",
     "tensorboard_command",
     "tensorboard_link",
     "wilson_interval",

@@ -9,6 +9,8 @@ from ..config.checks import result_keys, settings
 from ..config.schema import SCHEMAS, Config
 
 ABSENT = "(absent)"
+# Their rate at every step depends on max_steps, so a run with a larger one is another run from its first step.
+SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 
 
 class Difference(NamedTuple):
@@ -53,6 +55,32 @@ def differences(old: dict[str, Any], cfg: DictConfig) -> list[Difference]:
     pairs = [Difference(key, before.get(key, defaults[key]), new) for key, new in after.items()]
     pairs += [Difference(key, before[key], ABSENT) for key in before if key in gone]
     return [pair for pair in pairs if pair.old != pair.new]
+
+
+def continues(differ: list[Difference], cfg: DictConfig) -> bool:
+    """Whether a larger max_steps is all that differs, so that ``cfg`` is the same run going on for longer."""
+    return (
+        [each.key for each in differ] == ["trainer.max_steps"]
+        and isinstance(differ[0].old, int)
+        and differ[0].new > differ[0].old
+        and cfg.schedule.name not in SCHEDULES_OF_MAX_STEPS
+    )
+
+
+def fingerprint(cfg: DictConfig, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this one: the keys that affect its result (the seed among them) and the hashes of its data."""
+    return {"config": result_keys(cfg), "data": flatten(provenance)}
+
+
+def strange(stored: dict[str, Any], cfg: DictConfig, provenance: dict[str, Any]) -> list[Difference]:
+    """Where a stored `fingerprint` is that of another run. What only one of the two knows of the data is left out."""
+    differ = differences(stored["config"], cfg)
+    data = flatten(provenance)
+    return ([] if continues(differ, cfg) else differ) + [
+        Difference(f"data.{key}", old, data[key])
+        for key, old in stored["data"].items()
+        if key in data and data[key] != old
+    ]
 
 
 def _is_neutral(field: dataclasses.Field) -> bool:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ def environment(device: "torch.device | str") -> dict[str, Any]:
 
     versions = {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
         "cuda": torch.version.cuda,
         "numba": _version("numba"),
         "triton": _version("triton"),
@@ -63,12 +64,19 @@ def git(package: Path | None = None) -> dict[str, Any]:
     return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 
+@cache
+def running_code() -> dict[str, Any]:
+    """`git` as it was when this process first asked, at its first run: a later commit is not the code that runs."""
+    return git()
+
+
 def command_line(argv: Sequence[str] | None = None) -> str:
     """The command as typed, with the program's base name in place of its path."""
     program, *arguments = sys.argv if argv is None else argv
     return shlex.join([Path(program).name, *arguments])
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -83,6 +91,7 @@ def _git(root: Path, *arguments: str) -> str | None:
         answer = subprocess.run(
             ["git", "-C", str(root), "--no-optional-locks", *arguments],
             capture_output=True, text=True, errors="replace", timeout=10, env=variables, check=False,
+            start_new_session=True,  # Ctrl-C is for us, not for git
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

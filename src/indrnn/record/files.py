@@ -21,6 +21,7 @@ _REMEDY = {
     errno.ENOENT: "choose another folder with output_root=",
     errno.EFBIG: "raise the limit on the size of a file, then give the same command again",
     errno.EEXIST: "a file stands where a folder is needed; choose another folder with output_root=",
+    errno.ELOOP: "a symbolic link stands where a file of the run is needed; remove it",
     errno.ENAMETOOLONG: "choose a shorter name=, tag= or output_root=",
 }
 

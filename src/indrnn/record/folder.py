@@ -13,31 +13,34 @@ Keys that cannot change the result are not compared (`indrnn.record.compare`). N
 before `RunFolder.begin`, so a command that then fails (data missing, no such device) has destroyed nothing.
 """
 
+import errno
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data.spec import task_folder
+from ..data import make_task
 from ..errors import UserError
-from .compare import Difference, differences
+from .compare import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences
 from .files import TEMPORARY, one_line, sync_folder, write_atomically
-from .lock import FolderLock
 from .tensorboard import EVENTS
+
+log = logging.getLogger(__name__)
 
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+LOCK = ".lock"
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
 
 _SAFE = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
-# Their rate at every step depends on max_steps, so a run with a larger one is another run from its first step.
-_SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 _SHOWN = 4
 
 
@@ -51,7 +54,7 @@ def run_folder(cfg: DictConfig) -> Path:
                 "and, but not first, a dot"
             )
     name = str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
-    return Path(str(cfg.output_root)).expanduser() / task_folder(cfg.data) / name / f"seed{cfg.seed}"
+    return Path(str(cfg.output_root)).expanduser() / make_task(cfg.data).folder / name / f"seed{cfg.seed}"
 
 
 class RunFolder:
@@ -67,7 +70,7 @@ class RunFolder:
         cfg: DictConfig,
         overrides: Sequence[str],
         command: str,
-        lock: FolderLock | None = None,
+        lock: FileLock | None = None,
     ) -> None:
         self.path = path
         self.state = state
@@ -133,7 +136,7 @@ def open_run(cfg: DictConfig, overrides: Sequence[str], command: str) -> RunFold
         if _state(path, cfg) == "finished":
             return RunFolder(path, "finished", cfg, overrides, command)
         path.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(path)
+        lock = _locked(path)
         try:
             # Asked again, now that nobody else can change the answer.
             run = RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
@@ -147,6 +150,29 @@ def open_run(cfg: DictConfig, overrides: Sequence[str], command: str) -> RunFold
             lock.release()
             raise
         return run
+
+
+def _locked(folder: Path) -> FileLock:
+    """Holds ``folder`` for this process until released, forgotten, or the process ends however it may.
+
+    The file stays: to delete it would let a process that is just opening it hold a lock on a file without a name.
+    """
+    # Any thread may release it.
+    lock = FileLock(folder / LOCK, thread_local=False)
+    with one_line("lock", folder / LOCK, UserError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"run folder {folder} is in use by another process; wait for it to end, or keep this run apart with "
+                "tag=<word>"
+            ) from None
+        except OSError as failure:
+            # What file systems without locks answer (some network mounts).
+            if failure.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            log.warning("%s: nothing keeps a second process out, for this file system has no locks", folder)
+    return lock
 
 
 def written_files(path: Path) -> list[Path]:
@@ -193,7 +219,7 @@ def _state(path: Path, cfg: DictConfig) -> str:
     if not _was_trained(path):
         return "fresh"  # stopped before it had trained at all: nothing to go on from, nothing to lose
     differ = differences(old, cfg)
-    if differ and not _continues(differ, cfg):
+    if differ and not continues(differ, cfg):
         raise UserError(_refusal(path, differ, cfg))
     if RESULT in present and not differ:
         return "finished"
@@ -219,23 +245,12 @@ def _was_trained(path: Path) -> bool:
     return rows > 0 or any((path / name).exists() for name in (RESULT, CHECKPOINT, BEST))
 
 
-def _continues(differ: list[Difference], cfg: DictConfig) -> bool:
-    only = differ[0]
-    return (
-        len(differ) == 1
-        and only.key == "trainer.max_steps"
-        and isinstance(only.old, int)
-        and only.new > only.old
-        and cfg.schedule.name not in _SCHEDULES_OF_MAX_STEPS
-    )
-
-
 def _refusal(path: Path, differ: list[Difference], cfg: DictConfig) -> str:
     shown = ", ".join(map(str, differ[:_SHOWN]))
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
     why = (
         f" (the whole course of a {cfg.schedule.name} schedule depends on max_steps)"
-        if [key for key, *_ in differ] == ["trainer.max_steps"] and cfg.schedule.name in _SCHEDULES_OF_MAX_STEPS
+        if [key for key, *_ in differ] == ["trainer.max_steps"] and cfg.schedule.name in SCHEDULES_OF_MAX_STEPS
         else ""
     )
     return (

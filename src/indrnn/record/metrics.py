@@ -111,11 +111,11 @@ def _is_row(row: list[str]) -> bool:
         return False
     try:
         int(row[0])
-        for cell in (*row[1:3], *filter(None, row[4:])):
+        for cell in filter(None, row[4:]):
             float(cell)
+        return all(map(math.isfinite, map(float, row[1:3])))
     except ValueError:
         return False
-    return True
 
 
 def _lines(rows: list[list[str]]) -> str:

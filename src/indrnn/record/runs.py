@@ -27,8 +27,8 @@ class Run:
     """Columns of metrics.csv, (rows,) each; NaN where a cell is empty."""
 
     def curve(self, split: str, y: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Columns ``x`` and ``y`` of the rows of ``split`` that have a ``y``: two arrays (points,)."""
-        chosen = (self.metrics["split"] == split) & ~np.isnan(self.metrics[y])
+        """Columns ``x`` and ``y`` of the rows of ``split`` whose ``y`` is a number: two arrays (points,)."""
+        chosen = (self.metrics["split"] == split) & np.isfinite(self.metrics[y])
         return self.metrics[x][chosen], self.metrics[y][chosen]
 
 

@@ -25,6 +25,9 @@ BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 _PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("numba", "reference"), "cuda": ("triton", "scan", "reference")}
 _WITHOUT_KERNEL = ("scan", "reference")
 _MODULES = {"reference": ".reference", "scan": ".scan", "numba": ".numba_cpu", "triton": ".triton_gpu"}
+# Largest error allowed between two backends, as a share of the largest value of the quantity. Float32: a scan in tree
+# order, whose factors u^length are rounded before they are used, has about 2e-4 after 784 steps at the bound on u.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 class Backend(Protocol):
@@ -131,14 +134,76 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: 
     return None
 
 
+@cache
+def _fault(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
+    """Why the kernels of `name` are not to be trusted on `device`, or None: once a process they are compiled and held,
+    forward and backward, against a backend that has none."""
+    other = next(each for each in _WITHOUT_KERNEL if _refusal(each, device, dtype, nonlinearity) is None)
+    try:
+        wrong = _disagreement(name, other, device, dtype, nonlinearity)
+    except Exception as failure:  # a compiler, a driver, a launch: each raises what it likes
+        wrong = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    if wrong is None:
+        return None
+    return (
+        f"its self-check in {dtype} with {nonlinearity} failed ({wrong}); please report it, with indrnn-info's output"
+    )
+
+
+def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
+    """In which quantity two backends differ, and by how much; None if they agree."""
+    generator, state = torch.Generator().manual_seed(0), state_dtype(dtype)
+    backends = load_backend(name), load_backend(other)
+    # The kernels that the default network needs, and the other options at a size that fills no tile.
+    for B, T, H, default in ((2, 784, 128, True), (3, 37, 5, False)):
+        x, grad_h = torch.randn(2, B, T, H, generator=generator).to(device, dtype)
+        h0, grad_last = torch.randn(2, B, H, generator=generator).to(device, dtype)
+        bias, offset, slope = torch.randn(3, H, generator=generator).to(device, state)
+        u = (2 * torch.rand(H, generator=generator) - 1).to(device, state)
+        start, bias = (None, bias) if default else (h0, None)
+        last, offset, slope = (None, offset, slope) if default else (grad_last, None, None)
+        outputs = [each.forward(x, u, start, bias, nonlinearity, default) for each in backends]
+        # From one output, for a rounding that moves a state across relu's kink is no error of the gradient.
+        h = outputs[1][0]
+        gradients = [each.backward(grad_h, last, offset, slope, h, u, start, nonlinearity) for each in backends]
+        found, wanted = ((*out, *grads) for out, grads in zip(outputs, gradients, strict=True))
+        quantities = ("h", "mean", "variance", "dx", "du", "dh0", "dbias")
+        for quantity, one, right in zip(quantities, found, wanted, strict=True):
+            if one is None or right is None:
+                continue
+            error = ((one - right).abs().max() / right.abs().max()).item()
+            if not error <= TOLERANCE[dtype]:  # so that a NaN fails
+                return f"{quantity} is off by {error:.1e} of its largest value"
+    return None
+
+
+def auto_backend(
+    device: torch.device, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
+) -> tuple[str, dict[str, str]]:
+    """What ``auto`` takes, and why not each backend that it would rather have taken.
+
+    Triton's kernels are compiled where they run, perhaps for a GPU that nobody has tried them on, so they are checked
+    before they are first used; not while a CUDA graph is captured, for the check waits for the device.
+    """
+    refusals: dict[str, str] = {}
+    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, for want of another
+        reason = _refusal(name, device, dtype, nonlinearity)
+        if reason is None and name == "triton" and not torch.cuda.is_current_stream_capturing():
+            reason = _fault(name, device, dtype, nonlinearity)
+        if reason is None:
+            break
+        refusals[name] = reason
+    return name, refusals
+
+
 def resolve_backend(
     backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
 ) -> str:
     """The name of the backend that will compute the recurrence.
 
     ``auto`` takes numba on the CPU and triton on CUDA. What they cannot compute, reference does on the CPU; elsewhere,
-    also where there is no kernel at all, scan does, or reference what scan cannot. On CUDA that is slow, and a warning
-    says so once.
+    also where there is no kernel at all, scan does, or reference what scan cannot. On CUDA, where triton also has to
+    pass a check of itself, that is slow, and a warning says so once.
 
     Raises:
         UserError: the name or the nonlinearity is unknown, or the backend asked for cannot compute this.
@@ -156,12 +221,7 @@ def resolve_backend(
                 f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}"
             )
         return backend
-    refusals: dict[str, str] = {}
-    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, for want of another
-        reason = _refusal(name, device, dtype, nonlinearity)
-        if reason is None:
-            break
-        refusals[name] = reason
+    name, refusals = auto_backend(device, dtype, nonlinearity)
     if "triton" in refusals:
         _warn_once(
             f"backend=auto takes {name} on {device}, which is slow, because triton cannot be used: {refusals['triton']}"

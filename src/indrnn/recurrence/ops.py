@@ -7,6 +7,10 @@ The private variant `recurrence_with_statistics` also returns the mean and the b
 time. Their gradients enter step t of the backward as an affine function of h_t: with n = B·T,
 
     ∂L/∂h_t += dmean / n + 2 dvariance ⊙ (h_t − mean) / n = offset + slope ⊙ h_t.
+
+Two ways lead into each operator. torch.compile and torch.export see the operator with its registered formula. Eager
+calls go through a `torch.autograd.Function` around it: torch.func (grad, vjp, vmap, jacrev) does not enter a registered
+formula, and forward mode passes it by without a derivative, where a Function can refuse.
 """
 
 from typing import Any
@@ -30,12 +34,13 @@ def indrnn_recurrence(
         backend: reference, scan, numba, triton, or auto (see `resolve_backend`).
 
     Returns:
-        h (B, T, H), laid out like x, and h_last (B, H), a copy of its last step. Differentiable once in x, u and h0;
-        a loss that reads only h_last never materialises a gradient of h.
+        h (B, T, H), laid out like x, and h_last (B, H), a copy of its last step. Differentiable once in x, u and h0,
+        in reverse mode, also by torch.func; a loss that reads only h_last never materialises a gradient of h.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit together.
         UserError: an unknown or unavailable backend or nonlinearity.
+        RuntimeError: a second or a forward-mode derivative is asked for.
     """
     h, last, _, _ = recurrence(x, u, h0, nonlinearity=nonlinearity, backend=backend)
     return h, last
@@ -56,20 +61,22 @@ def recurrence(
 
     Returns h, h_last, and with `statistics` the mean and the biased variance (H,) of h over batch and time, in the
     dtype of the running state; without, two empty tensors. With `reverse` time runs from the last step to the first:
-    h0 is the state after step T, and h_last that at step 1. No sequences (B = 0) are allowed, as in torch.nn.RNN.
+    h0 is the state after step T, and h_last that at step 1. B may be 0, as in torch.nn.RNN.
     """
     _check(x, u, h0, bias)
     state = state_dtype(x.dtype)
     u = u.to(state)
     bias = None if bias is None else bias.to(state)
-    return _recurrence(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
+    operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
+    h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
+    return h, last, mean, variance
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
     if x.dim() != 3:
         raise ValueError(f"x must be (B, T, H), got shape {tuple(x.shape)}")
     B, T, H = x.shape
-    if T < 1 or H < 1:
+    if T < 1 or H < 1:  # min(…) would bind a length that torch.export leaves open
         raise ValueError(f"x must have at least one time step and unit, got shape {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise ValueError(f"x must be floating point, got {x.dtype}")
@@ -162,14 +169,55 @@ def _autograd(
         n = h.shape[0] * h.shape[1]
         slope = torch.zeros_like(mean) if grad_variance is None else grad_variance * (2 / n)
         offset = -slope * mean if grad_mean is None else grad_mean / n - slope * mean
-    dx, du, dh0, dbias = _recurrence_backward(
+    operator = _recurrence_backward if torch.compiler.is_compiling() else _recurrence_backward_eager
+    dx, du, dh0, dbias = operator(
         grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse
     )
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
     return dx, du.sum(0), None if h0 is None else dh0.to(h0.dtype), bias_gradient, None, None, None, None
 
 
-_recurrence.register_autograd(_autograd, setup_context=_setup_context)
+def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> None:
+    raise RuntimeError(
+        "indrnn_recurrence has no forward-mode derivative (jvp, jacfwd, linearize, hessian); "
+        "use reverse mode: backward(), or torch.func.grad, vjp or jacrev"
+    )
+
+
+def _fold_units(operator: Any, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+    """The rule of vmap. Units do not see each other, so N examples of (…, H) are one of (…, N·H)."""
+    N = info.batch_size
+
+    def fold(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.expand(N, *value.shape) if dim is None else value.movedim(dim, 0)
+        return value.movedim(0, -2).flatten(-2)
+
+    outputs = operator(*map(fold, arguments, in_dims))
+    return tuple(out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in outputs), (0,) * len(outputs)
+
+
+def _eager(operator: Any, setup_context: Any, backward: Any) -> Any:
+    """Give the operator its derivative, and return it as eager code calls it (see the top of this file)."""
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        return _fold_units(apply, info, in_dims, *arguments)
+
+    operator.register_autograd(backward, setup_context=setup_context)
+    parts = {
+        "forward": lambda *arguments: operator(*arguments),
+        "setup_context": setup_context,
+        "backward": backward,
+        "jvp": _no_forward_mode,
+        "vmap": vmap,
+    }
+    members = {name: staticmethod(part) for name, part in parts.items()}
+    apply: Any = getattr(type("IndRNNRecurrence", (torch.autograd.Function,), members), "apply")  # noqa: B009
+    return apply
+
+
+_recurrence_eager = _eager(_recurrence, _setup_context, _autograd)
 
 
 @torch.library.custom_op("indrnn::recurrence_backward", mutates_args=())
@@ -222,4 +270,6 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor |
     raise RuntimeError("indrnn_recurrence can be differentiated once, not twice; call it without create_graph")
 
 
-_recurrence_backward.register_autograd(_no_second_derivative)
+_recurrence_backward_eager = _eager(
+    _recurrence_backward, lambda ctx, inputs, output: ctx.set_materialize_grads(False), _no_second_derivative
+)

@@ -1,17 +1,30 @@
 """Finds run folders and groups them: one group a task and name, its entries the seeds."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from indrnn.data.spec import task_folder, task_spec
+from indrnn.data import Task, make_task
 from indrnn.errors import UserError
 from indrnn.record import Result, Run, read_runs
 from indrnn.record.compare import flatten, neutral_keys
+from indrnn.record.folder import CONFIG, METRICS
+
+log = logging.getLogger(__name__)
+
+# What the report reads of a configuration.
+_TEXT, _WHOLE, _OPTIONAL = (str,), (int,), (str, type(None))
+_KEYS: dict[str, tuple[type, ...]] = {
+    "name": _TEXT, "seed": _WHOLE, "tag": _OPTIONAL, "model.name": _TEXT, "data.name": _TEXT,
+    "trainer.batch_size": _WHOLE, "trainer.precision": _TEXT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,14 +35,11 @@ class Entry:
     name: str
     seed: int
     run: Run
+    config: DictConfig
 
     @property
     def path(self) -> Path:
         return self.run.path
-
-    @cached_property
-    def config(self) -> DictConfig:
-        return OmegaConf.create(self.run.config)
 
     @property
     def result(self) -> Result | None:
@@ -80,9 +90,9 @@ class Group:
         """The runs that figures average: the finished ones, or all where none is finished."""
         return self.finished or list(self.entries)
 
-    @property
-    def data(self) -> DictConfig:
-        return self.entries[0].config.data
+    @cached_property
+    def about(self) -> Task:
+        return make_task(self.entries[0].config.data)
 
     @property
     def model(self) -> str:
@@ -90,7 +100,7 @@ class Group:
 
     @property
     def measures_accuracy(self) -> bool:
-        return task_spec(self.data).loss == "cross_entropy"
+        return self.about.measures_accuracy
 
     @property
     def mean_test_accuracy(self) -> float:
@@ -102,7 +112,7 @@ class Group:
 
     @property
     def test_size(self) -> int:
-        return self.data.get("test_size", 10_000)
+        return self.about.test_samples or 0
 
     @property
     def order(self) -> tuple[float, str]:
@@ -120,21 +130,24 @@ class Group:
 
     @property
     def title(self) -> str:
-        return task_title(self.data)
+        return self.about.title
 
 
-def task_title(data: DictConfig) -> str:
-    """The task in words, as headings and figures name it."""
-    if data.name == "adding":
-        return f"Adding problem, T = {data.length:,}"
-    order = f", pixels permuted ({data.permutation})" if data.permutation else ""
-    if data.name == "mnist5k":
-        return f"mnist5k: 5,000-image subset of MNIST, pixel by pixel{order}"
-    return f"Sequential MNIST, 784 steps{order}"
+def mean_answer_level(groups: Iterable[Group], part: str) -> tuple[list[float], str]:
+    """The mean squared errors that always answering the mean has on a part ("train", "validation" or "test") of the
+    groups' regressions, each once, in ascending order; and in words for a legend. Empty if no task knows it."""
+    errors = (group.about.mean_answer_error for group in groups)
+    levels = sorted({error(part) for error in errors if error is not None})
+    if not levels:
+        return [], ""
+    low, high = f"{levels[0]:.3f}", f"{levels[-1]:.3f}"
+    return levels, f"always answering the mean: {low if low == high else f'{low} to {high}'}"
 
 
 def collect(folders: Iterable[Path]) -> list[Group]:
     """All runs below ``folders``, grouped by task and name, in alphabetical order (lengths of one task by number).
+
+    A run that cannot be used is left out with a logged warning that names it.
 
     Raises:
         UserError: a folder is missing, cannot be read or holds no run; or two folders hold the same task, name and
@@ -144,7 +157,11 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     looked_in = list(folders)
     for folder in looked_in:
         for run in read_runs(folder):
-            entry = as_entry(run)
+            try:
+                entry = as_entry(run)
+            except UserError as failure:
+                log.warning("left out: %s", failure)
+                continue
             key = (entry.task, entry.name, entry.seed)
             known = entries.setdefault(key, entry)
             if known.path.resolve() != entry.path.resolve():
@@ -157,14 +174,32 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     for task, name, seed in sorted(entries):
         groups.setdefault((task, name), []).append(entries[task, name, seed])
     made = [Group(task, name, tuple(runs)) for (task, name), runs in groups.items()]
-    return sorted(made, key=lambda group: (group.data.name, group.data.get("length", 0), group.task, group.name))
+    return sorted(
+        made, key=lambda group: (group.about.series or group.about.name, group.about.length, group.task, group.name)
+    )
 
 
 def as_entry(run: Run) -> Entry:
-    """The run under its task, name (with tag) and seed."""
-    config = OmegaConf.create(run.config)
-    name = str(config.name) if config.get("tag") is None else f"{config.name}-{config.tag}"
-    return Entry(task_folder(config.data), name, int(config.seed), run)
+    """The run under its task, name (with tag) and seed.
+
+    Raises:
+        UserError: its configuration lacks what the report reads, or nothing in its metrics is a number.
+    """
+    flat = flatten(run.config)
+    for key, kinds in _KEYS.items():
+        value = flat.get(key)
+        if type(value) not in kinds or "${" in str(value):
+            found = f"cannot be {str(value)[:40]!r}" if key in flat else "is missing"
+            raise UserError(f"{run.path / CONFIG}: {key} {found}")
+    if len(run.metrics["step"]) and not np.isfinite(run.metrics["loss"]).any():
+        raise UserError(f"{run.path / METRICS}: none of its losses is a number")
+    try:
+        config = OmegaConf.create(run.config)
+        task = make_task(config.data)
+    except (UserError, OmegaConfBaseException, ValueError, TypeError) as failure:
+        raise UserError(f"{run.path / CONFIG}: {' '.join(str(failure).split())[:120]}") from None
+    name = flat["name"] if flat.get("tag") is None else f"{flat['name']}-{flat['tag']}"
+    return Entry(task.folder, name, flat["seed"], run, config)
 
 
 def differing_keys(entries: Sequence[Entry]) -> list[str]:

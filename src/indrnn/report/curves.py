@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .collect import Entry, Group
+from .collect import Entry, Group, mean_answer_level
 from .style import BASELINE, Look, figure, legend_below, looks_by_model, save, short_number
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # What is reached without having learnt anything.
-ADDING_LEVEL = (1 / 6, "always answering 1: 0.167")
-CHANCE_LEVEL = (10.0, "chance: 10 %")
-CHANCE_ERROR_LEVEL = (90.0, "chance: 90 %")
-GUESSING_LEVEL = (float(np.log(10)), "guessing: ln 10 = 2.30")
+CHANCE_LEVEL = ([10.0], "chance: 10 %")
+CHANCE_ERROR_LEVEL = ([90.0], "chance: 90 %")
+GUESSING_LEVEL = ([float(np.log(10))], "guessing: ln 10 = 2.30")
 # Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.
 LOG_RATIO = 8
 
@@ -78,13 +78,11 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
         return []
     look = looks_by_model({group.name: group.model for group in drawn})
     if not drawn[0].measures_accuracy:
-        draw = [
-            _against_both(
-                drawn, look, "val", "loss", "Validation mean squared error, log scale", folder / "error", _adding_axis
-            ),
-            _against_steps(drawn, look, folder / "loss", "Training error (mse)", ADDING_LEVEL),
-        ]
-        return [path for paths in draw for path in paths]
+        level = mean_answer_level(drawn, "validation")
+        label = "Validation mean squared error, log scale"
+        paths = _against_both(drawn, look, "val", "loss", label, folder / "error", partial(_adding_axis, level))
+        level = mean_answer_level(drawn, "train")
+        return paths + _against_steps(drawn, look, folder / "loss", "Training error (mse)", level)
     paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", _percent_axis)
     best = max((entry.best_validation_accuracy or 0.0 for group in drawn for entry in group.entries), default=0.0)
     if best > 0.9:
@@ -100,7 +98,7 @@ def _against_both(
     value: str,
     label: str,
     target: Path,
-    prepare: Callable[[Axes], tuple[Callable[[np.ndarray], np.ndarray], tuple[float, str]]],
+    prepare: Callable[[Axes], tuple[Callable[[np.ndarray], np.ndarray], tuple[list[float], str]]],
 ) -> list[Path]:
     """One quantity against steps (left) and against wall-clock seconds (right)."""
     with figure(1, 2, height=3.6, sharey=True) as (drawing, (left, right)):
@@ -116,7 +114,7 @@ def _against_both(
 
 
 def _against_steps(
-    groups: Sequence[Group], look: dict[str, Look], target: Path, label: str, level: tuple[float, str]
+    groups: Sequence[Group], look: dict[str, Look], target: Path, label: str, level: tuple[list[float], str]
 ) -> list[Path]:
     with figure(height=3.6) as (drawing, axes):
         _step_axis(axes, groups)
@@ -220,10 +218,10 @@ def _error_axis(axes: Axes):
     return (lambda share: np.maximum(100 * (1 - share), 0.01)), CHANCE_ERROR_LEVEL
 
 
-def _adding_axis(axes: Axes):
+def _adding_axis(level: tuple[list[float], str], axes: Axes):
     log_values(axes)
-    draw_baseline(axes, ADDING_LEVEL[0])
-    return (lambda value: value), ADDING_LEVEL
+    draw_baseline(axes, level[0])
+    return (lambda value: value), level
 
 
 def log_values(axes: Axes) -> None:
@@ -233,5 +231,6 @@ def log_values(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_baseline(axes: Axes, level: float) -> None:
-    axes.axhline(level, zorder=1, **BASELINE)
+def draw_baseline(axes: Axes, levels: Sequence[float]) -> None:
+    for level in levels:
+        axes.axhline(level, zorder=1, **BASELINE)

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from indrnn.data import Split, Task, load_task, task_folder
+from indrnn.data import Split, Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
@@ -60,14 +60,14 @@ class GradientNorms:
     cell: Tensor | None
 
 
-def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[Inspected], Task]:
+def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[Inspected], Task, Splits]:
     """The networks of runs of one task, and the task's data.
 
     Raises:
         UserError: a folder is no run or has no checkpoint, the runs are of several tasks, or the data is missing.
     """
     runs = [(path, *load_run(path)) for path in paths]
-    tasks = sorted({task_folder(cfg.data) for _, _, cfg in runs})
+    tasks = sorted({make_task(cfg.data).folder for _, _, cfg in runs})
     if len(tasks) > 1:
         raise UserError(f"--inspect compares runs of one task; these are of {', '.join(tasks)}")
     data = runs[0][2].data
@@ -75,17 +75,18 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         if "root" not in data:
             raise UserError(f"--data-root: the task {data.name} reads no files")
         data = OmegaConf.merge(data, {"root": data_root})
-    task = load_task(data, torch.device("cpu"))
-    return [_inspected(model, cfg, task) for _, model, cfg in runs], task
+    task = make_task(data)
+    splits = task.load(torch.device("cpu"))
+    return [_inspected(model, cfg, splits) for _, model, cfg in runs], task, splits
 
 
-def _inspected(model: nn.Module, cfg: DictConfig, task: Task) -> Inspected:
+def _inspected(model: nn.Module, cfg: DictConfig, splits: Splits) -> Inspected:
     name = cfg.name if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         untrained = build_model(cfg)
-    samples = spread_indices(task.train.size or 10_000, cfg.trainer.bn_samples)
-    reestimate_batch_norm(untrained, task.train, samples, cfg.trainer.eval_batch_size)
+    samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
+    reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
     networks = [network.double().eval().requires_grad_(False) for network in (model, untrained)]
     return Inspected(f"{name}, seed {cfg.seed}", cfg, *networks)
 
@@ -206,14 +207,3 @@ def class_probabilities(model: nn.Module, x: Tensor) -> Tensor:
     finally:
         handle.remove()
     return head(seen[0][0]).softmax(-1)
-
-
-def picture(cfg: DictConfig, task: Task, data_root: str | None) -> tuple[Tensor, int, Tensor]:
-    """The first validation image: as the networks read it (T, 1), its class, and as it looks (28, 28)."""
-    x, y = task.validation.batch(torch.zeros(1, dtype=torch.int64))
-    if not cfg.data.permutation:
-        return x[0], int(y[0]), x[0, :, 0].reshape(28, 28)
-    plain = {"permutation": None, "name": cfg.data.name.removesuffix("_permuted")}
-    data = OmegaConf.merge(cfg.data, plain, {"root": data_root} if data_root else {})
-    original, _ = load_task(data, torch.device("cpu")).validation.batch(torch.zeros(1, dtype=torch.int64))
-    return x[0], int(y[0]), original[0, :, 0].reshape(28, 28)

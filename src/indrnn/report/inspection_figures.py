@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from indrnn.data import task_folder, task_spec
-
-from .collect import task_title
 from .inspection import (
     SEQUENCES,
     GradientNorms,
@@ -22,7 +20,6 @@ from .inspection import (
     gradient_norms,
     layer_memories,
     load_inspected,
-    picture,
 )
 from .style import BASELINE, GREY, Look, figure, legend_below, looks_by_model, save, short_number
 from .table import markdown_table
@@ -38,10 +35,9 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
     Raises:
         UserError: a folder is no run or has no checkpoint, the runs are of several tasks, or the data is missing.
     """
-    runs, task = load_inspected(paths, data_root)
-    cfg = runs[0].cfg
-    folder, title = out / task_folder(cfg.data), task_title(cfg.data)
-    length = task_spec(cfg.data).length
+    runs, task, splits = load_inspected(paths, data_root)
+    folder, title = out / task.folder, task.title
+    length = task.length
     look = looks_by_model({run.label: run.cfg.model.name for run in runs})
     text, written = [], []
     for run in runs:
@@ -50,17 +46,18 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
             table = markdown_table(memory_rows(memories, length))
             text.append(f"## {run.label}: memory of each layer\n\n{table}\n\n{NEVER}")
             written += _draw_memory(run, memories, length, title, folder, look[run.label])
-    classes = task_spec(cfg.data).loss == "cross_entropy"
+    classes = task.measures_accuracy
     norms = {
-        run.label: [gradient_norms(model, task.validation, classes) for model in (run.trained, run.untrained)]
+        run.label: [gradient_norms(model, splits.validation, classes) for model in (run.trained, run.untrained)]
         for run in runs
     }
     written += _draw_gradients(norms, look, title, folder)
-    if classes:
-        sequence, digit, image = picture(cfg, task, data_root)
+    if classes and task.picture is not None:
+        x, y = splits.validation.batch(torch.zeros(1, dtype=torch.int64))
+        sequence, digit, image = x[0], int(y[0]), task.picture(x[0])
         probabilities = {run.label: class_probabilities(run.trained, sequence).numpy() for run in runs}
         pixels = (sequence[:, 0].numpy() + 1) / 2
-        written += _draw_digit(probabilities, pixels, (image.numpy() + 1) / 2, digit, title, folder)
+        written += _draw_digit(probabilities, pixels, image.numpy(), digit, title, folder)
     return "\n\n".join(text), written
 
 

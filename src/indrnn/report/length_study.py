@@ -5,16 +5,16 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from .collect import Group
-from .curves import ADDING_LEVEL, NOTE_SEEDS, draw_baseline, finish, log_values
-from .style import figure, looks_by_model, save
+from .collect import Group, mean_answer_level
+from .curves import NOTE_SEEDS, finish, log_values
+from .style import BASELINE, figure, looks_by_model, save
 from .table import extent
 
 
 def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     """``length_study``.png and .svg from the finished adding runs, if they cover at least two lengths."""
-    adding = [group for group in groups if group.data.name == "adding" and group.finished]
-    lengths = sorted({group.data.length for group in adding})
+    adding = [group for group in groups if group.about.series and group.finished]
+    lengths = sorted({group.about.length for group in adding})
     if len(lengths) < 2:
         return []
     by_name: dict[str, list[Group]] = {}
@@ -24,12 +24,17 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     with figure(height=3.8) as (drawing, axes):
         axes.set_xscale("log")
         log_values(axes)
-        draw_baseline(axes, ADDING_LEVEL[0])
+        for pick in (min, max):
+            levels = [
+                pick(mean_answer_level([g for g in adding if g.about.length == length], "test")[0])
+                for length in lengths
+            ]
+            axes.plot(lengths, levels, zorder=1, **BASELINE)
         labels = {}
         for name, members in by_name.items():
             one = look[name]
             errors = [[result.test_loss for result in group.results] for group in members]
-            x = [group.data.length for group in members]
+            x = [group.about.length for group in members]
             axes.fill_between(x, [*map(min, errors)], [*map(max, errors)], color=one.color, alpha=0.2, linewidth=0)
             means = [sum(values) / len(values) for values in errors]
             axes.plot(x, means, color=one.color, linestyle=one.linestyle, marker=one.marker)
@@ -43,5 +48,5 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
         steps = extent([result.steps for group in adding for result in group.results])
         title = f"Adding problem: error after {steps} updates"
         note = NOTE_SEEDS if any(len(group.results) > 1 for group in adding) else None
-        finish(drawing, title, labels, look, ADDING_LEVEL[1], note)
+        finish(drawing, title, labels, look, mean_answer_level(adding, "test")[1], note)
         return save(drawing, folder, "length_study")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 
-from .collect import Entry, Group, differing_keys
+from .collect import Entry, Group, differing_keys, mean_answer_level
 
 SUMMARY_COLUMNS = (
     *("task", "name", "seed", "state", "model", "parameters", "steps", "best_step", "epochs"),
@@ -83,8 +83,8 @@ def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 def _task_notes(groups: Sequence[Group]) -> list[str]:
     notes = []
-    if groups[0].data.name == "mnist5k":
-        notes.append("mnist5k is a subset of 5,000 images: this is not MNIST accuracy.")
+    if groups[0].about.caveat:
+        notes.append(groups[0].about.caveat)
     for group in groups:
         keys = differing_keys(group.finished)
         if keys:
@@ -104,8 +104,9 @@ def general_notes(groups: Sequence[Group]) -> list[str]:
         notes.append("‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.")
     if any(group.unfinished for group in groups):
         notes.append("Unfinished runs show how far they are and enter no mean; the same command continues them.")
-    if any(not group.measures_accuracy for group in groups):
-        notes.append("mse: mean squared error; always answering 1 has 1/6 ≈ 0.167.")
+    adding = [group for group in groups if not group.measures_accuracy]
+    if adding:
+        notes.append(f"mse: mean squared error; on the test set, {mean_answer_level(adding, 'test')[1]}.")
     if any(group.measures_accuracy for group in finished):
         notes += ACCURACY_NOTES
     return notes

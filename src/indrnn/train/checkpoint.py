@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..record import replacing
+from ..record.compare import strange
 
 FORMAT = 1
+REMEDY = "move the file away, or start the run anew with overwrite=true"
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -30,7 +33,6 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Raises UserError if the file is missing, damaged or no checkpoint."""
-    remedy = "move the file away, or start the run anew with overwrite=true"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as failure:
@@ -38,20 +40,79 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     # torch.load raises whatever unzipping and unpickling damaged bytes raise: RuntimeError, UnpicklingError, EOFError,
     # KeyError, UnicodeDecodeError, ...
     except Exception as failure:
-        raise UserError(f"checkpoint {path} is damaged, or is no checkpoint; {remedy}") from failure
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{path} is not a checkpoint of indrnn; {remedy}")
+        raise UserError(f"checkpoint {path} is damaged, or is no checkpoint; {REMEDY}") from failure
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path} is not a checkpoint of indrnn; {REMEDY}")
     if content.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} has format {content.get('format')}, this version reads {FORMAT}; {remedy}")
+        raise UserError(f"checkpoint {path} has format {content.get('format')}, this version reads {FORMAT}; {REMEDY}")
     return content
+
+
+def require_same_run(content: Mapping[str, Any], cfg: DictConfig, provenance: dict[str, Any], path: Path) -> None:
+    """Raises UserError for the checkpoint of another run; one from before there were fingerprints passes."""
+    if "fingerprint" not in content:
+        return
+    wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
+    if wrong is not None:
+        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+    differ = strange(content["fingerprint"], cfg, provenance)
+    if differ:
+        raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
+
+
+def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best: bool, path: Path) -> None:
+    """Raises UserError for a checkpoint that lacks a part or has one of another shape than ``own``, this run's content
+    at its first step."""
+    parts = ("model", "optimizer", "meter", "schedule", "progressed")
+    # On another device the run had other generators; a checkpoint from before there were segments has none.
+    pattern = {**{part: own[part] for part in parts}, "random": {"cpu": own["random"]["cpu"]}, "best": None}
+    if content.get("best") is not None:
+        pattern["best"] = {"step": 0, "score": 0.0, "accuracy": None, "loss": 0.0, "model": own["model"]}
+        if restores_best:
+            pattern["best"]["optimizer"] = own["optimizer"]
+    if "segments" in content:
+        pattern["segments"] = [{}]
+    wrong = _misshapen(content, pattern)
+    if wrong is None and not 0 <= content["progressed"]["observed"] <= content["progressed"]["step"]:
+        wrong = "progressed"
+    if wrong is not None:
+        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+
+
+def _misshapen(found: Any, pattern: Any, name: str = "") -> str | None:
+    """The dotted name of the first part of ``found`` that is not of the kind that ``pattern`` shows, None if all are:
+    dicts with (at least) the pattern's keys, lists of what the pattern's one element shows, tensors of the same shape
+    and type, numbers and words; where the pattern has None, None or a number.
+    """
+    parts: list[tuple[Any, Any, str]] = []
+    if isinstance(pattern, dict):
+        fits = isinstance(found, dict)
+        if fits:
+            parts = [(found.get(key, _NOTHING), each, f"{name}.{key}".lstrip(".")) for key, each in pattern.items()]
+    elif isinstance(pattern, list):
+        fits = isinstance(found, list)
+        if fits:
+            parts = [(each, pattern[0], f"{name}[{number}]") for number, each in enumerate(found)]
+    elif isinstance(pattern, Tensor):
+        fits = isinstance(found, Tensor) and found.shape == pattern.shape and found.dtype == pattern.dtype
+    elif pattern is None or isinstance(pattern, float):
+        fits = type(found) in (int, float) or (found is None and pattern is None)
+    else:
+        fits = type(found) is type(pattern)
+    return next(filter(None, (_misshapen(*part) for part in parts)), None) if fits else name
+
+
+_NOTHING = object()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy ``weights`` into ``model`` in place. Raises UserError if they are those of another model."""
     own = model.state_dict()
     for name in (*own, *weights):
-        if name not in weights or name not in own or weights[name].shape != own[name].shape:
-            there, here = (tuple(each[name].shape) if name in each else "none" for each in (weights, own))
+        there, here = (
+            tuple(each[name].shape) if isinstance(each.get(name), Tensor) else "none" for each in (weights, own)
+        )
+        if there != here:
             raise UserError(
                 f"checkpoint {path} belongs to another model: {name} has shape {there} there and {here} here; "
                 "use the config it was trained with"
@@ -96,10 +157,14 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """What `random_state` gave; the generator of a device that the run was not on before stays as it is."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
+    """What `random_state` gave; the generator of a device that the run was not on before stays as it is. Raises
+    UserError for a state that no generator can have."""
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+        elif device.type == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
+    except (RuntimeError, TypeError, AttributeError) as failure:
+        raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure

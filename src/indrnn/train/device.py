@@ -4,12 +4,16 @@ import ctypes
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from ..config.checks import least_memory
+from ..data import make_task
 from ..errors import RunError, UserError
 
 # glibc's malloc.h: parameters of mallopt.
@@ -39,7 +43,33 @@ def resolve_device(name: str) -> torch.device:
     raise UserError(f"device={name} is unknown; choose from auto, cpu, cuda, mps")
 
 
-def flush_denormals() -> None:
+def check_memory(cfg: DictConfig, device: torch.device) -> None:
+    """Raises UserError if the device has less memory than the run needs at the very least: without this the system
+    would end the process without a word, perhaps only at the first evaluation."""
+    have, needed = _memory(device), least_memory(cfg)
+    if have is not None and needed > have:
+        keys = ("model.hidden_size", "trainer.batch_size", "trainer.eval_batch_size")
+        values = ", ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in keys)
+        raise UserError(
+            f"{values} and {make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
+            f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """All of the device's memory in bytes, or the share of it that a container may use; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return None
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(sizes)
+
+
+def flush_denormals(device: torch.device) -> None:
     """Treat denormal numbers as zero in this thread and in every thread that PyTorch's CPU operators use.
 
     ``torch.set_flush_denormal`` reaches the calling thread; threads started later inherit it, but the OpenMP workers
@@ -47,10 +77,15 @@ def flush_denormals() -> None:
     workers are dismissed (they come back with this thread's setting) and the outcome is checked on a product that all
     of them share. (Backward runs in the thread that calls it. Our own kernels' threads see to themselves.)
 
-    Raises RunError where that is not possible, for a run would then be slower than it needs to be and no fair one.
+    A CPU that cannot do it raises RunError for a run on it, which would be slower than it needs to be and no fair one;
+    for a run on another device that is a warning. So are workers that cannot be dismissed, in a notebook for example.
     """
     if not torch.set_flush_denormal(True):
-        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing here would be fair")
+        reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing on it would be fair"
+        if device.type == "cpu":
+            raise RunError(reason)
+        warnings.warn(reason, stacklevel=2)
+        return
     if _workers_flush():
         return
     for library in _openmp_libraries():
@@ -58,9 +93,10 @@ def flush_denormals() -> None:
         if pause is not None:
             pause(OMP_PAUSE_HARD)
     if not _workers_flush():
-        raise RunError(
-            "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run; "
-            "start it in a process of its own"
+        warnings.warn(
+            "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run, so it "
+            "may be slower than it needs to be; start it in a process of its own",
+            stacklevel=2,
         )
 
 
@@ -120,12 +156,18 @@ def set_precision(precision: str, device: torch.device) -> None:
     autocast's (see `computing`).
 
     Raises:
-        UserError: bfloat16 on a CPU that gains nothing from it.
+        UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it would
+            do nothing and be recorded as if it had.
     """
     if precision == "bfloat16" and device.type == "cpu":
         reason = bfloat16_refusal()
         if reason is not None:
             raise UserError(f"trainer.precision=bfloat16: {reason}; use trainer.precision=float32")
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(
+            f"trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {device.type}; "
+            "use trainer.precision=float32"
+        )
     rounded = precision == "bfloat16" and device.type == "cpu"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if rounded else "ieee"  # type: ignore[attr-defined]
     mode = "tf32" if precision == "tf32" else "ieee"

@@ -13,10 +13,12 @@ from .objective import Objective
 
 
 def first_non_finite(
-    model: nn.Module, objective: Objective, split: Split, indices: Tensor, precision: str, device: torch.device
-) -> str:
+    model: nn.Module, objective: Objective, split: Split, indices: Tensor, precision: str, device: torch.device,
+    training: bool = True,
+) -> str:  # fmt: skip
     """Runs one training step without its update and names the first module whose parameter, output or gradient is not
-    finite, in the order in which they are computed. Meant for the weights that the bad step itself started from."""
+    finite, in the order in which they are computed. Meant for the weights that the bad step itself started from.
+    Without ``training``, the step of an evaluation: up to the loss, with the statistics that the model keeps."""
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"parameter {name}"
@@ -25,7 +27,7 @@ def first_non_finite(
         module.register_forward_hook(_watch(name, seen)) for name, module in model.named_modules() if _is_leaf(module)
     ]
     try:
-        model.train()
+        model.train(training)
         model.zero_grad(set_to_none=True)
         x, y = split.batch(indices)
         with computing(precision, device):
@@ -36,7 +38,7 @@ def first_non_finite(
             hook.remove()
     if seen:
         return f"output of {seen[0]}"
-    if not _finite(loss):
+    if not _finite(loss) or not training:
         return "loss"
     loss.backward()
     # Backward visits the last layer first.

@@ -23,6 +23,8 @@ class Evaluation:
     correct: int
     size: int
     chance: float
+    bad: Tensor | None = None
+    """Indices of the first batch whose loss is not finite."""
 
     @property
     def score(self) -> float:
@@ -54,15 +56,17 @@ def reestimate_batch_norm(model: nn.Module, split: Split, indices: Tensor, batch
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
-    for batch in indices.tensor_split(-(-len(indices) // batch_size)):
-        model(split.batch(batch)[0])
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        for batch in indices.tensor_split(-(-len(indices) // batch_size)):
+            model(split.batch(batch)[0])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()
 
 
 @torch.no_grad()
@@ -75,7 +79,7 @@ def evaluate(
     if split.size is None:
         raise ValueError("a split without an end cannot be evaluated as a whole")
     model.eval()
-    losses, correct, targets, sizes = [], [], [], []
+    losses, correct, targets, batches = [], [], [], []
     for start in range(0, split.size, batch_size):
         between()
         indices = torch.arange(start, min(start + batch_size, split.size), device=device)
@@ -84,12 +88,14 @@ def evaluate(
         losses.append(loss)
         correct.append(right)
         targets.append(y)
-        sizes.append(len(y))
+        batches.append(indices)
     n = split.size
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    mean_loss = float(torch.stack(losses).cpu().double() @ weights) / n
+    weights = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+    loss_of = torch.stack(losses).cpu().double()
+    mean_loss = float(loss_of @ weights) / n
+    bad = [batch for batch, finite in zip(batches, loss_of.isfinite().tolist(), strict=True) if not finite]
     answers = int(torch.stack(correct).sum())
     y = torch.cat(targets).cpu()
     classes = objective.classes
     chance = float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n
-    return Evaluation(mean_loss, objective.accuracy(answers, n), answers, n, chance)
+    return Evaluation(mean_loss, objective.accuracy(answers, n), answers, n, chance, bad[0] if bad else None)

@@ -6,22 +6,26 @@ that a checkpoint taken there and continued is the same run.
 """
 
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from ..data import load_task
+from ..data import make_task
 from ..errors import RunError
 from ..models import build_model
-from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, write_result
+from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, running_code, write_result
+from ..record.compare import fingerprint
 from .checkpoint import (
     copied_weights,
     load_weights,
     optimizer_state,
     random_state,
     read_checkpoint,
+    require_same_run,
+    require_whole,
     restore_optimizer,
     restore_random_state,
     save_checkpoint,
@@ -37,12 +41,12 @@ from .device import (
 )
 from .diagnose import first_non_finite
 from .evaluate import Evaluation, evaluate, reestimate_batch_norm
-from .graph import GraphedStep
+from .graph import CaptureError, GraphedStep
 from .interrupt import Interrupted, Interrupts
 from .objective import Objective
 from .optimizer import build_optimizer, rate_tensor
 from .order import DataOrder
-from .outcome import make_result, recurrent_weights, test_row_written
+from .outcome import changes, make_result, passed_over, recurrent_weights, segment, test_row_written
 from .progress import Progress
 from .schedule import build_schedule
 from .seeds import Stream, torch_seed
@@ -69,34 +73,43 @@ class Training:
     """One run in this process. Use: ``Training(cfg, folder, device).run()``."""
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, device: torch.device) -> None:
-        # First of all, before any operator wakes worker threads.
-        flush_denormals()
+        # The code as it is loaded, not as it may lie there once the data is.
+        code = running_code()
+        # Before any operator wakes worker threads.
+        flush_denormals(device)
         keep_freed_memory()
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
         self.cfg, self.folder, self.device = cfg, folder, device
-        self.task = load_task(cfg.data, device)
+        self.task = make_task(cfg.data)
+        self.data = self.task.load(device)
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         self.model = build_model(cfg).to(device)
-        self.objective = Objective(self.task.spec)
-        self.order = DataOrder(self.task.train.size, cfg.trainer.batch_size, cfg.seed, device)
+        self.objective = Objective(self.task)
+        self.order = DataOrder(self.data.train.size, cfg.trainer.batch_size, cfg.seed, device)
         self.optimizer = build_optimizer(self.model, cfg.optimizer, device)
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, cfg.trainer.max_steps)
-        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.task.train, cfg.trainer, device)
+        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.data.train, cfg.trainer, device)
         self.at = Progressed()
         self.best: dict[str, Any] | None = None
-        self._threads_before: int = torch.get_num_threads()
+        self.segments: list[dict[str, Any]] = []
         self._rate: float | None = None
         self._clock: float | None = None
-        content = read_checkpoint(folder.checkpoint_path) if folder.state == "resume" else None
-        if content is not None:
+        content = None
+        if folder.state == "resume":
+            content = read_checkpoint(folder.checkpoint_path)
+            require_same_run(content, cfg, self.data.provenance, folder.checkpoint_path)
             load_weights(self.model, content["model"], folder.checkpoint_path)
+        # What was to be used and is not -> why.
+        self.fallbacks = passed_over(self.model, device, cfg.trainer.precision)
         self._step = self._rehearse()
         self._restore(content)
+        self.segments.append(segment(self.at.step, self.model, device, cfg.trainer.precision, code, self.fallbacks))
 
     def run(self) -> Result:
-        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM, RunError if the loss is
-        not finite or a file cannot be written; the last checkpoint is whole in either case."""
+        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (if it came too late to
+        stop the run, once that is finished), RunError if a loss is not finite or a file cannot be written; the last
+        checkpoint is whole in either case."""
         cfg, at, folder = self.cfg, self.at, self.folder
         folder.begin()
         resume_step = at.observed if folder.state == "resume" else None
@@ -104,19 +117,22 @@ class Training:
         label = f"{folder.path.parent.name} seed {cfg.seed}"
         with (
             MetricsWriter(folder.metrics_path, resume_step) as self.metrics,
-            TensorBoardWriter(folder.path, cfg.model.name, self.task.spec.name, resume_step) as self.tensorboard,
+            TensorBoardWriter(folder.path, cfg.model.name, self.task.name, resume_step) as self.tensorboard,
             Interrupts() as self.interrupts,
         ):
             self.progress = Progress(label, at.step, cfg.trainer.max_steps)
             try:
                 if folder.state == "resume":
-                    self.progress.say(f"{label}: going on from the checkpoint at step {at.step}{self._other_threads()}")
+                    self.progress.say(f"{label}: going on from the checkpoint at step {at.step}{self._elsewhere()}")
                 self._train()
-                return self._finish()
+                result = self._finish()
             except _Stop:
                 raise Interrupted(self._farewell(), self.interrupts.received or 0) from None
             finally:
                 self.progress.close()
+        if self.interrupts.received:
+            raise Interrupted(f"stopped after {label} was finished: {folder.path}", self.interrupts.received)
+        return result
 
     # Training
 
@@ -196,7 +212,8 @@ class Training:
         self._stop_clock()
         sums = self.update.meter.read()
         if sums["first_bad"] >= 0:
-            self._fail(int(sums["first_bad"]))
+            step = int(sums["first_bad"])
+            self._fail("loss or gradient", step, self.data.train, self.order.indices(step - 1), training=True)
         return sums
 
     def _evaluate(self) -> Evaluation:
@@ -204,13 +221,18 @@ class Training:
         samples = self.order.norm_samples(trainer.bn_samples, self.at.step)
         try:
             with computing(trainer.precision, self.device):
-                reestimate_batch_norm(self.model, self.task.train, samples, trainer.eval_batch_size)
-                return self._over_all_of(self.task.validation)
+                reestimate_batch_norm(self.model, self.data.train, samples, trainer.eval_batch_size)
+                return self._over_all_of(self.data.validation, "validation loss")
         finally:
             self.model.train()
 
-    def _over_all_of(self, split: Any) -> Evaluation:
-        return evaluate(self.model, split, self.objective, self.cfg.trainer.eval_batch_size, self.device, self._between)
+    def _over_all_of(self, split: Any, figure: str) -> Evaluation:
+        """Raises RunError if the loss is not finite."""
+        size = self.cfg.trainer.eval_batch_size
+        found = evaluate(self.model, split, self.objective, size, self.device, self._between)
+        if found.bad is not None:
+            self._fail(figure, self.at.step, split, found.bad, training=False)
+        return found
 
     def _record(self, found: Evaluation) -> None:
         """Rows, the schedule and the best checkpoint after an evaluation on validation; back to that one where the
@@ -249,12 +271,12 @@ class Training:
         assert best is not None, "an evaluation precedes every end"
         load_weights(self.model, best["model"], folder.best_path)
         with computing(self.cfg.trainer.precision, self.device):
-            found = self._over_all_of(self.task.test)
+            found = self._over_all_of(self.data.test, "test loss")
         if not test_row_written(folder.metrics_path, at.step):
             self.metrics.row(at.step, self.order.epochs(at.step), at.seconds, "test", found.loss, found.accuracy)
         self.tensorboard.scalars(at.step, {"test/loss": found.loss, "test/accuracy": found.accuracy})
         result = make_result(
-            self.cfg, folder.command, self.task, self.model, self.device, best, found,
+            self.cfg, folder.command, self.task, self.data.provenance, self.model, self.segments, best, found,
             steps=at.step, epochs=self.order.epochs(at.step), seconds=at.seconds, peak_memory=self._peak_memory(),
         )  # fmt: skip
         self.tensorboard.hparams(
@@ -274,8 +296,18 @@ class Training:
         indices = self.order.indices(0)
         step: Any = self.update
         if self.device.type == "cuda" and self.cfg.trainer.cuda_graph:
-            step = GraphedStep(self.update, indices, self.device)
-        else:
+            try:
+                step = GraphedStep(self.update, indices, self.device)
+            except CaptureError as failure:
+                if self.cfg.trainer.cuda_graph != "auto":
+                    raise
+                self.fallbacks["cuda_graph"] = failure.reason
+                warnings.warn(
+                    f"the training step runs without a CUDA graph, which is slow: it cannot be captured "
+                    f"({failure.reason}); please report it, with indrnn-info's output",
+                    stacklevel=2,
+                )
+        if step is self.update:
             step(indices)
         synchronise(self.device)
         load_weights(self.model, weights, self.folder.checkpoint_path)
@@ -289,18 +321,19 @@ class Training:
             meter.reset()
             torch.manual_seed(torch_seed(self.cfg.seed, Stream.DROPOUT))
             return
+        require_whole(content, self._content(), self.schedule.restores_best, self.folder.checkpoint_path)
         restore_optimizer(self.model, self.optimizer, content["optimizer"])
         meter.restore(content["meter"])
-        restore_random_state(content["random"], self.device)
+        restore_random_state(content["random"], self.device, self.folder.checkpoint_path)
         self.schedule.restore(content["schedule"])
-        self.at = Progressed(**content["progressed"])
+        self.at = Progressed(**{name: content["progressed"][name] for name in asdict(self.at)})
         self.best = content["best"]
-        self._threads_before = content["threads"]
+        # Before there were segments, a checkpoint held the number of threads alone.
+        self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
 
-    def _save(self) -> None:
-        self._read_meter()
-        self.at.peak_memory = self._peak_memory() or 0
-        content: dict[str, Any] = {
+    def _content(self) -> dict[str, Any]:
+        """What a checkpoint holds, as it would be now."""
+        return {
             "model": dict(self.model.state_dict()),
             "optimizer": optimizer_state(self.model, self.optimizer),
             "meter": self.update.meter.state(),
@@ -308,9 +341,14 @@ class Training:
             "schedule": self.schedule.state(),
             "progressed": asdict(self.at),
             "best": self.best,
-            "threads": torch.get_num_threads(),
+            "fingerprint": fingerprint(self.cfg, self.data.provenance),
+            "segments": self.segments,
         }
-        save_checkpoint(self.folder.checkpoint_path, content)
+
+    def _save(self) -> None:
+        self._read_meter()
+        self.at.peak_memory = self._peak_memory() or 0
+        save_checkpoint(self.folder.checkpoint_path, self._content())
 
     def _consistent_best(self) -> None:
         """best.pt as checkpoint.pt knows it: a kill may have come between the two."""
@@ -339,26 +377,19 @@ class Training:
         again = f": {self.folder.command}" if self.folder.command else ""
         return f"stopped at step {self.at.step}, saved in {self.folder.path}; go on with the same command{again}"
 
-    def _other_threads(self) -> str:
-        before, now = self._threads_before, torch.get_num_threads()
-        if before == now or self.device.type != "cpu":
-            return ""
-        return f", made with {before} CPU threads where there are {now} now: sums may differ in their last bits"
+    def _elsewhere(self) -> str:
+        differ = changes(self.segments)
+        return f", which was made elsewhere ({differ}), so that figures may differ from here on" if differ else ""
 
-    def _fail(self, step: int) -> None:
+    def _fail(self, figure: str, step: int, split: Any, indices: torch.Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.
         where = first_non_finite(
-            self.model,
-            self.objective,
-            self.task.train,
-            self.order.indices(step - 1),
-            self.update.precision,
-            self.device,
-        )
+            self.model, self.objective, split, indices, self.update.precision, self.device, training
+        )  # fmt: skip
         path = self.folder.checkpoint_path
         good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise RunError(
-            f"the loss or gradient is not finite at step {step}, first in the {where}; {good}; try a lower "
+            f"the {figure} is not finite at step {step}, first in the {where}; {good}; try a lower "
             "optimizer.lr or trainer.clip_norm"
         )
 

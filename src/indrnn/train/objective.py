@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import TaskSpec
+from ..data import Task
 
 
 class Objective:
     """Cross-entropy and the number of right answers, or the mean squared error and no accuracy."""
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: Task) -> None:
         self.classes = spec.output_size if spec.loss == "cross_entropy" else None
 
     def __call__(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, cfg: Any, device: torch.device) -> torch.o
     ]
     return OPTIMIZERS[cfg.name](
         groups,
-        lr=rate,
+        lr=cfg.lr,
         betas=(cfg.beta1, cfg.beta2),
         eps=cfg.eps,
         # One kernel for all parameters; it also leaves everything as it is while `found_inf` is 1 (see TrainingStep).

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..data import Task
 from ..layers import recurrent_layers
-from ..record import Result, environment, git, read_metrics, wilson_interval
+from ..record import Result, environment, read_metrics, wilson_interval
+from ..record.compare import Difference, flatten
 from ..recurrence import resolve_backend
+from ..recurrence.dispatch import auto_backend
 from .evaluate import Evaluation
 
 
@@ -18,8 +20,9 @@ def make_result(
     cfg: DictConfig,
     command: str,
     task: Task,
+    provenance: dict[str, Any],
     model: nn.Module,
-    device: torch.device,
+    segments: list[dict[str, Any]],
     best: dict[str, Any],
     test: Evaluation,
     *,
@@ -29,10 +32,9 @@ def make_result(
     peak_memory: int | None,
 ) -> Result:
     """``best``: step, accuracy and loss of the chosen checkpoint on validation; ``seconds``: of training alone."""
-    surroundings = environment(device)
     return Result(
         model=cfg.model.name,
-        task=task.spec.name,
+        task=task.name,
         name=cfg.name if cfg.tag is None else f"{cfg.name}-{cfg.tag}",
         seed=cfg.seed,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -47,24 +49,70 @@ def make_result(
         seconds=seconds,
         steps_per_second=steps / seconds,
         peak_memory_bytes=peak_memory,
-        backend=backend_of(model, device, cfg.trainer.precision),
-        device_name=surroundings["device_name"],
+        backend=_all_of("backend", segments, "+"),
+        device_name=_all_of("device_name", segments, ", then "),
         precision=cfg.trainer.precision,
-        data=task.provenance,
-        versions=surroundings["versions"],
-        git=git(),
+        data=provenance,
+        versions=segments[-1]["versions"],
+        git=segments[-1]["git"],
         command=command,
+        segments=segments,
     )
+
+
+def segment(
+    step: int,
+    model: nn.Module,
+    device: torch.device,
+    precision: str,
+    code: dict[str, Any],
+    fallbacks: dict[str, str],
+) -> dict[str, Any]:
+    """What computes a run from ``step`` on, in plain values for checkpoints and result.json; a run that was interrupted
+    has several. ``code`` is `indrnn.record.running_code`; ``fallbacks``: what was to be used and is not, and why."""
+    return {
+        "step": step,
+        "git": code,
+        "device": device.type,
+        **environment(device),
+        "precision": precision,
+        "backend": backend_of(model, device, precision),
+        "fallbacks": dict(fallbacks),
+    }
+
+
+def changes(segments: list[dict[str, Any]]) -> str:
+    """In words, what the last segment does not share with the one before; empty if it shares all."""
+    before, now = (flatten(each) for each in segments[-2:])
+    differ = (Difference(key, before[key], now[key]) for key in before if key in now and key != "step")
+    return ", ".join(str(each) for each in differ if each.old != each.new)
+
+
+def _all_of(key: str, segments: list[dict[str, Any]], between: str) -> str:
+    return between.join(dict.fromkeys(each[key] for each in segments if key in each))
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
     """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for nn.LSTM and nn.RNN."""
-    # Products give bfloat16 under autocast, so that is what the recurrence sees; on a CPU they give float32.
-    dtype = torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
+    dtype = _sequence_dtype(precision, device)
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
     return "cudnn" if device.type == "cuda" and torch.backends.cudnn.is_available() else "torch"
+
+
+def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
+    """Each backend that backend=auto would rather have taken, and why it cannot compute the recurrences."""
+    dtype, reasons = _sequence_dtype(precision, device), dict[str, str]()
+    for _, layer in recurrent_layers(model):
+        if layer.backend == "auto":
+            reasons |= auto_backend(device, dtype, layer.nonlinearity)[1]
+    return reasons
+
+
+def _sequence_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the recurrences see: products give bfloat16 under autocast, but float32 on a CPU."""
+    return torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
 
 
 def recurrent_weights(model: nn.Module) -> list[Tensor]:

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ..config.checks import check
+from ..data.permutations import load_permutation, permutation_sha256
+from ..errors import UserError
 from ..record import Result, open_run, read_result
-from .device import resolve_device
+from .device import check_memory, resolve_device
 from .loop import Training
 
 
@@ -21,12 +24,26 @@ def train(cfg: DictConfig, *, overrides: Sequence[str] = (), command: str = "") 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
         RunError: the run failed (a loss that is not finite, a full disk).
-        Interrupted: SIGINT or SIGTERM came; a checkpoint is saved.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint is saved, or the run is finished.
     """
     check(cfg)
     device = resolve_device(cfg.device)
+    check_memory(cfg, device)
     with open_run(cfg, list(overrides), command) as folder:
         if folder.state == "finished":
+            result = read_result(folder.result_path)
+            _require_same_permutation(cfg, result, folder.path)
             print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
-            return read_result(folder.result_path)
+            return result
+        print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
         return Training(cfg, folder, device).run()
+
+
+def _require_same_permutation(cfg: DictConfig, result: Result, path: Path) -> None:
+    """A file is the one part of the data that can change under its name; all others are checked as they are read."""
+    name = cfg.data.get("permutation") or ""
+    if name.startswith("file:") and permutation_sha256(load_permutation(name)) != result.data.get("permutation_sha256"):
+        raise UserError(
+            f"data.permutation={name} is not the order that the finished run in {path} had; keep both with "
+            "tag=<word>, or replace it with overwrite=true"
+        )

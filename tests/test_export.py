@@ -1,0 +1,60 @@
+"""torch.export with batch and time left open: one node a layer, saved, and run by a process that knows only indrnn."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.export import Dim
+
+from indrnn import IndRNN
+from indrnn.recurrence import indrnn_recurrence
+
+BACKENDS = ["auto", "reference", "scan", "numba"]
+OPEN = ({0: Dim("B", max=512), 1: Dim("T")},)
+
+
+class Recurrence(torch.nn.Module):
+    def __init__(self, backend):
+        super().__init__()
+        self.u = torch.nn.Parameter(torch.rand(3))
+        self.backend = backend
+
+    def forward(self, x):
+        return indrnn_recurrence(x, self.u, backend=self.backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_batch_and_length(backend):
+    check(Recurrence(backend), 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_any_batch_and_length_of_a_network(norm):
+    check(IndRNN(3, 4, 2, batch_first=True, norm=norm).eval(), 2)
+
+
+def check(module, layers):
+    program = torch.export.export(module, (torch.randn(4, 40, 3),), dynamic_shapes=OPEN)
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.indrnn.recurrence.default) == layers
+    for B, T in ((1, 1), (7, 64), (512, 3)):
+        x = torch.randn(B, T, 3)
+        for actual, expected in zip(program.module()(x), module(x), strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_a_saved_program_in_a_fresh_process(tmp_path):
+    module, x = IndRNN(3, 4, 2, batch_first=True, norm="batch").eval(), torch.randn(7, 64, 3)
+    program = torch.export.export(module, (torch.randn(4, 40, 3),), dynamic_shapes=OPEN)
+    torch.export.save(program, tmp_path / "model.pt2")
+    torch.save((x, *(out.detach() for out in module(x))), tmp_path / "expected.pt")
+    run = """
+import sys, torch, indrnn.recurrence
+program = torch.export.load(sys.argv[1] + "/model.pt2")
+x, h, h_n = torch.load(sys.argv[1] + "/expected.pt")
+output = program.module()(x)
+print(torch.equal(output[0], h) and torch.equal(output[1], h_n))
+"""
+    done = subprocess.run([sys.executable, "-c", run, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
