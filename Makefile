@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun verify test test-all lint format report clean distclean
+.PHONY: help install demo speedrun verify test test-all lint format docs report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## put the source into ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the API's pages from the docstrings, into build/docs
+	@$(BIN)/python -c "import pathlib, indrnn, pdoc; \
+		vars(indrnn).update({name: getattr(indrnn, name) for name in indrnn.__all__}); \
+		pdoc.render.configure(docformat='google'); \
+		pdoc.pdoc('indrnn', 'indrnn.layers', 'indrnn.recurrence', output_directory=pathlib.Path('build/docs'))"
+	@echo "build/docs/index.html"
 
 report: $(READY)  ## tables and figures of the run folders below FOLDER=outputs
 	$(BIN)/indrnn-report $(FOLDER)

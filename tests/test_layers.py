@@ -258,7 +258,7 @@ class TestBadInput:
             ({"constraint": "hope"}, "constraint must be one of clip"),
             ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\), got 1.0"),
             ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, "at least recurrent_min_abs=0.6, got 0.5"),
-            ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be at least 0, got -0.1"),
+            ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be at least 0, and finite, got -0.1"),
             ({"input_init": "magic"}, "input_init must be a function or one of linear"),
             ({"recurrent_init": "magic"}, "recurrent_init must be a function or one of positive"),
             ({"bias_init": "magic"}, "bias_init must be a function or one of zeros"),

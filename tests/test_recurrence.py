@@ -376,18 +376,19 @@ def test_numba_flushes_denormals_in_its_threads_and_nowhere_else(threads):
 def test_numba_kernels_as_python():
     """The kernels' loops, interpreted: what a debugger and a coverage tool see."""
     program = """
+import itertools
 import torch
 from indrnn.recurrence.ops import recurrence
 torch.manual_seed(0)
 cases = ((torch.float64, 2, 40, 21, "relu"), (torch.float32, 1, 35, 45, "leaky_relu"),
          (torch.float32, 9, 1, 1, "identity"))
-for dtype, B, T, H, sigma in cases:
+for (dtype, B, T, H, sigma), reverse in itertools.product(cases, (False, True)):
     results = []
     inputs = [torch.randn(B, T, H, dtype=dtype), torch.rand(H, dtype=dtype) * 1.8 - 0.9,
               torch.rand(B, H, dtype=dtype), torch.randn(H, dtype=dtype)]
     for backend in ("numba", "reference"):
         leaves = [each.clone().requires_grad_() for each in inputs]
-        outputs = recurrence(*leaves, statistics=True, nonlinearity=sigma, backend=backend)
+        outputs = recurrence(*leaves, statistics=True, nonlinearity=sigma, backend=backend, reverse=reverse)
         loss = sum((out * torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out)).sum() for out in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, leaves)])
     for a, e in zip(*results):
@@ -411,7 +412,7 @@ class TestBadInput:
         ("change", "message"),
         [
             ({"x": torch.randn(3, 5)}, r"x must be \(B, T, H\)"),
-            ({"x": torch.randn(3, 0, 5)}, "at least one sequence, step and unit"),
+            ({"x": torch.randn(3, 0, 5)}, "at least one time step and unit"),
             ({"x": torch.zeros(3, 4, 5, dtype=torch.int64)}, "x must be floating point"),
             ({"u": torch.randn(4)}, r"u must have shape \(5,\)"),
             ({"u": torch.randn(5).double()}, "u must have the dtype of x"),

@@ -182,6 +182,24 @@ def test_outputs_and_gradients_are_those_of_a_float64_loop(case):
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "scan"])
+@pytest.mark.parametrize("layout", ["batch", "time", "slice"])
+def test_time_can_run_backwards(strategy, layout):
+    B, T, H = 2, 37, 6
+    x, u, h0 = laid_out(B, T, H, torch.float64, layout), recurrent_weights(T, H), torch.randn(B, H).double()
+    cotangents = [torch.randn(B, T, H).double(), torch.randn(B, H).double(), *torch.randn(2, H).double()]
+
+    def results(x, backend, reverse):
+        leaves = [each.to(DEVICE).requires_grad_() for each in (x, u, h0)]
+        outputs = ops.recurrence(*leaves, statistics=True, backend=backend, reverse=reverse)
+        return [*outputs, *torch.autograd.grad(outputs, leaves, [each.to(DEVICE) for each in cotangents])]
+
+    with triton_gpu.forced(strategy):
+        actual = results(x, "triton", reverse=True)
+    for one, other in zip(actual, results(x, "reference", reverse=True), strict=True):
+        close(one.detach(), other.detach().cpu(), torch.float64, "backwards")
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "scan"])
 @pytest.mark.parametrize(("B", "T", "H"), [(2, 37, 6), (1, 70, 32)])
 def test_the_operator_with_statistics_is_differentiable_with_either_strategy(strategy, B, T, H):
     x, u, h0, bias = torch.randn(B, T, H), recurrent_weights(T, H).float(), torch.randn(B, H), torch.randn(H)

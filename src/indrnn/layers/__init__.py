@@ -15,13 +15,46 @@ never computed where its reader multiplies it by a matrix:
     z = sequence.materialise()                  # a tensor (B, T, H), where nothing else will do
 
 ``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights (one parameter, weight_hh), for networks whose
-Linear stands elsewhere. Initialisers are names or functions that fill a tensor in place (see `initial`).
+Linear stands elsewhere. Initialisers are names or functions that fill a tensor in place (see `init`).
+
+Checkpoints of other implementations load by renaming. That of the paper's authors (Sunnydreamrain/IndRNN_pytorch,
+pixelMNIST/Indrnn_plainnet.py) is an `IndRNN(..., norm="batch")`; its classifier's weights are left out here:
+
+    def from_authors(state):
+        names = {}
+        for name in state:
+            kind, _, rest = name.partition(".")
+            if kind in ("DIs", "RNNs"):
+                k, part, *_, last = rest.split(".")
+                names[name] = {
+                    "fc": {"weight": f"layers.{k}.weight_ih", "bias": f"layers.{k}.bias"}.get(last),
+                    "indrnn1": f"layers.{k}.weight_hh",
+                    "norm1": f"layers.{k}.norm.{last}",
+                }[part]
+        return {new: state[old] for old, new in names.items()}
+
+That of StefOe/indrnn-pytorch (class IndRNN) has a batch norm over both directions, and cells for both even where one is
+used:
+
+    def from_stefoe(state, bidirectional):
+        directions, renamed = (2 if bidirectional else 1), {}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            k, _, last = rest.partition(".")
+            if kind == "cells" or (kind == "cells_bi" and bidirectional):
+                layer = directions * int(k) + (kind == "cells_bi")
+                renamed[f"layers.{layer}.{last.replace('bias_ih', 'bias')}"] = value
+            elif kind == "bns":
+                for d in range(directions):
+                    part = value if value.dim() == 0 else value.chunk(directions)[d]
+                    renamed[f"layers.{directions * int(k) + d}.norm.{last}"] = part
+        return renamed
 """
 
-from .bounds import clip_recurrent_weight, last_layer_lower_bound, recurrent_max
+from .folding import AffineSequence, concatenate, linear, materialise
+from .init import clip_recurrent_weight, last_layer_lower_bound, recurrent_max
 from .layer import IndRNNLayer, project_recurrent_weights_, recurrent_layers
 from .rnn import IndRNN, IndRNNCell
-from .sequence import AffineSequence, concatenate, linear, materialise
 
 __all__ = [
     "AffineSequence",

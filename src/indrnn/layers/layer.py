@@ -1,36 +1,163 @@
-"""One IndRNN layer, and what is done to all layers of a model: listing them, projecting their weights."""
+"""One IndRNN layer, the norm beside it, and what is done to all layers of a model: listing, projecting their weights.
+
+Letters: B batch, T time steps, D input features, H hidden units, N all time steps of sequences that differ in length.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..recurrence import NONLINEARITIES
+from ..recurrence import BACKENDS, NONLINEARITIES
 from ..recurrence.ops import recurrence
-from .bounds import check_bounds, clip_recurrent_weight
-from .initial import Initialiser, fill_bias, fill_input, fill_recurrent
-from .norm import POSITIONS, affine_of, make_norm, normalise, uses_batch_statistics
-from .sequence import AffineSequence, materialise, project
+from .folding import AffineSequence, materialise, project
+from .init import Initialiser, check_bounds, clip_recurrent_weight, fill_bias, fill_input, fill_recurrent
 
 CONSTRAINTS = ("clip", "project", "none")
+NORMS = ("none", "batch", "layer")
+POSITIONS = ("before", "after")
 
 
-class IndRNNLayer(nn.Module):
+class Weights(nn.Module):
+    """The parameters of a layer or a cell: weight_ih (H, D), weight_hh (H,), bias (H,), checked, drawn and clipped."""
+
+    def __init__(
+        self,
+        input_size: int | None,
+        hidden_size: int,
+        nonlinearity: str,
+        bias: bool,
+        bounds: tuple[float | None, float, str],
+        initialisers: tuple[Initialiser, Initialiser, Initialiser],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_size("input_size", 1 if input_size is None else input_size)
+        check_size("hidden_size", hidden_size)
+        check_flag("bias", bias)
+        check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
+        self.recurrent_max_abs, self.recurrent_min_abs, self.constraint = bounds
+        check_bounds(self.recurrent_max_abs, self.recurrent_min_abs)
+        check_choice("constraint", self.constraint, CONSTRAINTS)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.nonlinearity = nonlinearity
+        self._initialisers = initialisers
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.weight_ih = None if input_size is None else parameter(hidden_size, input_size)
+        self.weight_hh = parameter(hidden_size)
+        self.bias = None if input_size is None or not bias else parameter(hidden_size)
+
+    def reset_parameters(self) -> None:
+        """Draw W and u, and set b."""
+        input_init, recurrent_init, bias_init = self._initialisers
+        with torch.no_grad():
+            if self.weight_ih is not None:
+                fill_input(self.weight_ih, input_init)
+            fill_recurrent(self.weight_hh, recurrent_init, self.recurrent_max_abs)
+            if self.bias is not None:
+                fill_bias(self.bias, bias_init)
+
+    def recurrent_weight(self) -> Tensor:
+        """u (H,) as the recurrence uses it: clipped if constraint is "clip"."""
+        if self.constraint != "clip":
+            return self.weight_hh
+        return clip_recurrent_weight(self.weight_hh, self.recurrent_max_abs, self.recurrent_min_abs)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}", f"nonlinearity={self.nonlinearity}"]
+        if self.input_size is not None and self.bias is None:
+            parts.append("bias=False")
+        if self.recurrent_max_abs is not None or self.recurrent_min_abs:
+            limits = f"[{self.recurrent_min_abs:.6g}, {self.recurrent_max_abs or float('inf'):.6g}]"
+            parts.append(f"|u| in {limits} by {self.constraint}")
+        return ", ".join(parts)
+
+
+def check_size(name: str, size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_flag(name: str, flag: bool) -> None:
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_tensor(name: str, value: object, dtype: torch.dtype) -> None:
+    """Raise ValueError unless `value` is a tensor of the dtype of the weights (of any under autocast, which casts)."""
+    if not isinstance(value, Tensor):
+        hint = "; an IndRNN has no cell state: pass h alone" if isinstance(value, tuple) else ""
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+    if value.dtype != dtype and not torch.is_autocast_enabled(value.device.type):
+        remedy = f"convert it by {name}.to({dtype})"
+        if value.is_floating_point():
+            remedy += f", or the module by .to({value.dtype})"
+        raise ValueError(f"{name} is {value.dtype}, but the weights are {dtype}: {remedy}")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The N time steps that sequences of different lengths have, as rows (N, …) that follow time and then the batch, as
+    in a PackedSequence, and where a recurrence over (B, T, H) finds them.
+
+    Backwards, a sequence is read from its own last step, so that both directions begin at t = 0 with h0.
+    """
+
+    sequence: Tensor  # (N,) the sequence that a row belongs to
+    place: Tensor  # (N,) of a row in (B·T, …), where time runs forwards
+    backwards: Tensor  # (N,) the same, where time runs backwards from each sequence's own last step
+    last: Tensor  # (B,) the place of each sequence's last step, in either
+    shape: tuple[int, int]  # B, T
+
+    @staticmethod
+    def of(lengths: Tensor, T: int) -> "Steps":
+        """For lengths (B,), each in 1…T."""
+        every = torch.arange(T, device=lengths.device)
+        step, sequence = (every.unsqueeze(1) < lengths).nonzero().unbind(1)
+        first = sequence * T
+        last = torch.arange(len(lengths), device=lengths.device) * T + lengths - 1
+        return Steps(sequence, first + step, last[sequence] - step, last, (len(lengths), T))
+
+    def pad(self, rows: Tensor, places: Tensor, padding: float = 0.0) -> Tensor:
+        """Rows (N, H) put into (B, T, H), `padding` elsewhere."""
+        B, T = self.shape
+        return rows.new_full((B * T, rows.shape[-1]), padding).index_copy(0, places, rows).view(B, T, -1)
+
+
+class IndRNNLayer(Weights):
     """dropout(norm(h)) with h_t = σ(W x_t + b + u ⊙ h_{t-1}) (Li et al. 2018, arXiv 1803.04831, eq. 2).
 
     Takes (B, T, D) or an `AffineSequence`, and returns an `AffineSequence` of (B, T, H) and the state after the last
-    step (B, H): batch norm and dropout are not computed but folded into whatever reads the sequence (see `sequence`).
+    step (B, H): batch norm and dropout are not computed but folded into whatever reads the sequence (see `folding`).
 
     Args:
         input_size: D, or None for a recurrence alone: no weight_ih and no bias, the input has H features.
         hidden_size: H.
-        nonlinearity: σ: relu, tanh, identity or leaky_relu.
+        nonlinearity: σ: "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
         bias: whether b exists.
         norm: "none", "batch" (over batch and time) or "layer"; norm_position: "after" the recurrence or "before" it.
-        dropout: probability, in training; one mask a sequence, shared by all time steps.
+        dropout: probability in [0, 1), in training; one mask a sequence, shared by all time steps.
         recurrent_max_abs, recurrent_min_abs: bounds on |u|; None, 0: no bound.
         constraint: how they are kept: "clip" in the forward pass (no gradient reaches a weight outside), "project"
             when the trainer calls `project_recurrent_weights_`, "none": they only set the range of initial values.
-        input_init, recurrent_init, bias_init: a function that fills the tensor in place, or a name (see `initial`).
-        backend: of the recurrence (see `indrnn.recurrence.resolve_backend`).
+        input_init: W: "linear", U(±1/√D); "kaiming", Kaiming uniform with a = 8; "small_uniform", U(±0.001);
+            "small_normal", N(0, 0.001²). Like the next two, also a function that fills the tensor in place.
+        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; "ones".
+        bias_init: b: "zeros".
+        backend: of the recurrence: "auto", "reference", "scan", "numba", "triton" (see `recurrence.resolve_backend`).
+        reverse: read the sequence from its end; the state "after the last step" is then the one at t = 1.
 
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,); the norm's own are in the module `norm`.
     """
@@ -52,63 +179,51 @@ class IndRNNLayer(nn.Module):
         recurrent_init: Initialiser = "positive",
         bias_init: Initialiser = "zeros",
         backend: str = "auto",
+        reverse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if nonlinearity not in NONLINEARITIES:
-            raise ValueError(f"nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r}")
-        if norm_position not in POSITIONS:
-            raise ValueError(f"norm_position must be one of {', '.join(POSITIONS)}, got {norm_position!r}")
-        if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {constraint!r}")
+        bounds, initialisers = (
+            (recurrent_max_abs, recurrent_min_abs, constraint),
+            (input_init, recurrent_init, bias_init),
+        )
+        super().__init__(input_size, hidden_size, nonlinearity, bias, bounds, initialisers, device, dtype)
+        check_choice("norm", norm, NORMS)
+        check_choice("norm_position", norm_position, POSITIONS)
+        check_choice("backend", backend, BACKENDS)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        check_bounds(recurrent_max_abs, recurrent_min_abs)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.nonlinearity = nonlinearity
         self.norm_position = norm_position
         self.dropout = dropout
-        self.recurrent_max_abs = recurrent_max_abs
-        self.recurrent_min_abs = recurrent_min_abs
-        self.constraint = constraint
         self.backend = backend
-        self._initialisers = (input_init, recurrent_init, bias_init)
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.weight_ih = None if input_size is None else parameter(hidden_size, input_size)
-        self.weight_hh = parameter(hidden_size)
-        self.bias = None if input_size is None or not bias else parameter(hidden_size)
-        self.norm = make_norm(norm, hidden_size, device, dtype)
+        self.reverse = reverse
+        kind = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[norm]
+        self.norm = None if kind is None else kind(hidden_size, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw W and u, set b, and reset the norm."""
-        input_init, recurrent_init, bias_init = self._initialisers
-        with torch.no_grad():
-            if self.weight_ih is not None:
-                fill_input(self.weight_ih, input_init)
-            fill_recurrent(self.weight_hh, recurrent_init, self.recurrent_max_abs)
-            if self.bias is not None:
-                fill_bias(self.bias, bias_init)
+        super().reset_parameters()
         if isinstance(self.norm, nn.BatchNorm1d | nn.LayerNorm):
             self.norm.reset_parameters()
 
-    def recurrent_weight(self) -> Tensor:
-        """u (H,) as the recurrence uses it: clipped if constraint is "clip"."""
-        if self.constraint != "clip":
-            return self.weight_hh
-        return clip_recurrent_weight(self.weight_hh, self.recurrent_max_abs, self.recurrent_min_abs)
-
-    def forward(self, input: Tensor | AffineSequence, h0: Tensor | None = None) -> tuple[AffineSequence, Tensor]:
+    def forward(
+        self, input: Tensor | AffineSequence, h0: Tensor | None = None, steps: Steps | None = None
+    ) -> tuple[AffineSequence, Tensor]:
         """(B, T, D) and the state before the first step (B, H), None for zeros, to the sequence (B, T, H) and the state
-        after the last step (B, H)."""
+        after the last step (B, H). With `steps`, where sequences differ in length, (N, D) to (N, H).
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit.
+        """
+        if not isinstance(input, AffineSequence):
+            check_tensor("input", input, self.weight_hh.dtype)
+            features = self.input_size or self.hidden_size
+            if input.shape[-1:] != (features,) or input.dim() != (3 if steps is None else 2):
+                expected = "(B, T" if steps is None else "(N"
+                raise ValueError(f"input must have shape {expected}, {features}), got {tuple(input.shape)}")
+        if h0 is not None:
+            check_tensor("h0", h0, self.weight_hh.dtype)
         bias: Tensor | None = None
         if self.weight_ih is None:
             x = materialise(input)
@@ -116,25 +231,43 @@ class IndRNNLayer(nn.Module):
             x, bias = project(input, self.weight_ih, self.bias)
         norm = self.norm
         if norm is not None and self.norm_position == "before":
-            x, bias, norm = normalise(norm, x if bias is None else x + bias), None, None
+            x, bias, norm = _normalise(norm, x if bias is None else x + bias), None, None
         folded = norm if isinstance(norm, nn.BatchNorm1d) else None
+        statistics = folded is not None and _uses_batch_statistics(folded)
+        places = None if steps is None else steps.backwards if self.reverse else steps.place
+        if steps is not None and places is not None:
+            # relu comes to rest at 0 in the padding, instead of growing there to an infinity that spoils du
+            x = steps.pad(x, places, -1e30 if self.nonlinearity == "relu" else 0.0)
         h, last, mean, variance = recurrence(
             x,
             self.recurrent_weight(),
             None if h0 is None else h0.to(x.dtype),
             bias,
-            statistics=folded is not None and uses_batch_statistics(folded),
+            statistics=statistics and steps is None,
             nonlinearity=self.nonlinearity,
             backend=self.backend,
+            reverse=self.reverse and steps is None,
         )
-        mask = self._mask(last)
+        if steps is not None and places is not None:
+            flat = h.flatten(0, 1)
+            h, last = flat.index_select(0, places), flat.index_select(0, steps.last)
+            if statistics:
+                variance, mean = torch.var_mean(h.to(self.weight_hh.dtype), dim=0, correction=0)
+        scale = shift = None
+        z_last = last
         if folded is not None:
-            scale, shift = affine_of(folded, mean, variance, h.shape[0] * h.shape[1])
-            return AffineSequence(h, last, scale, shift, mask), last
-        if norm is not None:
+            scale, shift = _affine_of(folded, mean, variance, h.numel() // h.shape[-1])
+        elif norm is not None:
             # the last step anew from its copy, so that a reader of it alone leaves the rest without gradient
-            return AffineSequence(normalise(norm, h), normalise(norm, last), mask=mask), last
-        return AffineSequence(h, last, mask=mask), last
+            h, z_last = _normalise(norm, h), _normalise(norm, last)
+        sequence = AffineSequence(h, z_last, scale, shift, self._mask(last))
+        if steps is not None and sequence.mask is not None:
+            # rows of one sequence are not together, so its mask cannot be folded into a matrix
+            affine = AffineSequence(h, z_last, scale, shift)
+            return AffineSequence(
+                affine.materialise() * sequence.mask.index_select(0, steps.sequence), affine.last() * sequence.mask
+            ), last
+        return sequence, last
 
     def _mask(self, last: Tensor) -> Tensor | None:
         if not self.training or self.dropout == 0:
@@ -143,17 +276,70 @@ class IndRNNLayer(nn.Module):
         return torch.empty_like(last).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}", f"nonlinearity={self.nonlinearity}"]
-        if self.input_size is not None and self.bias is None:
-            parts.append("bias=False")
+        parts = [super().extra_repr()]
         if self.norm is not None:
             parts.append(f"norm_position={self.norm_position}")
         if self.dropout:
             parts.append(f"dropout={self.dropout}")
-        if self.recurrent_max_abs is not None or self.recurrent_min_abs:
-            limits = f"[{self.recurrent_min_abs:.6g}, {self.recurrent_max_abs or float('inf'):.6g}]"
-            parts.append(f"|u| in {limits} by {self.constraint}")
+        if self.reverse:
+            parts.append("reverse=True")
         return ", ".join(parts)
+
+
+def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm to x (B, T, H) or (N, H); batch norm takes its statistics over batch and time."""
+    if isinstance(norm, nn.BatchNorm1d):
+        normalised: Tensor = norm(x.flatten(0, -2)).view(x.shape)
+        return normalised
+    return torch.as_tensor(norm(x))
+
+
+def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:
+    """Whether the module would normalise with the statistics of the batch at hand."""
+    return norm.training or norm.running_mean is None
+
+
+def _affine_of(norm: nn.BatchNorm1d, mean: Tensor | None, variance: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+    """scale and shift (H,) such that ``norm(h) = scale ⊙ h + shift``; the running statistics are updated as
+    ``norm(h)`` would.
+
+    Args:
+        norm: the module that owns weight, bias and running statistics.
+        mean, variance: of h over the n = B·T values a unit (variance biased), if `_uses_batch_statistics`.
+        n: values per unit.
+
+    Raises:
+        ValueError: one value per unit has no variance, as in torch.
+    """
+    if _uses_batch_statistics(norm):
+        assert mean is not None
+        assert variance is not None
+        if n < 2:
+            raise ValueError(f"batch norm needs more than one value per unit in training, got {n}")
+        if norm.training:
+            _update_running(norm, mean.detach(), variance.detach() * (n / (n - 1)))
+    else:
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return scale, shift
+
+
+@torch.no_grad()
+def _update_running(norm: nn.BatchNorm1d, mean: Tensor, unbiased_variance: Tensor) -> None:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    # momentum None: the average of all batches so far; kept on the device, so that a CUDA graph can hold it
+    rate = norm.num_batches_tracked.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+    norm.running_mean.mul_(1 - rate).add_(mean * rate)
+    norm.running_var.mul_(1 - rate).add_(unbiased_variance * rate)
 
 
 def recurrent_layers(module: nn.Module) -> list[tuple[str, IndRNNLayer]]:

@@ -13,9 +13,7 @@ from indrnn.data import Task, make_task
 from indrnn.errors import UserError
 
 from .baselines import LSTMClassifier, RNNClassifier
-from .dense import DenseIndRNN
-from .plain import PlainIndRNN
-from .residual import ResidualIndRNN
+from .indrnn import DenseIndRNN, PlainIndRNN, ResidualIndRNN
 
 __all__ = [
     "MODELS",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from indrnn.config.schema import LSTMConfig, RNNConfig
 from indrnn.data import Task
 
-from .initial import classifier
+from .indrnn import classifier
 
 
 class LSTMClassifier(nn.Module):

@@ -40,14 +40,22 @@ class Backend(Protocol):
         """Why this backend cannot work on `device` (one sentence without a full stop), or None if it can."""
 
     def forward(
-        self, x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+        self,
+        x: Tensor,
+        u: Tensor,
+        h0: Tensor | None,
+        bias: Tensor | None,
+        nonlinearity: str,
+        statistics: bool,
+        reverse: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """h_t = σ(x_t + bias + u ⊙ h_{t-1}).
 
         x (B, T, H); u (H,); h0 (B, H) in x.dtype, or None for zeros; bias (H,) or, one a sequence, (B, H), or None.
         Returns h, made as ``torch.empty_like(x)`` is (dense, strides ordered as x's), and with `statistics` the mean
         (H,) and the biased variance (H,) of h over batch and time in the dtype of u, else None and None. The variance
-        must not be formed as Σh² − (Σh)²/n in the working precision.
+        must not be formed as Σh² − (Σh)²/n in the working precision. With `reverse` time runs from T to 1, here and in
+        the backward: h_t = σ(x_t + bias + u ⊙ h_{t+1}) from h_{T+1} = h0.
         """
 
     def backward(
@@ -60,6 +68,7 @@ class Backend(Protocol):
         u: Tensor,
         h0: Tensor | None,
         nonlinearity: str,
+        reverse: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients, from the saved output alone.
 

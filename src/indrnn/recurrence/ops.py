@@ -55,18 +55,20 @@ def recurrence(
     statistics: bool = False,
     nonlinearity: str = "relu",
     backend: str = "auto",
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing.
 
     Returns h, h_last, and with `statistics` the mean and the biased variance (H,) of h over batch and time, in the
-    dtype of the running state; without, two empty tensors.
+    dtype of the running state; without, two empty tensors. With `reverse` time runs from the last step to the first:
+    h0 is the state after step T, and h_last that at step 1. B may be 0, as in torch.nn.RNN.
     """
     _check(x, u, h0, bias)
     state = state_dtype(x.dtype)
     u = u.to(state)
     bias = None if bias is None else bias.to(state)
     operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
-    h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend)
+    h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
 
 
@@ -74,8 +76,8 @@ def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None
     if x.dim() != 3:
         raise ValueError(f"x must be (B, T, H), got shape {tuple(x.shape)}")
     B, T, H = x.shape
-    if B < 1 or T < 1 or H < 1:  # min(…) would bind a batch or a length that torch.export leaves open
-        raise ValueError(f"x must have at least one sequence, step and unit, got shape {tuple(x.shape)}")
+    if T < 1 or H < 1:  # min(…) would bind a length that torch.export leaves open
+        raise ValueError(f"x must have at least one time step and unit, got shape {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise ValueError(f"x must be floating point, got {x.dtype}")
     if u.shape != (H,):
@@ -101,10 +103,20 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("indrnn::recurrence", mutates_args=())
 def _recurrence(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, statistics: bool, nonlinearity: str, backend: str
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    statistics: bool,
+    nonlinearity: str,
+    backend: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # resolved here, inside the operator, where torch.compile does not look
     name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
+    if x.shape[0] == 0:
+        units = x.shape[-1] if statistics else 0
+        return torch.empty_like(_unit_stride(x)), x.new_empty(0, x.shape[-1]), u.new_zeros(units), u.new_zeros(units)
     h, mean, variance = load_backend(name).forward(
         _unit_stride(x),
         u.contiguous(),
@@ -112,15 +124,23 @@ def _recurrence(
         None if bias is None else bias.contiguous(),
         nonlinearity,
         statistics,
+        reverse,
     )
     if mean is None or variance is None:
         mean, variance = u.new_empty(0), u.new_empty(0)
-    return h, h[:, -1].clone(memory_format=torch.contiguous_format), mean, variance
+    return h, h[:, 0 if reverse else -1].clone(memory_format=torch.contiguous_format), mean, variance
 
 
 @_recurrence.register_fake
 def _(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, statistics: bool, nonlinearity: str, backend: str
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    statistics: bool,
+    nonlinearity: str,
+    backend: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, _, H = x.shape
     units = H if statistics else 0
@@ -128,11 +148,11 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, u, h0, bias, statistics, nonlinearity, backend = inputs
+    _, u, h0, bias, statistics, nonlinearity, backend, reverse = inputs
     h, _, mean, _ = output
     ctx.save_for_backward(h, u, h0, mean)
     ctx.set_materialize_grads(False)
-    ctx.statistics, ctx.nonlinearity, ctx.backend = statistics, nonlinearity, backend
+    ctx.statistics, ctx.nonlinearity, ctx.backend, ctx.reverse = statistics, nonlinearity, backend, reverse
     ctx.bias_dim = None if bias is None else bias.dim()
 
 
@@ -150,9 +170,11 @@ def _autograd(
         slope = torch.zeros_like(mean) if grad_variance is None else grad_variance * (2 / n)
         offset = -slope * mean if grad_mean is None else grad_mean / n - slope * mean
     operator = _recurrence_backward if torch.compiler.is_compiling() else _recurrence_backward_eager
-    dx, du, dh0, dbias = operator(grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend)
+    dx, du, dh0, dbias = operator(
+        grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse
+    )
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
-    return dx, du.sum(0), None if h0 is None else dh0.to(h0.dtype), bias_gradient, None, None, None
+    return dx, du.sum(0), None if h0 is None else dh0.to(h0.dtype), bias_gradient, None, None, None, None
 
 
 def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> None:
@@ -209,8 +231,11 @@ def _recurrence_backward(
     h0: Tensor | None,
     nonlinearity: str,
     backend: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
+    if h.shape[0] == 0:
+        return torch.empty_like(h), torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
     return load_backend(name).backward(
         None if grad_h is None else _unit_stride(grad_h),
         None if grad_last is None else grad_last.contiguous(),
@@ -220,6 +245,7 @@ def _recurrence_backward(
         u.contiguous(),
         None if h0 is None else h0.contiguous(),
         nonlinearity,
+        reverse,
     )
 
 
@@ -234,6 +260,7 @@ def _(
     h0: Tensor | None,
     nonlinearity: str,
     backend: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, _, H = h.shape
     return torch.empty_like(h), u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)

@@ -37,12 +37,18 @@ def derivative(h: Tensor, nonlinearity: str) -> Tensor | float:
 
 
 def forward(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    nonlinearity: str,
+    statistics: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
     h = torch.empty_like(x)
     state = torch.zeros_like(x[:, 0], dtype=u.dtype) if h0 is None else h0.to(u.dtype)
-    for t in range(x.shape[1]):
+    for t in _order(x.shape[1], reverse):
         a = x[:, t].to(u.dtype) + u * state
         state = activate(a if bias is None else a + bias, nonlinearity)
         h[:, t] = state
@@ -58,29 +64,35 @@ def backward(
     u: Tensor,
     h0: Tensor | None,
     nonlinearity: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `dispatch.Backend.backward`."""
     dx = torch.empty_like(h)
     carried = torch.zeros_like(h[:, 0], dtype=u.dtype)  # u ⊙ δ_{t+1}
     du, dbias = torch.zeros_like(carried), torch.zeros_like(carried)
-    for t in reversed(range(h.shape[1])):
+    order = _order(h.shape[1], reverse)
+    for t, before in zip(reversed(order), [*reversed(order[:-1]), None], strict=True):
         h_t = h[:, t].to(u.dtype)
         g = carried
         if grad_h is not None:
             g = g + grad_h[:, t]
-        if grad_last is not None and t == h.shape[1] - 1:
+        if grad_last is not None and t == order[-1]:
             g = g + grad_last
         if offset is not None and slope is not None:
             g = g + offset + slope * h_t
         delta = derivative(h_t, nonlinearity) * g
         dx[:, t] = delta
         dbias += delta
-        if t > 0:
-            du += delta * h[:, t - 1]
+        if before is not None:
+            du += delta * h[:, before]
         elif h0 is not None:
             du += delta * h0
         carried = u * delta
     return dx, du, carried, dbias
+
+
+def _order(T: int, reverse: bool) -> range:
+    return range(T - 1, -1, -1) if reverse else range(T)
 
 
 def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:

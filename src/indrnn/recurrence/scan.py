@@ -26,9 +26,18 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 
 def forward(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    nonlinearity: str,
+    statistics: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
+    if reverse:
+        h, mean, variance = forward(x.flip(1), u, h0, bias, nonlinearity, statistics)
+        return h.flip(1), mean, variance
     a = x.to(state_dtype(x.dtype))
     if bias is not None:
         a = a + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
@@ -51,8 +60,13 @@ def backward(
     u: Tensor,
     h0: Tensor | None,
     nonlinearity: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `dispatch.Backend.backward`."""
+    if reverse:
+        grad_h = None if grad_h is None else grad_h.flip(1)
+        dx, *sums = backward(grad_h, grad_last, offset, slope, h.flip(1), u, h0, nonlinearity)
+        return dx.flip(1), sums[0], sums[1], sums[2]
     state = h.to(u.dtype)
     g = torch.zeros_like(state) if grad_h is None else grad_h.to(u.dtype)
     if offset is not None and slope is not None:

@@ -17,7 +17,13 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 
 def forward(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    nonlinearity: str,
+    statistics: bool,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
     B, T, H = x.shape
@@ -32,11 +38,11 @@ def forward(
         B * groups,
         (groups, B, T, H, _KINDS[nonlinearity], int(statistics)),
         (
-            _sequence(x),
+            _sequence(x, reverse),
             _row(u),
             _row(bias, nothing),
             _row(h0, nothing),
-            _sequence(h),
+            _sequence(h, reverse),
             _row(mean),
             _row(m2),
         ),
@@ -58,6 +64,7 @@ def backward(
     u: Tensor,
     h0: Tensor | None,
     nonlinearity: str,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `dispatch.Backend.backward`."""
     B, T, H = h.shape
@@ -71,14 +78,14 @@ def backward(
         B * groups,
         (groups, B, T, H, _KINDS[nonlinearity], 0),
         (
-            _row(None, nothing) if grad_h is None else _sequence(grad_h),
+            _row(None, nothing) if grad_h is None else _sequence(grad_h, reverse),
             _row(grad_last, nothing),
             _row(offset, nothing),
             _row(slope, nothing),
-            _sequence(h),
+            _sequence(h, reverse),
             _row(u),
             _row(h0, nothing),
-            _sequence(dx),
+            _sequence(dx, reverse),
             _row(du),
             _row(dh0),
             _row(dbias),
@@ -87,8 +94,8 @@ def backward(
     return dx, du, dh0, dbias
 
 
-def _sequence(x: Tensor) -> launch.Strided:
-    return x, x.stride(0), x.stride(1)
+def _sequence(x: Tensor, reverse: bool) -> launch.Strided:
+    return x, x.stride(0), -x.stride(1) if reverse else x.stride(1)
 
 
 def _row(value: Tensor | None, nothing: Tensor | None = None) -> launch.Strided:

@@ -20,7 +20,8 @@ from torch import Tensor
 from . import kernels
 from .vector import INTERPRETED
 
-# a tensor with stride 1 along its last dimension, and its strides along batch and time
+# a tensor with stride 1 along its last dimension, and its strides along batch and time; a negative one along time means
+# that time runs from the last step to the first
 Strided = tuple[Tensor, int, int]
 Entry = Callable[[int], None]
 
@@ -36,7 +37,7 @@ def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays:
     # in the order of kernels.COUNTER, TASKS, DOUBLE, GROUPS, ..., ARRAYS
     numbers = [0, tasks, int(dtype == torch.float64), *sizes]
     for tensor, batch_stride, time_stride in arrays:
-        numbers += tensor.data_ptr(), batch_stride, time_stride
+        numbers += tensor.data_ptr() + _first(tensor, time_stride) * tensor.element_size(), batch_stride, time_stride
     call = array("q", numbers)
     _run_on_threads(_compiled(name), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
 
@@ -101,7 +102,10 @@ def _pool() -> ThreadPoolExecutor:
 
 def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     lanes = (kernels.SIXTEEN, kernels.FOUR) if dtype == torch.float64 else (kernels.THIRTY_TWO, kernels.EIGHT)
-    arguments = [[tensor.detach().as_strided((_span(tensor),), (1,)).numpy(), b, t] for tensor, b, t in arrays]
+    arguments = [
+        [_Shifted(tensor.detach().as_strided((_span(tensor),), (1,)).numpy(), _first(tensor, t)), b, t]
+        for tensor, b, t in arrays
+    ]
     for task in range(tasks):
         getattr(kernels, f"{name}_python")(task, sizes, *lanes, *arguments)
 
@@ -112,3 +116,26 @@ def _span(tensor: Tensor) -> int:
         if tensor.numel() == 0
         else 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     )
+
+
+def _first(tensor: Tensor, time_stride: int) -> int:
+    """Where the first step that a kernel reads lies: at the end of time, if time runs backwards."""
+    return -time_stride * (tensor.shape[1] - 1) if time_stride < 0 else 0
+
+
+class _Shifted:
+    """A flat array whose element 0 is the element `first` of `array`; indices may be negative."""
+
+    def __init__(self, array: Any, first: int) -> None:
+        self.array, self.first, self.dtype = array, first, array.dtype
+
+    def _at(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return slice(index.start + self.first, index.stop + self.first)
+        return index + self.first
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[self._at(index)]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.array[self._at(index)] = value

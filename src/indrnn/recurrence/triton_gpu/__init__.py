@@ -65,6 +65,7 @@ def forward(
     bias: Tensor | None,
     nonlinearity: str,
     statistics: bool,
+    reverse: bool = False,
     *,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -73,7 +74,7 @@ def forward(
         packed = x.stride(1) == x.shape[2]
         tile = choose("forward", nonlinearity, *x.shape, x.element_size() == 8, packed, _forced)
     with _on_device_of(x):
-        return launch_forward(x, u, h0, bias, nonlinearity, statistics, tile)
+        return launch_forward(x, u, h0, bias, nonlinearity, statistics, tile, reverse)
 
 
 def backward(
@@ -85,6 +86,7 @@ def backward(
     u: Tensor,
     h0: Tensor | None,
     nonlinearity: str,
+    reverse: bool = False,
     *,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,7 +96,7 @@ def backward(
         packed = h.stride(1) == H and (grad_h is None or grad_h.stride(1) == H)
         tile = choose("backward", nonlinearity, *h.shape, h.element_size() == 8, packed, _forced)
     with _on_device_of(h):
-        return launch_backward(grad_h, grad_last, offset, slope, h, u, h0, nonlinearity, tile)
+        return launch_backward(grad_h, grad_last, offset, slope, h, u, h0, nonlinearity, tile, reverse)
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .chooser import Tile
 from .maps import LIMIT, clamp, compose_affine, from_chunk, power, preceding, times_derivative
-from .tiles import load_steps, locate, packed_step, store_step
+from .tiles import in_time, load_steps, locate, store_step
 
 _SIZES = ["T", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
 _POINTERS = [
@@ -172,34 +172,38 @@ def launch_backward(
     h0: Tensor | None,
     nonlinearity: str,
     tile: Tile,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, du, dh0, dbias as `dispatch.Backend.backward` defines them."""
     B, T, H = h.shape
     dx = torch.empty_like(h)
     du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
+    dh_first, dh_stride_t, dh_step = (None, 0, 0) if grad_h is None else in_time(grad_h, reverse)
+    h_first, h_stride_t, h_step = in_time(h, reverse)
+    dx_first, dx_stride_t, dx_step = in_time(dx, reverse)
     backward_kernel[(B * triton.cdiv(H, tile.block),)](
-        grad_h,
+        dh_first,
         grad_last,
         offset,
         slope,
-        h,
+        h_first,
         u,
         h0,
-        dx,
+        dx_first,
         du,
         dh0,
         dbias,
         T,
         H,
         0 if grad_h is None else grad_h.stride(0),
-        0 if grad_h is None else grad_h.stride(1),
+        dh_stride_t,
         h.stride(0),
-        h.stride(1),
+        h_stride_t,
         dx.stride(0),
-        dx.stride(1),
-        DH_STEP=0 if grad_h is None else packed_step(grad_h),
-        H_STEP=packed_step(h),
-        DX_STEP=packed_step(dx),
+        dx_stride_t,
+        DH_STEP=dh_step,
+        H_STEP=h_step,
+        DX_STEP=dx_step,
         NONLINEARITY=nonlinearity,
         CHUNKS=tile.chunks,
         STEPS=tile.steps,

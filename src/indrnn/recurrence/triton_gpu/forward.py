@@ -8,7 +8,7 @@ from torch import Tensor
 from .chooser import Tile
 from .maps import LIMIT, activate, clamp, compose_affine, compose_clamped, from_chunk, larger, power, preceding, smaller
 from .statistics import combine_chains
-from .tiles import load_steps, locate, packed_step, store_step
+from .tiles import in_time, load_steps, locate, store_step
 
 
 @triton.jit
@@ -163,30 +163,39 @@ def forward_kernel(
 
 
 def launch_forward(
-    x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool, tile: Tile
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    nonlinearity: str,
+    statistics: bool,
+    tile: Tile,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """h, and the mean and variance or None and None, as `dispatch.Backend.forward` defines them."""
     B, T, H = x.shape
     h = torch.empty_like(x)
     mean = u.new_empty(B, H) if statistics else None
     deviation = u.new_empty(B, H) if statistics else None
+    x_first, x_stride_t, x_step = in_time(x, reverse)
+    h_first, h_stride_t, h_step = in_time(h, reverse)
     forward_kernel[(B * triton.cdiv(H, tile.block),)](
-        x,
+        x_first,
         u,
         h0,
         bias,
-        h,
+        h_first,
         mean,
         deviation,
         T,
         H,
         x.stride(0),
-        x.stride(1),
+        x_stride_t,
         h.stride(0),
-        h.stride(1),
+        h_stride_t,
         H if bias is not None and bias.dim() == 2 else 0,
-        X_STEP=packed_step(x),
-        H_STEP=packed_step(h),
+        X_STEP=x_step,
+        H_STEP=h_step,
         NONLINEARITY=nonlinearity,
         CHUNKS=tile.chunks,
         STEPS=tile.steps,

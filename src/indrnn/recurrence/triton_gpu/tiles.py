@@ -55,3 +55,9 @@ def packed_step(x: Tensor) -> int:
     """The distance of two steps if it is H (batch-major memory), to be compiled in, so that addresses are immediate
     offsets of one register; else 0, and the distance is read at run time."""
     return x.shape[2] if x.stride(1) == x.shape[2] else 0
+
+
+def in_time(x: Tensor, reverse: bool) -> tuple[Tensor, int, int]:
+    """For a kernel: the tensor at whose address its first step lies, the distance of two steps, and `packed_step`;
+    if time runs backwards, the last step and negative distances."""
+    return (x[:, -1], -x.stride(1), -packed_step(x)) if reverse else (x, x.stride(1), packed_step(x))

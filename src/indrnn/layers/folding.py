@@ -22,8 +22,9 @@ from torch import Tensor
 class AffineSequence:
     """z = mask ⊙ (scale ⊙ h + shift), not yet computed. What is None is left out.
 
-    h (B, T, H); h_last (B, H), a copy of its last step (reading that instead of ``h[:, -1]`` keeps the gradient of h
-    from being materialised); scale and shift (H,), both or neither; mask (B, H), one a sequence for all time steps.
+    h (B, T, H), or (N, H), the N steps there are, where sequences differ in length; h_last (B, H), a copy of the last
+    step (reading that instead of ``h[:, -1]`` keeps the gradient of h from being materialised); scale and shift (H,),
+    both or neither; mask (B, H), one a sequence for all time steps.
     """
 
     h: Tensor

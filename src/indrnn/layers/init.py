@@ -1,7 +1,9 @@
-"""Initial values of a layer's three parameters, by name or as a function that fills a tensor in place."""
+"""Where a layer's three parameters start, and the bounds that the recurrent weights u keep."""
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 Initialiser = str | Callable[[Tensor], object]
@@ -9,6 +11,47 @@ Initialiser = str | Callable[[Tensor], object]
 INPUT = ("linear", "kaiming", "small_uniform", "small_normal")
 RECURRENT = ("positive", "symmetric", "ones")
 BIAS = ("zeros",)
+
+
+def recurrent_max(T: int, gamma: float = 2.0) -> float:
+    """gamma^(1/T): with |u| at most this, T steps grow a state by at most `gamma` (Li et al. 2018, section 3.2)."""
+    _check(T, gamma)
+    return float(gamma ** (1.0 / T))
+
+
+def last_layer_lower_bound(T: int, gamma: float = 2.0) -> float:
+    """gamma^(−1/T): from this on, a state keeps at least 1/gamma of itself over T steps."""
+    _check(T, gamma)
+    return float(gamma ** (-1.0 / T))
+
+
+def _check(T: int, gamma: float) -> None:
+    if T < 1:
+        raise ValueError(f"T must be at least 1 time step, got {T}")
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")
+
+
+def check_bounds(max_abs: float | None, min_abs: float) -> None:
+    """Raise ValueError unless 0 <= min_abs <= max_abs < ∞."""
+    if not 0 <= min_abs < math.inf:
+        raise ValueError(f"recurrent_min_abs must be at least 0, and finite, got {min_abs}")
+    if max_abs == math.inf:
+        raise ValueError("recurrent_max_abs must be finite, got inf; None is for no bound")
+    if max_abs is not None and not max_abs >= min_abs:
+        raise ValueError(f"recurrent_max_abs must be at least recurrent_min_abs={min_abs}, got {max_abs}")
+
+
+def clip_recurrent_weight(u: Tensor, max_abs: float | None, min_abs: float = 0.0) -> Tensor:
+    """u with |u| moved into [min_abs, max_abs]: the minimum first, keeping the sign (0 counts as positive).
+
+    As for any clip, no gradient reaches a weight outside the bounds.
+    """
+    if min_abs > 0:
+        u = torch.where(u >= 0, u.clamp(min=min_abs), u.clamp(max=-min_abs))
+    if max_abs is not None:
+        u = u.clamp(-max_abs, max_abs)
+    return u
 
 
 def fill_input(weight: Tensor, how: Initialiser) -> None:
