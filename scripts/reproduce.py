@@ -153,8 +153,9 @@ class Budget:
             self._fail(job, str(error))
         else:
             print(f"{job.path}: {job.standing()}", flush=True)
-            for what, why in read_result(job.folder / "result.json").segments[-1]["fallbacks"].items():
-                print(f"  without {what}, so slower than it should be: {why}", flush=True)
+            for segment in read_result(job.folder / "result.json").segments:
+                for what, why in segment.get("fallbacks", {}).items():
+                    print(f"  without {what}, so slower than it should be: {why}", flush=True)
 
     def _fail(self, job: Job, why: str) -> None:
         self.failed.append(job)

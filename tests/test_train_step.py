@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from indrnn.config.compose import load_config
-from indrnn.data import load_task
+from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
@@ -123,7 +123,7 @@ def _meta(monkeypatch):
 def test_a_step_never_waits_for_the_device(overrides):
     cfg = load_config(["data=mnist5k", *overrides] if "data=adding" not in overrides else list(overrides))
     device = torch.device("meta")
-    task = load_task(cfg.data, CPU)
+    task = make_task(cfg.data)
     model = build_model(cfg).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
     for group in optimizer.param_groups:
