@@ -172,7 +172,7 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if rounded else "ieee"  # type: ignore[attr-defined]
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
-    # The older switch first: where it contradicts the newer ones, torch.backends.cudnn.flags (and so torch.export) raises.
+    # The older switch first: where it contradicts the newer ones, cudnn.flags (and so torch.export) raises.
     torch.backends.cudnn.allow_tf32 = mode == "tf32"
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
