@@ -1,13 +1,16 @@
 """The recurrence on every backend of this machine: outputs, gradients, and what a caller may rely on."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+import indrnn
 import naive
 from indrnn.errors import UserError
 from indrnn.recurrence import available_backends, dispatch, indrnn_recurrence, resolve_backend
@@ -305,6 +308,26 @@ print("same")
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "same", done.stderr
+
+
+def test_numba_compiles_anew_when_any_of_its_sources_changes(tmp_path):
+    """Also when the file that Numba itself looks at, kernels.py, stays as it is."""
+    package = tmp_path / "indrnn"
+    shutil.copytree(Path(indrnn.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    program = """
+import torch
+from indrnn.recurrence import indrnn_recurrence
+print(indrnn_recurrence(-torch.ones(1, 1, 1), torch.zeros(1), backend="numba")[0].item())
+"""
+    source = package / "recurrence" / "numba_cpu" / "vector.py"
+    earlier = source.read_text()
+    mirrored = earlier.replace('fcmp_ordered("<", arguments[0], zero)', 'fcmp_ordered(">", arguments[0], zero)')
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    for text, expected in ((earlier, "0.0"), (mirrored, "-1.0")):
+        source.write_text(text)
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_importing_the_package_does_not_import_numba_or_triton():

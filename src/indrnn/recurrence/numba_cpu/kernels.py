@@ -181,28 +181,38 @@ FORWARD_CALL = ARRAYS + PER_ARRAY * 7
 BACKWARD_CALL = ARRAYS + PER_ARRAY * 11
 
 
-def forward_entry(pointer):
-    """Take and run forward tasks until none is left: x, u, bias, h0, h, mean, m2."""
-    mode = float_mode()
-    set_float_mode(mode | FLUSH)
-    call = carray(pointer, (FORWARD_CALL,), np.int64)
-    if call[DOUBLE]:
-        _forward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
-    else:
-        _forward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
-    set_float_mode(mode)
+def forward_entry(stamp):
+    """Takes and runs forward tasks until none is left: x, u, bias, h0, h, mean, m2."""
+
+    def forward(pointer):
+        _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
+        mode = float_mode()
+        set_float_mode(mode | FLUSH)
+        call = carray(pointer, (FORWARD_CALL,), np.int64)
+        if call[DOUBLE]:
+            _forward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
+        else:
+            _forward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
+        set_float_mode(mode)
+
+    return forward
 
 
-def backward_entry(pointer):
-    """Take and run backward tasks until none is left: g, last, offset, slope, h, u, h0, dx, du, dh0, dbias."""
-    mode = float_mode()
-    set_float_mode(mode | FLUSH)
-    call = carray(pointer, (BACKWARD_CALL,), np.int64)
-    if call[DOUBLE]:
-        _backward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
-    else:
-        _backward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
-    set_float_mode(mode)
+def backward_entry(stamp):
+    """Takes and runs backward tasks until none is left: g, last, offset, slope, h, u, h0, dx, du, dh0, dbias."""
+
+    def backward(pointer):
+        _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
+        mode = float_mode()
+        set_float_mode(mode | FLUSH)
+        call = carray(pointer, (BACKWARD_CALL,), np.int64)
+        if call[DOUBLE]:
+            _backward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
+        else:
+            _backward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
+        set_float_mode(mode)
+
+    return backward
 
 
 @njit(error_model="numpy")

@@ -6,6 +6,7 @@ PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), t
 """
 
 import ctypes
+import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import llvmlite
 import numba
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays:
 @cache
 def _compiled(name: str) -> int:
     """The address of an entry point. Compiled once and kept on disk, unless there is no place to keep it."""
-    entry = getattr(kernels, f"{name}_entry")
+    entry = getattr(kernels, f"{name}_entry")(_stamp())
     signature = numba.types.void(numba.types.voidptr)
     try:
         compiled = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
@@ -52,6 +54,13 @@ def _compiled(name: str) -> int:
         compiled = numba.cfunc(signature, error_model="numpy")(entry)
     _compiled_entries.append(compiled)
     return cast(int, compiled.address)
+
+
+@cache
+def _stamp() -> str:
+    """A hash of all that the machine code is made from; Numba itself compares the processor, and kernels.py alone."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(repr((numba.__version__, llvmlite.__version__, sources)).encode()).hexdigest()
 
 
 _compiled_entries: list[Any] = []  # keeps the machine code alive

@@ -7,8 +7,6 @@ NUMBA_DISABLE_JIT=1 the same functions work on NumPy arrays of that length.
 
 Additions and multiplications carry the flag `contract` alone (a·b + c may be rounded once); infinities, NaN and the
 order of additions keep their meaning.
-
-Numba's cache on disk looks at the kernels' own file only: after a change here, touch ``kernels.py``.
 """
 
 # mypy: ignore-errors
