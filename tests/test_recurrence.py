@@ -190,6 +190,23 @@ def test_not_a_number_is_not_hidden(backend):
     assert not h[0].isnan().any()
 
 
+@pytest.mark.parametrize("sigma", ["relu", "leaky_relu", "identity"])
+@pytest.mark.parametrize("with_statistics", [False, True])
+@pytest.mark.parametrize("initial", [False, True])
+def test_numba_follows_the_definition_where_a_state_or_a_gradient_is_infinite(sigma, with_statistics, initial):
+    x, u, h0, _ = example(3, 40, 5)
+    x[0, 9, 1:], x[1, 38, :2] = float("inf"), float("inf")
+    h, last = indrnn_recurrence(x, u, h0, nonlinearity=sigma, backend="reference")
+    dh, dlast = cotangents(h, last)
+    dh[2, 30, 3:], dlast[0, 2] = float("inf"), float("-inf")
+    slope = torch.linspace(-1, 1, 5, dtype=h.dtype) if with_statistics else None
+    arguments = (dh, dlast, slope, slope, h, u, h0 if initial else None, sigma)
+    actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
+    expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert with_statistics or actual[0][1].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend):
     inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]

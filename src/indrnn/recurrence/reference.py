@@ -25,15 +25,15 @@ def activate(a: Tensor, nonlinearity: str) -> Tensor:
     return a
 
 
-def derivative(h: Tensor, nonlinearity: str) -> Tensor | float:
-    """σ' at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
+def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
+    """σ' ⊙ g at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
     if nonlinearity == "relu":
-        return (h > 0).to(h.dtype)
+        return torch.where(h > 0, g, 0.0)
     if nonlinearity == "tanh":
-        return 1 - h * h
+        return (1 - h * h) * g
     if nonlinearity == "leaky_relu":
-        return torch.where(h > 0, torch.ones_like(h), torch.full_like(h, NEGATIVE_SLOPE))
-    return 1.0
+        return torch.where(h > 0, g, NEGATIVE_SLOPE * g)
+    return g
 
 
 def forward(
@@ -72,7 +72,7 @@ def backward(
             g = g + grad_last
         if offset is not None and slope is not None:
             g = g + offset + slope * h_t
-        delta = derivative(h_t, nonlinearity) * g
+        delta = times_derivative(g, h_t, nonlinearity)
         dx[:, t] = delta
         dbias += delta
         if t > 0:

@@ -65,11 +65,12 @@ def backward(
     du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
     nothing = u.new_zeros(H)
     groups = _groups(B, H)
+    given = (kernels.AFFINE if offset is not None else 0) | (kernels.INITIAL if h0 is not None else 0)
     launch.run(
         "backward",
         h.dtype,
         B * groups,
-        (groups, B, T, H, _KINDS[nonlinearity], 0),
+        (groups, B, T, H, _KINDS[nonlinearity], given),
         (
             _row(None, nothing) if grad_h is None else _sequence(grad_h),
             _row(grad_last, nothing),

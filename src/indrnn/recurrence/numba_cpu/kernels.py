@@ -20,6 +20,7 @@ from .native import FLUSH, float_mode, pointer_at, set_float_mode, take
 from .vector import choose, convert, load, relu, store, times, zeros
 
 IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
+AFFINE, INITIAL = 1, 2  # what a backward call is given: offset and slope; h0
 NEGATIVE_SLOPE = 0.01  # of leaky_relu
 CHUNK = 32  # time steps that are summed at once; 32 rows of 128 float32 take 16 kB
 
@@ -109,10 +110,13 @@ def _accumulate(k, end, start, stop, lanes, h, h_at, h_t, mean, m2, at):
 
 @njit(error_model="numpy")
 def backward_task(
-    task, groups, B, T, H, kind, wide, narrower,
+    task, groups, B, T, H, kind, given, wide, narrower,
     g, g_b, g_t, last, last_b, offset, slope, h, h_b, h_t, u, h0, h0_b, dx, dx_b, dx_t, du, dh0, dbias,
 ):  # fmt: skip
-    """δ, and their sums over time, for one sequence and one range of units."""
+    """δ, and their sums over time, for one sequence and one range of units.
+
+    What is not `given` is left out, not taken as zeros: 0 · ∞ would make a state that is infinite a NaN.
+    """
     b, first, end = _range_of(task, groups, B, H, len(wide))
     h_at, dx_at, at = b * h_b, b * dx_b, b * H
     for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
@@ -120,18 +124,20 @@ def backward_task(
         for t in range(stop - 1, start - 1, -1):
             rows = (g, b * g_b + t * g_t, offset, slope, h, h_at + t * h_t, u, dx, dx_at + t * dx_t)
             after, after_at = (last, b * last_b) if t == T - 1 else (dx, dx_at + (t + 1) * dx_t)
-            k = _step_back(end, first, kind, wide, rows, after, after_at, t == T - 1)
-            k = _step_back(k, first, kind, narrower, rows, after, after_at, t == T - 1)
-            _step_back(k, first, kind, ONE, rows, after, after_at, t == T - 1)
-        k = _sum(first, end, start, stop, T, wide, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
-        k = _sum(k, end, start, stop, T, narrower, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
-        _sum(k, end, start, stop, T, ONE, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
+            affine, at_end = given & AFFINE, t == T - 1
+            k = _step_back(end, first, kind, affine, wide, rows, after, after_at, at_end)
+            k = _step_back(k, first, kind, affine, narrower, rows, after, after_at, at_end)
+            _step_back(k, first, kind, affine, ONE, rows, after, after_at, at_end)
+        begins = start == 0 and not given & INITIAL
+        k = _sum(first, end, start, stop, T, begins, wide, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
+        k = _sum(k, end, start, stop, T, begins, narrower, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
+        _sum(k, end, start, stop, T, begins, ONE, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
     for k in range(first, end):
         dh0[at + k] = u[k] * dx[dx_at + k]
 
 
 @njit(error_model="numpy")
-def _step_back(k, first, kind, lanes, rows, after, after_at, at_end):
+def _step_back(k, first, kind, affine, lanes, rows, after, after_at, at_end):
     """One row of δ, from unit k down, in whole vectors; returns the unit above the first one left.
 
     δ_t = σ'_t ⊙ (g_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}); at the end, the gradient of h_last instead of u ⊙ δ_{t+1}.
@@ -140,7 +146,9 @@ def _step_back(k, first, kind, lanes, rows, after, after_at, at_end):
     while k - len(lanes) >= first:
         k -= len(lanes)
         state = load(h, h_at + k, lanes)
-        delta = load(g, g_at + k, lanes) + (load(offset, k, lanes) + load(slope, k, lanes) * state)
+        delta = load(g, g_at + k, lanes)
+        if affine:
+            delta = delta + (load(offset, k, lanes) + load(slope, k, lanes) * state)
         if at_end:
             delta = delta + load(after, after_at + k, lanes)
         else:
@@ -154,12 +162,17 @@ def _step_back(k, first, kind, lanes, rows, after, after_at, at_end):
 
 
 @njit(error_model="numpy")
-def _sum(k, end, start, stop, T, lanes, h, h_at, h_t, h0, h0_at, dx, dx_at, dx_t, du, dbias, at):
-    """Add the steps start…stop−1 to du = Σ δ_t ⊙ h_{t-1} and dbias = Σ δ_t."""
+def _sum(k, end, start, stop, T, begins, lanes, h, h_at, h_t, h0, h0_at, dx, dx_at, dx_t, du, dbias, at):
+    """Add the steps start…stop−1 to du = Σ δ_t ⊙ h_{t-1} and dbias = Σ δ_t; without h_0 if the sequence `begins`."""
     while k + len(lanes) <= end:
         delta = load(dx, dx_at + start * dx_t + k, lanes)
-        before = load(h0, h0_at + k, lanes) if start == 0 else load(h, h_at + (start - 1) * h_t + k, lanes)
-        du_sum, dbias_sum = delta * before, delta
+        if begins:
+            du_sum = zeros(delta)
+        elif start == 0:
+            du_sum = delta * load(h0, h0_at + k, lanes)
+        else:
+            du_sum = delta * load(h, h_at + (start - 1) * h_t + k, lanes)
+        dbias_sum = delta
         for t in range(start + 1, stop):
             delta = load(dx, dx_at + t * dx_t + k, lanes)
             du_sum = du_sum + delta * load(h, h_at + (t - 1) * h_t + k, lanes)
@@ -175,7 +188,7 @@ def _sum(k, end, start, stop, T, lanes, h, h_at, h_t, h0, h0_at, dx, dx_at, dx_t
 
 # A call, as the entry points receive it, is a list of 64-bit integers: these, and then for every array in the order of
 # the task's arguments its address, its stride along the batch and its stride along time.
-COUNTER, TASKS, DOUBLE, GROUPS, BATCH, STEPS, UNITS, KIND, STATISTICS, ARRAYS = range(10)
+COUNTER, TASKS, DOUBLE, GROUPS, BATCH, STEPS, UNITS, KIND, OPTIONS, ARRAYS = range(10)
 PER_ARRAY = 3
 FORWARD_CALL = ARRAYS + PER_ARRAY * 7
 BACKWARD_CALL = ARRAYS + PER_ARRAY * 11
@@ -228,7 +241,7 @@ def _forward_tasks(counter, call, dtype, wide, narrower):
     task = take(counter)
     while task < call[TASKS]:
         forward_task(
-            task, groups, B, T, H, kind, call[STATISTICS], wide, narrower,
+            task, groups, B, T, H, kind, call[OPTIONS], wide, narrower,
             x, x_b, x_t, u, bias, bias_b, h0, h0_b, h, h_b, h_t, mean, m2,
         )  # fmt: skip
         task = take(counter)
@@ -251,7 +264,7 @@ def _backward_tasks(counter, call, dtype, wide, narrower):
     task = take(counter)
     while task < call[TASKS]:
         backward_task(
-            task, groups, B, T, H, kind, wide, narrower,
+            task, groups, B, T, H, kind, call[OPTIONS], wide, narrower,
             g, g_b, g_t, last, last_b, offset, slope, h, h_b, h_t, u, h0, h0_b, dx, dx_b, dx_t, du, dh0, dbias,
         )  # fmt: skip
         task = take(counter)
@@ -274,8 +287,8 @@ def forward_python(task, sizes, wide, narrower, x, u, bias, h0, h, mean, m2):
 
 def backward_python(task, sizes, wide, narrower, g, last, offset, slope, h, u, h0, dx, du, dh0, dbias):
     """One backward task without Numba."""
-    groups, B, T, H, kind, _ = sizes
+    groups, B, T, H, kind, given = sizes
     backward_task(
-        task, groups, B, T, H, kind, wide, narrower,
+        task, groups, B, T, H, kind, given, wide, narrower,
         *g, *last[:2], offset[0], slope[0], *h, u[0], *h0[:2], *dx, du[0], dh0[0], dbias[0],
     )  # fmt: skip

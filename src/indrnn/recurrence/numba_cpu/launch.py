@@ -30,7 +30,8 @@ Entry = Callable[[int], None]
 def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     """Run all tasks of kernel `name` ("forward" or "backward").
 
-    `sizes` are groups, B, T, H, kind and statistics (0 for backward), `arrays` in the order of the task's arguments.
+    `sizes` are groups, B, T, H, kind and `statistics` (forward) or `given` (backward), `arrays` in the order of the
+    task's arguments.
     """
     if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
