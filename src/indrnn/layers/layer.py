@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import NONLINEARITIES
+from ..recurrence.dispatch import state_dtype
 from ..recurrence.ops import recurrence
 from .bounds import check_bounds, clip_recurrent_weight
 from .initial import Initialiser, fill_bias, fill_input, fill_recurrent
@@ -121,7 +122,7 @@ class IndRNNLayer(nn.Module):
         h, last, mean, variance = recurrence(
             x,
             self.recurrent_weight(),
-            None if h0 is None else h0.to(x.dtype),
+            None if h0 is None else h0.to(state_dtype(x.dtype)),
             bias,
             statistics=folded is not None and uses_batch_statistics(folded),
             nonlinearity=self.nonlinearity,

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from .dispatch import state_dtype
-
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
@@ -38,15 +36,15 @@ def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
 
 def forward(
     x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, nonlinearity: str, statistics: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
-    h = torch.empty_like(x)
-    state = torch.zeros_like(x[:, 0], dtype=u.dtype) if h0 is None else h0.to(u.dtype)
+    states = torch.empty_like(x, dtype=u.dtype)
+    state = torch.zeros_like(states[:, 0]) if h0 is None else h0
     for t in range(x.shape[1]):
         a = x[:, t].to(u.dtype) + u * state
         state = activate(a if bias is None else a + bias, nonlinearity)
-        h[:, t] = state
-    return (h, *batch_statistics(h)) if statistics else (h, None, None)
+        states[:, t] = state
+    return states.to(x.dtype), state.contiguous(), *(batch_statistics(states) if statistics else (None, None))
 
 
 def backward(
@@ -84,6 +82,6 @@ def backward(
 
 
 def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (H,) of h (B, T, H) over batch and time."""
-    variance, mean = torch.var_mean(h.to(state_dtype(h.dtype)), dim=(0, 1), correction=0)
+    """Mean and biased variance (H,) of h (B, T, H) over batch and time, in the dtype of h."""
+    variance, mean = torch.var_mean(h, dim=(0, 1), correction=0)
     return mean, variance
