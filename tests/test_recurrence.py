@@ -2,13 +2,16 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+import indrnn
 import naive
 from indrnn import IndRNN
 from indrnn.errors import UserError
@@ -201,6 +204,23 @@ def test_the_scan_is_exact_up_to_1e30_and_clamps_there(dtype):
         assert torch.equal(indrnn_recurrence(x, u, backend="numba")[0].isfinite(), naive.recurrence(x, u)[0].isfinite())
 
 
+@pytest.mark.parametrize("sigma", ["relu", "leaky_relu", "identity"])
+@pytest.mark.parametrize("with_statistics", [False, True])
+@pytest.mark.parametrize("initial", [False, True])
+def test_numba_follows_the_definition_where_a_state_or_a_gradient_is_infinite(sigma, with_statistics, initial):
+    x, u, h0, _ = example(3, 40, 5)
+    x[0, 9, 1:], x[1, 38, :2] = float("inf"), float("inf")
+    h, last = indrnn_recurrence(x, u, h0, nonlinearity=sigma, backend="reference")
+    dh, dlast = cotangents(h, last)
+    dh[2, 30, 3:], dlast[0, 2] = float("inf"), float("-inf")
+    slope = torch.linspace(-1, 1, 5, dtype=h.dtype) if with_statistics else None
+    arguments = (dh, dlast, slope, slope, h, u, h0 if initial else None, sigma)
+    actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
+    expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert with_statistics or actual[0][1].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend):
     inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]
@@ -325,8 +345,9 @@ def test_compiles_into_one_graph(backend):
         assert torch.equal(a, e)
 
 
-def test_threads_do_not_change_a_bit():
-    inputs = example(3, 200, 128, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_do_not_change_a_bit(dtype):
+    inputs = example(3, 200, 128, dtype)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -381,7 +402,7 @@ import torch
 from indrnn.recurrence.ops import recurrence
 torch.manual_seed(0)
 cases = ((torch.float64, 2, 40, 21, "relu"), (torch.float32, 1, 35, 45, "leaky_relu"),
-         (torch.float32, 9, 1, 1, "identity"))
+         (torch.float32, 9, 1, 1, "identity"), (torch.bfloat16, 2, 70, 45, "relu"))
 for (dtype, B, T, H, sigma), reverse in itertools.product(cases, (False, True)):
     results = []
     inputs = [torch.randn(B, T, H, dtype=dtype), torch.rand(H, dtype=dtype) * 1.8 - 0.9,
@@ -392,7 +413,7 @@ for (dtype, B, T, H, sigma), reverse in itertools.product(cases, (False, True)):
         loss = sum((out * torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out)).sum() for out in outputs)
         results.append([*outputs, *torch.autograd.grad(loss, leaves)])
     for a, e in zip(*results):
-        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+        tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
         torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
 print("same")
 """
@@ -401,10 +422,130 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
+def test_numba_compiles_anew_when_any_of_its_sources_changes(tmp_path):
+    """Also when the file that Numba itself looks at, kernels.py, stays as it is."""
+    package = tmp_path / "indrnn"
+    shutil.copytree(Path(indrnn.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    program = """
+import torch
+from indrnn.recurrence import indrnn_recurrence
+print(indrnn_recurrence(-torch.ones(1, 1, 1), torch.zeros(1), backend="numba")[0].item())
+"""
+    source = package / "recurrence" / "numba_cpu" / "vector.py"
+    earlier = source.read_text()
+    mirrored = earlier.replace('fcmp_ordered("<", arguments[0], zero)', 'fcmp_ordered(">", arguments[0], zero)')
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    for text, expected in ((earlier, "0.0"), (mirrored, "-1.0")):
+        source.write_text(text)
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.stdout.strip() == expected, done.stderr
+
+
 def test_importing_the_package_does_not_import_numba_or_triton():
     program = "import sys, indrnn.layers; print(sorted({'numba', 'llvmlite'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class TestBfloat16:
+    """Sequences in bfloat16, everything else in float32."""
+
+    @pytest.mark.parametrize(("B", "T", "H"), SHAPES)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_outputs_and_all_gradients(self, backend, B, T, H):
+        x, u, h0, bias = example(B, T, H, torch.float32)
+        inputs = [each.requires_grad_() for each in (x.bfloat16(), u, h0, bias)]
+        outputs = recurrence(*inputs, backend=backend)[:2]
+        dh = cotangents(*outputs)
+        actual = [*outputs, *torch.autograd.grad(outputs, inputs, dh)]
+        # the gradients in float64 too, but at the kink on the side where the states that were written are
+        exact = in_float64(inputs)
+        written = in_float64((*dh, outputs[0].detach()))
+        gradients = torch.ops.indrnn.recurrence_backward(
+            *written[:2], None, None, written[2], *exact[1:3], "relu", "reference"
+        )
+        expected = [*naive.recurrence(*exact), gradients[0], gradients[1].sum(0), *gradients[2:]]
+        float32 = TREE_TOLERANCE[torch.float32] if backend == "scan" else TOLERANCE[torch.float32]
+        for a, e in zip(actual, expected, strict=True):
+            tolerance = 2**-8 if a.dtype == torch.bfloat16 else float32
+            assert_close(a.detach(), e.detach(), tolerance)
+        assert [each.dtype == torch.bfloat16 for each in actual] == [True, False, True, False, False, False]
+
+    @pytest.mark.parametrize(("backend", "sigma"), COMPUTES)
+    @pytest.mark.parametrize("time_major", [False, True])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_equals_float32_rounded_at_the_end(self, backend, sigma, time_major, reverse):
+        """Bit for bit: the state is never rounded between steps, nor before the statistics or a sum over time."""
+        x, u, h0, bias = example(3, 70, 45, torch.float32)
+        x = x.bfloat16()
+        x[0, 5, 7], x[1, 9, 3:5] = float("nan"), float("inf")
+        if time_major:
+            x = x.transpose(0, 1).contiguous().transpose(0, 1)
+        forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
+        h, *others = forward(x, u, h0, bias, True, sigma, backend, reverse)
+        wide, *expected = forward(x.float(), u, h0, bias, True, sigma, backend, reverse)
+        dh, dlast = cotangents(h, others[0])
+        slope = torch.linspace(-1, 1, 45)
+        dx, *sums = backward(dh, dlast, slope, slope, h, u, h0, sigma, backend, reverse)
+        wide_dx, *expected_sums = backward(dh.float(), dlast, slope, slope, h.float(), u, h0, sigma, backend, reverse)
+        actual = [h, *others, dx, *sums]
+        expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+        assert h.stride() == x.stride()
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_every_backend_gives_the_same_bits_where_float32_is_exact(self, backend):
+        """Sixteenths that are added up: no float32 rounds, but bfloat16 does, ties included."""
+        x = torch.randint(-16, 32, (3, 70, 45)).bfloat16() / 16
+        u = torch.tensor([1.0, -1.0, 0.0]).repeat(15)
+        h0 = torch.randint(0, 16, (3, 45)) / 16
+        dh, dlast = torch.randint(-16, 16, x.shape).bfloat16() / 16, torch.randint(-16, 16, h0.shape) / 16
+        results = []
+        for name in (backend, "reference"):
+            leaves = [each.clone().requires_grad_() for each in (x, u, h0)]
+            outputs = indrnn_recurrence(*leaves, backend=name)
+            results.append([*outputs, *torch.autograd.grad(outputs, leaves, (dh, dlast))])
+        assert all(torch.equal(a, e) for a, e in zip(*results, strict=True))
+        exact = naive.recurrence(x.double(), u.double(), h0.double())[0]
+        assert torch.equal(results[0][0], exact.bfloat16())
+        assert not torch.equal(results[0][0].double(), exact)
+
+    @pytest.mark.parametrize("backend", ["reference", "numba"])
+    def test_a_sequence_in_two_parts(self, backend):
+        x, u, h0, _ = example(3, 80, 45, torch.float32)
+        x = x.bfloat16()
+        h, h_last = indrnn_recurrence(x, u, h0, backend=backend)
+        first, state = indrnn_recurrence(x[:, :37], u, h0, backend=backend)
+        second, state = indrnn_recurrence(x[:, 37:], u, state, backend=backend)
+        assert torch.equal(torch.cat([first, second], 1), h)
+        assert torch.equal(state, h_last)
+
+    @pytest.mark.parametrize("instruction", [True, False])
+    def test_numba_rounds_as_torch_does(self, instruction, monkeypatch):
+        """With the processor's instruction, and without it."""
+        import numba
+
+        from indrnn.recurrence.numba_cpu import kernels, vector
+
+        if not instruction:
+            monkeypatch.setattr(vector, "rounds_by_instruction", lambda context: False)
+
+        load, store_rounded, lanes = vector.load, vector.store_rounded, kernels.THIRTY_TWO
+
+        @numba.njit
+        def round_all(values, rounded):
+            for k in range(0, len(values), 32):
+                store_rounded(rounded, k, load(values, k, lanes))
+
+        bits = torch.randint(-(2**31), 2**31, (1 << 16,), dtype=torch.int64).to(torch.int32)
+        bits[: 1 << 14] = bits[: 1 << 14] & ~0xFFFF | 0x8000  # ties
+        values = bits.view(torch.float32)
+        values[(values != 0) & (values.abs() < torch.finfo(torch.float32).tiny)] = 0  # the kernels flush denormals
+        values[:4] = torch.tensor([float("inf"), -float("inf"), float("nan"), torch.finfo(torch.float32).max])
+        rounded = torch.empty(values.shape, dtype=torch.bfloat16)
+        round_all(values.numpy(), rounded.view(torch.uint16).numpy())
+        torch.testing.assert_close(rounded, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 class TestBadInput:
@@ -445,7 +586,8 @@ class TestResolveBackend:
     def test_on_the_cpu(self):
         assert resolve_backend("auto", "cpu") == "numba"
         assert resolve_backend("auto", "cpu", nonlinearity="tanh") == "reference"
-        assert resolve_backend("auto", "cpu", torch.bfloat16) == "reference"
+        assert resolve_backend("auto", "cpu", torch.bfloat16) == "numba"
+        assert resolve_backend("auto", "cpu", torch.float16) == "reference"
         assert resolve_backend("scan", "cpu") == "scan"
 
     def test_a_slow_choice_on_cuda_warns_once(self, monkeypatch):

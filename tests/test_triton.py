@@ -129,25 +129,25 @@ def test_outputs_and_gradients_are_those_of_a_float64_loop(case):
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x = laid_out(B, T, H, dtype, case.layout)
     u = recurrent_weights(T, H).to(state)
-    h0 = torch.randn(B, H, dtype=dtype) if case.h0 else None
+    h0 = torch.randn(B, H, dtype=state) if case.h0 else None
     bias = None if case.bias is None else torch.randn((H,) if case.bias == 1 else (B, H), dtype=state)
     inputs = {name: each.double() for name, each in {"u": u, "h0": h0, "bias": bias}.items() if each is not None}
     exact = {name: each.requires_grad_() for name, each in {"x": x.double(), **inputs}.items()}
     expected, _ = naive.recurrence(**exact, nonlinearity=case.nonlinearity)
 
     move = lambda value: None if value is None else value.to(DEVICE)  # noqa: E731
-    h, mean, variance = triton_gpu.forward(
+    h, h_last, mean, variance = triton_gpu.forward(
         move(x), move(u), move(h0), move(bias), case.nonlinearity, case.statistics, tile=case.tile
     )
     close(h, expected.detach(), dtype, "h")
+    close(h_last, expected[:, -1].detach(), state, "h_last")
     assert h.stride() == torch.zeros_like(x).stride()
     grad_h = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
-    grad_last = torch.randn(B, H, dtype=dtype) if case.gradients != "h" else None
+    grad_last = torch.randn(B, H, dtype=state) if case.gradients != "h" else None
     offset = slope = None
     if case.statistics:
-        written = h.cpu().double()
-        close(mean, written.mean((0, 1)), state, "mean")
-        close(variance, written.var((0, 1), correction=0), state, "variance")
+        close(mean, expected.detach().mean((0, 1)), state, "mean")
+        close(variance, expected.detach().var((0, 1), correction=0), state, "variance")
         offset, slope = torch.randn(2, H, dtype=state)
     if dtype == torch.bfloat16:
         expected = through_written_states(h.cpu().double(), **exact, nonlinearity=case.nonlinearity)
@@ -223,7 +223,7 @@ def test_the_operator_with_statistics_is_differentiable_with_either_strategy(str
 def test_variance_survives_a_mean_a_thousand_times_the_deviation():
     # h = relu(x) here; Σh² − (Σh)²/n in float32 would leave no digit of it.
     x = 1000 + torch.randn(2, 200, 4)
-    _, mean, variance = triton_gpu.forward(
+    _, _, mean, variance = triton_gpu.forward(
         x.to(DEVICE), torch.zeros(4, device=DEVICE), None, None, "relu", True, tile=Tile(4, 8, 4)
     )
     close(mean, x.double().mean((0, 1)), torch.float32, "mean")
@@ -249,7 +249,7 @@ def test_a_long_scan_stays_finite_where_the_loop_does(u):
     if abs(u) <= 1.01:
         x[0, 5, 0] = 300.0
     expected, _ = naive.recurrence(x.double(), torch.full((2,), u).double())
-    h, _, _ = triton_gpu.forward(
+    h, _, _, _ = triton_gpu.forward(
         x.to(DEVICE), torch.full((2,), u, device=DEVICE), None, None, "relu", False, tile=Tile(16, 25, 2)
     )
     close(h, expected, torch.float32, "h")
@@ -341,7 +341,7 @@ def test_more_elements_than_32_bits_can_count():
     if torch.cuda.mem_get_info()[0] < 12e9:
         pytest.skip("takes 12 GB of GPU memory")
     x = torch.randn(B, T, H, dtype=torch.bfloat16, device=DEVICE)
-    h, _, _ = triton_gpu.forward(x, torch.full((H,), 0.5, device=DEVICE), None, None, "relu", False)
+    h, _, _, _ = triton_gpu.forward(x, torch.full((H,), 0.5, device=DEVICE), None, None, "relu", False)
     # After 60 steps of halving, where the loop started no longer matters.
     expected, _ = naive.recurrence(x[:, -100:].double().cpu(), torch.full((H,), 0.5).double())
     close(h[:, -40:], expected[:, -40:], torch.bfloat16, "h")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import BACKENDS, NONLINEARITIES
+from ..recurrence.dispatch import state_dtype
 from ..recurrence.ops import recurrence
 from .folding import AffineSequence, materialise, project
 from .init import Initialiser, check_bounds, clip_recurrent_weight, fill_bias, fill_input, fill_recurrent
@@ -241,7 +242,7 @@ class IndRNNLayer(Weights):
         h, last, mean, variance = recurrence(
             x,
             self.recurrent_weight(),
-            None if h0 is None else h0.to(x.dtype),
+            None if h0 is None else h0.to(state_dtype(x.dtype)),
             bias,
             statistics=statistics and steps is None,
             nonlinearity=self.nonlinearity,
@@ -250,7 +251,7 @@ class IndRNNLayer(Weights):
         )
         if steps is not None and places is not None:
             flat = h.flatten(0, 1)
-            h, last = flat.index_select(0, places), flat.index_select(0, steps.last)
+            h, last = flat.index_select(0, places), flat.index_select(0, steps.last).to(last.dtype)
             if statistics:
                 variance, mean = torch.var_mean(h.to(self.weight_hh.dtype), dim=0, correction=0)
         scale = shift = None

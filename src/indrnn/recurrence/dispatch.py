@@ -4,8 +4,13 @@ Letters: B batch, T time steps, H hidden units.
 
 A backend is a module with the members of `Backend`. ``ops`` has checked the arguments before a backend sees them:
 x, h and grad_h have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all of them are
-on one device, sizes agree, B, T, H >= 1, and u and bias have the dtype `state_dtype(x.dtype)` (float64 for float64,
-float32 for everything else; so bfloat16 sequences come with float32 u and bias).
+on one device, sizes agree, B, T, H >= 1. Sequences (x, h, grad_h, dx) have one dtype, all else has its `state_dtype`:
+float64 for float64, float32 for everything else.
+
+For bfloat16 (and float16) that means: the running state and δ are float32 and never rounded between steps; h and dx
+hold what they are at each step, rounded to the nearest, ties to even; h_last, the statistics, dh0 and dbias come from
+the unrounded ones. The backward knows h as it was stored: σ' and slope ⊙ h_t take the rounded h_t (rounding to bfloat16
+keeps its sign), and du = Σ δ_t ⊙ h_{t-1} takes unrounded δ_t, rounded h_{t-1}, and h_0 as it was given.
 """
 
 import warnings
@@ -48,14 +53,15 @@ class Backend(Protocol):
         nonlinearity: str,
         statistics: bool,
         reverse: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """h_t = σ(x_t + bias + u ⊙ h_{t-1}).
 
-        x (B, T, H); u (H,); h0 (B, H) in x.dtype, or None for zeros; bias (H,) or, one a sequence, (B, H), or None.
-        Returns h, made as ``torch.empty_like(x)`` is (dense, strides ordered as x's), and with `statistics` the mean
-        (H,) and the biased variance (H,) of h over batch and time in the dtype of u, else None and None. The variance
-        must not be formed as Σh² − (Σh)²/n in the working precision. With `reverse` time runs from T to 1, here and in
-        the backward: h_t = σ(x_t + bias + u ⊙ h_{t+1}) from h_{T+1} = h0.
+        x (B, T, H); u (H,); h0 (B, H) or None for zeros; bias (H,) or, one a sequence, (B, H), or None.
+        Returns h, made as ``torch.empty_like(x)`` is (dense, strides ordered as x's), h_last (B, H), contiguous and
+        with memory of its own, and with `statistics` the mean (H,) and the biased variance (H,) of h over batch and
+        time, else None and None. The variance must not be formed as Σh² − (Σh)²/n in the working precision. With
+        `reverse` time runs from T to 1, here and in the backward: h_t = σ(x_t + bias + u ⊙ h_{t+1}) from h_{T+1} = h0,
+        and h_last is h_1.
         """
 
     def backward(
@@ -73,8 +79,8 @@ class Backend(Protocol):
         """The gradients, from the saved output alone.
 
         The gradient that enters at step t is g_t = grad_h_t + offset + slope ⊙ h_t, with grad_last added at t = T;
-        grad_h (B, T, H) in h.dtype or None for zeros (never materialise those); grad_last (B, H) in h.dtype or None;
-        offset and slope (H,) in the dtype of u, both or neither (they carry the gradients of mean and variance).
+        grad_h (B, T, H) or None for zeros (never materialise those); grad_last (B, H) or None; offset and slope (H,),
+        both or neither (they carry the gradients of mean and variance).
 
             δ_t = σ'_t ⊙ (g_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
 

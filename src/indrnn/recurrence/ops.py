@@ -27,15 +27,16 @@ def indrnn_recurrence(
     """Compute h_t = σ(x_t + u ⊙ h_{t-1}) for t = 1…T (Li et al. 2018, arXiv 1803.04831, eq. 2 with x = W x + b).
 
     Args:
-        x: (B, T, H), float32 or float64 (bfloat16 on the GPU). Any strides; with H contiguous it is not copied.
-        u: (H,), the recurrent weights.
-        h0: (B, H), the state before the first step; zeros if None.
+        x: (B, T, H), float32, float64 or bfloat16. Any strides; with H contiguous it is not copied.
+        u: (H,), the recurrent weights, in the dtype of x or, for bfloat16, in float32.
+        h0: (B, H), the state before the first step, likewise; zeros if None.
         nonlinearity: σ: relu, tanh, identity or leaky_relu (slope 0.01).
         backend: reference, scan, numba, triton, or auto (see `resolve_backend`).
 
     Returns:
-        h (B, T, H), laid out like x, and h_last (B, H), a copy of its last step. Differentiable once in x, u and h0,
-        in reverse mode, also by torch.func; a loss that reads only h_last never materialises a gradient of h.
+        h (B, T, H), laid out like x, and h_last (B, H), a copy of its last step: for bfloat16 the running state itself,
+        which is float32 and never rounded. Differentiable once in x, u and h0, in reverse mode, also by torch.func; a
+        loss that reads only h_last never materialises a gradient of h.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit together.
@@ -66,6 +67,7 @@ def recurrence(
     _check(x, u, h0, bias)
     state = state_dtype(x.dtype)
     u = u.to(state)
+    h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
     operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
     h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
@@ -86,9 +88,7 @@ def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None
         raise ValueError(f"h0 must have shape ({B}, {H}) to fit x, got {tuple(h0.shape)}")
     if bias is not None and bias.shape not in ((H,), (B, H)):
         raise ValueError(f"bias must have shape ({H},) or ({B}, {H}) to fit x, got {tuple(bias.shape)}")
-    if h0 is not None and h0.dtype != x.dtype:
-        raise ValueError(f"h0 must have the dtype of x, {x.dtype}, got {h0.dtype}")
-    for name, tensor in (("u", u), ("bias", bias)):
+    for name, tensor in (("u", u), ("h0", h0), ("bias", bias)):
         if tensor is not None and tensor.dtype not in (x.dtype, state_dtype(x.dtype)):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
     for name, tensor in (("u", u), ("h0", h0), ("bias", bias)):
@@ -116,8 +116,8 @@ def _recurrence(
     name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
     if x.shape[0] == 0:
         units = x.shape[-1] if statistics else 0
-        return torch.empty_like(_unit_stride(x)), x.new_empty(0, x.shape[-1]), u.new_zeros(units), u.new_zeros(units)
-    h, mean, variance = load_backend(name).forward(
+        return torch.empty_like(_unit_stride(x)), u.new_empty(0, x.shape[-1]), u.new_zeros(units), u.new_zeros(units)
+    h, h_last, mean, variance = load_backend(name).forward(
         _unit_stride(x),
         u.contiguous(),
         None if h0 is None else h0.contiguous(),
@@ -128,7 +128,7 @@ def _recurrence(
     )
     if mean is None or variance is None:
         mean, variance = u.new_empty(0), u.new_empty(0)
-    return h, h[:, 0 if reverse else -1].clone(memory_format=torch.contiguous_format), mean, variance
+    return h, h_last, mean, variance
 
 
 @_recurrence.register_fake
@@ -144,7 +144,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, _, H = x.shape
     units = H if statistics else 0
-    return torch.empty_like(_unit_stride(x)), x.new_empty(B, H), u.new_empty(units), u.new_empty(units)
+    return torch.empty_like(_unit_stride(x)), u.new_empty(B, H), u.new_empty(units), u.new_empty(units)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -174,7 +174,7 @@ def _autograd(
         grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse
     )
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
-    return dx, du.sum(0), None if h0 is None else dh0.to(h0.dtype), bias_gradient, None, None, None, None
+    return dx, du.sum(0), None if h0 is None else dh0, bias_gradient, None, None, None, None
 
 
 def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> None:
@@ -235,7 +235,8 @@ def _recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
     if h.shape[0] == 0:
-        return torch.empty_like(h), torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
+        nothing = u.new_empty(3, 0, h.shape[-1])
+        return torch.empty_like(h), nothing[0].clone(), nothing[1].clone(), nothing[2].clone()
     return load_backend(name).backward(
         None if grad_h is None else _unit_stride(grad_h),
         None if grad_last is None else grad_last.contiguous(),

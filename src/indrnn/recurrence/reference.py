@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from .dispatch import state_dtype
-
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
@@ -25,15 +23,15 @@ def activate(a: Tensor, nonlinearity: str) -> Tensor:
     return a
 
 
-def derivative(h: Tensor, nonlinearity: str) -> Tensor | float:
-    """σ' at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
+def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
+    """σ' ⊙ g at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
     if nonlinearity == "relu":
-        return (h > 0).to(h.dtype)
+        return torch.where(h > 0, g, 0.0)
     if nonlinearity == "tanh":
-        return 1 - h * h
+        return (1 - h * h) * g
     if nonlinearity == "leaky_relu":
-        return torch.where(h > 0, torch.ones_like(h), torch.full_like(h, NEGATIVE_SLOPE))
-    return 1.0
+        return torch.where(h > 0, g, NEGATIVE_SLOPE * g)
+    return g
 
 
 def forward(
@@ -44,15 +42,15 @@ def forward(
     nonlinearity: str,
     statistics: bool,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
-    h = torch.empty_like(x)
-    state = torch.zeros_like(x[:, 0], dtype=u.dtype) if h0 is None else h0.to(u.dtype)
+    states = torch.empty_like(x, dtype=u.dtype)
+    state = torch.zeros_like(states[:, 0]) if h0 is None else h0
     for t in _order(x.shape[1], reverse):
         a = x[:, t].to(u.dtype) + u * state
         state = activate(a if bias is None else a + bias, nonlinearity)
-        h[:, t] = state
-    return (h, *batch_statistics(h)) if statistics else (h, None, None)
+        states[:, t] = state
+    return states.to(x.dtype), state.contiguous(), *(batch_statistics(states) if statistics else (None, None))
 
 
 def backward(
@@ -80,7 +78,7 @@ def backward(
             g = g + grad_last
         if offset is not None and slope is not None:
             g = g + offset + slope * h_t
-        delta = derivative(h_t, nonlinearity) * g
+        delta = times_derivative(g, h_t, nonlinearity)
         dx[:, t] = delta
         dbias += delta
         if before is not None:
@@ -96,6 +94,6 @@ def _order(T: int, reverse: bool) -> range:
 
 
 def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (H,) of h (B, T, H) over batch and time."""
-    variance, mean = torch.var_mean(h.to(state_dtype(h.dtype)), dim=(0, 1), correction=0)
+    """Mean and biased variance (H,) of h (B, T, H) over batch and time, in the dtype of h."""
+    variance, mean = torch.var_mean(h, dim=(0, 1), correction=0)
     return mean, variance

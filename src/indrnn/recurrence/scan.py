@@ -33,22 +33,23 @@ def forward(
     nonlinearity: str,
     statistics: bool,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
     if reverse:
-        h, mean, variance = forward(x.flip(1), u, h0, bias, nonlinearity, statistics)
-        return h.flip(1), mean, variance
+        h, h_last, mean, variance = forward(x.flip(1), u, h0, bias, nonlinearity, statistics)
+        return h.flip(1), h_last, mean, variance
     a = x.to(state_dtype(x.dtype))
     if bias is not None:
         a = a + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
-    start = torch.zeros_like(a[:, 0]) if h0 is None else h0.to(a.dtype)
-    h = torch.empty_like(x)
+    start = torch.zeros_like(a[:, 0]) if h0 is None else h0
     if nonlinearity == "relu":
-        h.copy_(_scan_clamp_affine(a, u)(start.unsqueeze(1)))
+        states = _scan_clamp_affine(a, u)(start.unsqueeze(1))
     else:
         a = torch.cat([(a[:, 0] + u * start).unsqueeze(1), a[:, 1:]], dim=1)
-        h.copy_(_scan_gated(a, u.expand(a.shape)))
-    return (h, *batch_statistics(h)) if statistics else (h, None, None)
+        states = _scan_gated(a, u.expand(a.shape))
+    h = torch.empty_like(x).copy_(states)
+    h_last = states[:, -1].clone(memory_format=torch.contiguous_format)
+    return h, h_last, *(batch_statistics(states) if statistics else (None, None))
 
 
 def backward(
@@ -80,7 +81,7 @@ def backward(
     delta = _scan_gated(g.flip(1), gate.flip(1)).flip(1)
     dx = torch.empty_like(h)
     dx.copy_(delta)
-    before = torch.zeros_like(state[:, :1]) if h0 is None else h0.to(u.dtype).unsqueeze(1)
+    before = torch.zeros_like(state[:, :1]) if h0 is None else h0.unsqueeze(1)
     du = (delta * torch.cat([before, state[:, :-1]], dim=1)).sum(1)
     return dx, du, u * delta[:, 0], delta.sum(1)
 

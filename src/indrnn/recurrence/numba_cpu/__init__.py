@@ -8,7 +8,7 @@ from torch import Tensor
 from . import kernels, launch
 
 NONLINEARITIES = ("relu", "identity", "leaky_relu")
-DTYPES = (torch.float32, torch.float64)
+DTYPES = tuple(kernels.VARIANTS)
 _KINDS = {"identity": kernels.IDENTITY, "relu": kernels.RELU, "leaky_relu": kernels.LEAKY_RELU}
 
 
@@ -24,10 +24,12 @@ def forward(
     nonlinearity: str,
     statistics: bool,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`."""
     B, T, H = x.shape
     h = torch.empty_like(x)
+    h_last = u.new_empty(B, H)
+    kept, kept_rows = _kept(h, u, reverse)
     nothing = u.new_zeros(H)
     # mean and Σ(h − mean)² of each sequence
     mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
@@ -36,23 +38,25 @@ def forward(
         "forward",
         x.dtype,
         B * groups,
-        (groups, B, T, H, _KINDS[nonlinearity], int(statistics)),
+        (groups, B, T, H, _KINDS[nonlinearity], int(statistics), kept_rows),
         (
             _sequence(x, reverse),
             _row(u),
             _row(bias, nothing),
             _row(h0, nothing),
             _sequence(h, reverse),
+            _row(h_last),
             _row(mean),
             _row(m2),
+            kept,
         ),
     )
     if not statistics:
-        return h, None, None
+        return h, h_last, None, None
     # sequences are of one length: Chan's formula for all of them at once
     whole_mean = mean.mean(0)
     whole_m2 = m2.sum(0) + T * (mean - whole_mean).square_().sum(0)
-    return h, whole_mean.to(u.dtype), whole_m2.div_(B * T).to(u.dtype)
+    return h, h_last, whole_mean.to(u.dtype), whole_m2.div_(B * T).to(u.dtype)
 
 
 def backward(
@@ -69,14 +73,16 @@ def backward(
     """See `dispatch.Backend.backward`."""
     B, T, H = h.shape
     dx = torch.empty_like(h)
+    kept, kept_rows = _kept(dx, u, reverse)
     du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
     nothing = u.new_zeros(H)
     groups = _groups(B, H)
+    given = (kernels.AFFINE if offset is not None else 0) | (kernels.INITIAL if h0 is not None else 0)
     launch.run(
         "backward",
         h.dtype,
         B * groups,
-        (groups, B, T, H, _KINDS[nonlinearity], 0),
+        (groups, B, T, H, _KINDS[nonlinearity], given, kept_rows),
         (
             _row(None, nothing) if grad_h is None else _sequence(grad_h, reverse),
             _row(grad_last, nothing),
@@ -89,6 +95,7 @@ def backward(
             _row(du),
             _row(dh0),
             _row(dbias),
+            kept,
         ),
     )
     return dx, du, dh0, dbias
@@ -96,6 +103,14 @@ def backward(
 
 def _sequence(x: Tensor, reverse: bool) -> launch.Strided:
     return x, x.stride(0), -x.stride(1) if reverse else x.stride(1)
+
+
+def _kept(output: Tensor, u: Tensor, reverse: bool) -> tuple[launch.Strided, int]:
+    """Where the running state is kept, and how many rows of it a thread has: see `kernels`."""
+    if output.dtype == u.dtype:
+        return _sequence(output, reverse), 0
+    H = output.shape[2]
+    return (u.new_empty(torch.get_num_threads(), kernels.CHUNK, H), 0, H), kernels.CHUNK
 
 
 def _row(value: Tensor | None, nothing: Tensor | None = None) -> launch.Strided:

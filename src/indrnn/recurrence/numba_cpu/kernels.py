@@ -8,18 +8,24 @@ Memory decides the speed, so both directions walk whole rows in the order of mem
 and the state is taken from the row just written. Walking a few units at a time through a block of steps, with the state
 in registers, reads the same lines in leaps of a row: 1.3 times as long forward, twice as long backward. What is summed
 over time is summed `CHUNK` rows at a time, while they are in the first-level cache.
+
+`kept` holds the running state (h_t or δ_t), which is never rounded between steps: step t is its row t & kept_rows − 1.
+It is the output itself (kept_rows = 0), or for bfloat16, beside it, the last `CHUNK` rows in float32, for every thread
+its own.
 """
 
 # mypy: ignore-errors
 # (see `vector`)
 
 import numpy as np
+import torch
 from numba import carray, njit
 
 from .native import FLUSH, float_mode, pointer_at, set_float_mode, take
-from .vector import choose, convert, load, relu, store, times, zeros
+from .vector import choose, convert, load, relu, store, store_rounded, times, zeros
 
 IDENTITY, RELU, LEAKY_RELU = 0, 1, 2
+AFFINE, INITIAL = 1, 2  # what a backward call is given: offset and slope; h0
 NEGATIVE_SLOPE = 0.01  # of leaky_relu
 CHUNK = 32  # time steps that are summed at once; 32 rows of 128 float32 take 16 kB
 
@@ -32,23 +38,28 @@ THIRTY_TWO = (0,) * 32
 
 @njit(error_model="numpy")
 def forward_task(
-    task, groups, B, T, H, kind, statistics, wide, narrower,
-    x, x_b, x_t, u, bias, bias_b, h0, h0_b, h, h_b, h_t, mean, m2,
+    task, groups, B, T, H, kind, statistics, kept_rows, wide, narrower,
+    x, x_b, x_t, u, bias, bias_b, h0, h0_b, h, h_b, h_t, h_last, mean, m2, kept, kept_at, kept_b, kept_t,
 ):  # fmt: skip
     """h for one sequence and one range of units, and with `statistics` their mean and Σ(h − mean)² over time."""
     b, first, end = _range_of(task, groups, B, H, len(wide))
+    kept_at, within = kept_at + b * kept_b, kept_rows - 1
     for start in range(0, T, CHUNK):
         stop = min(start + CHUNK, T)
         for t in range(start, stop):
-            before, before_at = (h0, b * h0_b) if t == 0 else (h, b * h_b + (t - 1) * h_t)
-            x_at, h_at = b * x_b + t * x_t, b * h_b + t * h_t
-            k = _step(first, end, kind, wide, x, x_at, u, bias, b * bias_b, before, before_at, h, h_at)
-            k = _step(k, end, kind, narrower, x, x_at, u, bias, b * bias_b, before, before_at, h, h_at)
-            _step(k, end, kind, ONE, x, x_at, u, bias, b * bias_b, before, before_at, h, h_at)
+            before, before_at = (h0, b * h0_b) if t == 0 else (kept, kept_at + (t - 1 & within) * kept_t)
+            rows = (before, before_at, kept, kept_at + (t & within) * kept_t, h, b * h_b + t * h_t)
+            x_at = b * x_b + t * x_t
+            k = _step(first, end, kind, wide, x, x_at, u, bias, b * bias_b, rows)
+            k = _step(k, end, kind, narrower, x, x_at, u, bias, b * bias_b, rows)
+            _step(k, end, kind, ONE, x, x_at, u, bias, b * bias_b, rows)
         if statistics:
-            k = _accumulate(first, end, start, stop, wide, h, b * h_b, h_t, mean, m2, b * H)
-            k = _accumulate(k, end, start, stop, narrower, h, b * h_b, h_t, mean, m2, b * H)
-            _accumulate(k, end, start, stop, ONE, h, b * h_b, h_t, mean, m2, b * H)
+            chunk_at = kept_at + (start & within) * kept_t
+            k = _accumulate(first, end, start, stop, wide, kept, chunk_at, kept_t, mean, m2, b * H)
+            k = _accumulate(k, end, start, stop, narrower, kept, chunk_at, kept_t, mean, m2, b * H)
+            _accumulate(k, end, start, stop, ONE, kept, chunk_at, kept_t, mean, m2, b * H)
+    for k in range(first, end):  # `load`, because Numba's own indexing counts a negative index from the end
+        store(h_last, b * H + k, load(kept, kept_at + (T - 1 & within) * kept_t + k, ONE))
 
 
 @njit(error_model="numpy")
@@ -61,8 +72,9 @@ def _range_of(task, groups, B, H, width):
 
 
 @njit(error_model="numpy")
-def _step(k, end, kind, lanes, x, x_at, u, bias, bias_at, before, before_at, h, h_at):
+def _step(k, end, kind, lanes, x, x_at, u, bias, bias_at, rows):
     """One row of h from unit k on, in whole vectors; returns the first unit left."""
+    before, before_at, kept, kept_at, h, h_at = rows
     while k + len(lanes) <= end:
         a = load(x, x_at + k, lanes) + load(bias, bias_at + k, lanes)
         a = a + load(u, k, lanes) * load(before, before_at + k, lanes)
@@ -70,25 +82,26 @@ def _step(k, end, kind, lanes, x, x_at, u, bias, bias_at, before, before_at, h, 
             a = relu(a)
         elif kind == LEAKY_RELU:
             a = choose(a, a, times(a, NEGATIVE_SLOPE))
-        store(h, h_at + k, a)
+        store(kept, kept_at + k, a)
+        store_rounded(h, h_at + k, a)
         k += len(lanes)
     return k
 
 
 @njit(error_model="numpy")
 def _accumulate(k, end, start, stop, lanes, h, h_at, h_t, mean, m2, at):
-    """Add the steps start…stop−1 to mean and Σ(h − mean)² (float64).
+    """Add the steps start…stop−1, the first of which is at h_at, to mean and Σ(h − mean)² (float64).
 
     The sums of a chunk are taken about the mean so far (at first: about the first value), so that they cannot cancel,
     and are joined by the formula of Chan, Golub & LeVeque 1983 (doi:10.1080/00031305.1983.10483115, eq. 2.1).
     """
     n = stop - start
     while k + len(lanes) <= end:
-        row = load(h, h_at + start * h_t + k, lanes)
+        row = load(h, h_at + k, lanes)
         pivot, total, squares = row, zeros(row), zeros(row)
         if start > 0:
             pivot = convert(load(mean, at + k, lanes), row)
-        for t in range(start, stop):
+        for t in range(n):
             off = load(h, h_at + t * h_t + k, lanes) - pivot
             total = total + off
             squares = squares + off * off
@@ -109,38 +122,52 @@ def _accumulate(k, end, start, stop, lanes, h, h_at, h_t, mean, m2, at):
 
 @njit(error_model="numpy")
 def backward_task(
-    task, groups, B, T, H, kind, wide, narrower,
+    task, groups, B, T, H, kind, given, kept_rows, wide, narrower,
     g, g_b, g_t, last, last_b, offset, slope, h, h_b, h_t, u, h0, h0_b, dx, dx_b, dx_t, du, dh0, dbias,
+    kept, kept_at, kept_b, kept_t,
 ):  # fmt: skip
-    """δ, and their sums over time, for one sequence and one range of units."""
+    """δ, and their sums over time, for one sequence and one range of units.
+
+    What is not `given` is left out, not taken as zeros: 0 · ∞ would make a state that is infinite a NaN.
+    """
     b, first, end = _range_of(task, groups, B, H, len(wide))
     h_at, dx_at, at = b * h_b, b * dx_b, b * H
+    kept_at, within = kept_at + b * kept_b, kept_rows - 1
     for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
         stop = min(start + CHUNK, T)
         for t in range(stop - 1, start - 1, -1):
-            rows = (g, b * g_b + t * g_t, offset, slope, h, h_at + t * h_t, u, dx, dx_at + t * dx_t)
-            after, after_at = (last, b * last_b) if t == T - 1 else (dx, dx_at + (t + 1) * dx_t)
-            k = _step_back(end, first, kind, wide, rows, after, after_at, t == T - 1)
-            k = _step_back(k, first, kind, narrower, rows, after, after_at, t == T - 1)
-            _step_back(k, first, kind, ONE, rows, after, after_at, t == T - 1)
-        k = _sum(first, end, start, stop, T, wide, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
-        k = _sum(k, end, start, stop, T, narrower, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
-        _sum(k, end, start, stop, T, ONE, h, h_at, h_t, h0, b * h0_b, dx, dx_at, dx_t, du, dbias, at)
+            after, after_at = (last, b * last_b) if t == T - 1 else (kept, kept_at + (t + 1 & within) * kept_t)
+            rows = (
+                g, b * g_b + t * g_t, offset, slope, h, h_at + t * h_t, u, after, after_at,
+                kept, kept_at + (t & within) * kept_t, dx, dx_at + t * dx_t,
+            )  # fmt: skip
+            affine, at_end = given & AFFINE, t == T - 1
+            k = _step_back(end, first, kind, affine, wide, rows, at_end)
+            k = _step_back(k, first, kind, affine, narrower, rows, at_end)
+            _step_back(k, first, kind, affine, ONE, rows, at_end)
+        chunk_at = kept_at + (start & within) * kept_t
+        begins = start == 0 and not given & INITIAL
+        rows = (h, h_at, h_t, h0, b * h0_b, kept, chunk_at, kept_t, du, dbias, at)
+        k = _sum(first, end, start, stop, T, begins, wide, rows)
+        k = _sum(k, end, start, stop, T, begins, narrower, rows)
+        _sum(k, end, start, stop, T, begins, ONE, rows)
     for k in range(first, end):
-        dh0[at + k] = u[k] * dx[dx_at + k]
+        dh0[at + k] = u[k] * kept[kept_at + k]
 
 
 @njit(error_model="numpy")
-def _step_back(k, first, kind, lanes, rows, after, after_at, at_end):
+def _step_back(k, first, kind, affine, lanes, rows, at_end):
     """One row of δ, from unit k down, in whole vectors; returns the unit above the first one left.
 
     δ_t = σ'_t ⊙ (g_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}); at the end, the gradient of h_last instead of u ⊙ δ_{t+1}.
     """
-    g, g_at, offset, slope, h, h_at, u, dx, dx_at = rows
+    g, g_at, offset, slope, h, h_at, u, after, after_at, kept, kept_at, dx, dx_at = rows
     while k - len(lanes) >= first:
         k -= len(lanes)
         state = load(h, h_at + k, lanes)
-        delta = load(g, g_at + k, lanes) + (load(offset, k, lanes) + load(slope, k, lanes) * state)
+        delta = load(g, g_at + k, lanes)
+        if affine:
+            delta = delta + (load(offset, k, lanes) + load(slope, k, lanes) * state)
         if at_end:
             delta = delta + load(after, after_at + k, lanes)
         else:
@@ -149,19 +176,29 @@ def _step_back(k, first, kind, lanes, rows, after, after_at, at_end):
             delta = choose(state, delta, zeros(delta))
         elif kind == LEAKY_RELU:
             delta = choose(state, delta, times(delta, NEGATIVE_SLOPE))
-        store(dx, dx_at + k, delta)
+        store(kept, kept_at + k, delta)
+        store_rounded(dx, dx_at + k, delta)
     return k
 
 
 @njit(error_model="numpy")
-def _sum(k, end, start, stop, T, lanes, h, h_at, h_t, h0, h0_at, dx, dx_at, dx_t, du, dbias, at):
-    """Add the steps start…stop−1 to du = Σ δ_t ⊙ h_{t-1} and dbias = Σ δ_t."""
+def _sum(k, end, start, stop, T, begins, lanes, rows):
+    """Add the steps start…stop−1 to du = Σ δ_t ⊙ h_{t-1} and dbias = Σ δ_t; without h_0 if the sequence `begins`.
+
+    d holds δ, step `start` at d_at.
+    """
+    h, h_at, h_t, h0, h0_at, d, d_at, d_t, du, dbias, at = rows
     while k + len(lanes) <= end:
-        delta = load(dx, dx_at + start * dx_t + k, lanes)
-        before = load(h0, h0_at + k, lanes) if start == 0 else load(h, h_at + (start - 1) * h_t + k, lanes)
-        du_sum, dbias_sum = delta * before, delta
+        delta = load(d, d_at + k, lanes)
+        if begins:
+            du_sum = zeros(delta)
+        elif start == 0:
+            du_sum = delta * load(h0, h0_at + k, lanes)
+        else:
+            du_sum = delta * load(h, h_at + (start - 1) * h_t + k, lanes)
+        dbias_sum = delta
         for t in range(start + 1, stop):
-            delta = load(dx, dx_at + t * dx_t + k, lanes)
+            delta = load(d, d_at + (t - start) * d_t + k, lanes)
             du_sum = du_sum + delta * load(h, h_at + (t - 1) * h_t + k, lanes)
             dbias_sum = dbias_sum + delta
         if stop < T:
@@ -175,76 +212,92 @@ def _sum(k, end, start, stop, T, lanes, h, h_at, h_t, h0, h0_at, dx, dx_at, dx_t
 
 # A call, as the entry points receive it, is a list of 64-bit integers: these, and then for every array in the order of
 # the task's arguments its address, its stride along the batch and its stride along time.
-COUNTER, TASKS, DOUBLE, GROUPS, BATCH, STEPS, UNITS, KIND, STATISTICS, ARRAYS = range(10)
+COUNTER, THREADS, TASKS, GROUPS, BATCH, STEPS, UNITS, KIND, OPTIONS, KEPT_ROWS, ARRAYS = range(11)
 PER_ARRAY = 3
-FORWARD_CALL = ARRAYS + PER_ARRAY * 7
-BACKWARD_CALL = ARRAYS + PER_ARRAY * 11
+
+# What the arrays hold, for sequences of each dtype: sequences (bfloat16 as uint16), states and all else; and the
+# lengths of the vectors, wide and narrower.
+VARIANTS = {
+    torch.float32: (np.float32, np.float32, THIRTY_TWO, EIGHT),
+    torch.float64: (np.float64, np.float64, SIXTEEN, FOUR),
+    torch.bfloat16: (np.uint16, np.float32, THIRTY_TWO, EIGHT),
+}
 
 
-def forward_entry(pointer):
-    """Take and run forward tasks until none is left: x, u, bias, h0, h, mean, m2."""
-    mode = float_mode()
-    set_float_mode(mode | FLUSH)
-    call = carray(pointer, (FORWARD_CALL,), np.int64)
-    if call[DOUBLE]:
-        _forward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
-    else:
-        _forward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
-    set_float_mode(mode)
+def forward_entry(stamp, sequence, state, wide, narrower):
+    """Takes and runs forward tasks until none is left: x, u, bias, h0, h, h_last, mean, m2, kept."""
+
+    def forward(pointer):
+        _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
+        mode = float_mode()
+        set_float_mode(mode | FLUSH)
+        _forward_tasks(pointer, sequence, state, wide, narrower)
+        set_float_mode(mode)
+
+    return forward
 
 
-def backward_entry(pointer):
-    """Take and run backward tasks until none is left: g, last, offset, slope, h, u, h0, dx, du, dh0, dbias."""
-    mode = float_mode()
-    set_float_mode(mode | FLUSH)
-    call = carray(pointer, (BACKWARD_CALL,), np.int64)
-    if call[DOUBLE]:
-        _backward_tasks(pointer, call, np.float64, SIXTEEN, FOUR)
-    else:
-        _backward_tasks(pointer, call, np.float32, THIRTY_TWO, EIGHT)
-    set_float_mode(mode)
+def backward_entry(stamp, sequence, state, wide, narrower):
+    """Takes and runs backward tasks until none is left: g, last, offset, slope, h, u, h0, dx, du, dh0, dbias, kept."""
+
+    def backward(pointer):
+        _ = stamp  # as above
+        mode = float_mode()
+        set_float_mode(mode | FLUSH)
+        _backward_tasks(pointer, sequence, state, wide, narrower)
+        set_float_mode(mode)
+
+    return backward
 
 
 @njit(error_model="numpy")
-def _forward_tasks(counter, call, dtype, wide, narrower):
+def _forward_tasks(pointer, sequence, state, wide, narrower):
+    call = carray(pointer, (1,), np.int64)
     groups, B, T, H, kind = call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[KIND]
-    x, x_b, x_t = _array(call, 0, dtype)
-    u, _, _ = _array(call, 1, dtype)
-    bias, bias_b, _ = _array(call, 2, dtype)
-    h0, h0_b, _ = _array(call, 3, dtype)
-    h, h_b, h_t = _array(call, 4, dtype)
-    mean, _, _ = _array(call, 5, np.float64)
-    m2, _, _ = _array(call, 6, np.float64)
-    task = take(counter)
+    x, x_b, x_t = _array(call, 0, sequence)
+    u, _, _ = _array(call, 1, state)
+    bias, bias_b, _ = _array(call, 2, state)
+    h0, h0_b, _ = _array(call, 3, state)
+    h, h_b, h_t = _array(call, 4, sequence)
+    h_last, _, _ = _array(call, 5, state)
+    mean, _, _ = _array(call, 6, np.float64)
+    m2, _, _ = _array(call, 7, np.float64)
+    kept, kept_b, kept_t = _array(call, 8, state)
+    kept_at = take(pointer, THREADS) * call[KEPT_ROWS] * H
+    task = take(pointer, COUNTER)
     while task < call[TASKS]:
         forward_task(
-            task, groups, B, T, H, kind, call[STATISTICS], wide, narrower,
-            x, x_b, x_t, u, bias, bias_b, h0, h0_b, h, h_b, h_t, mean, m2,
+            task, groups, B, T, H, kind, call[OPTIONS], call[KEPT_ROWS], wide, narrower,
+            x, x_b, x_t, u, bias, bias_b, h0, h0_b, h, h_b, h_t, h_last, mean, m2, kept, kept_at, kept_b, kept_t,
         )  # fmt: skip
-        task = take(counter)
+        task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
-def _backward_tasks(counter, call, dtype, wide, narrower):
+def _backward_tasks(pointer, sequence, state, wide, narrower):
+    call = carray(pointer, (1,), np.int64)
     groups, B, T, H, kind = call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[KIND]
-    g, g_b, g_t = _array(call, 0, dtype)
-    last, last_b, _ = _array(call, 1, dtype)
-    offset, _, _ = _array(call, 2, dtype)
-    slope, _, _ = _array(call, 3, dtype)
-    h, h_b, h_t = _array(call, 4, dtype)
-    u, _, _ = _array(call, 5, dtype)
-    h0, h0_b, _ = _array(call, 6, dtype)
-    dx, dx_b, dx_t = _array(call, 7, dtype)
-    du, _, _ = _array(call, 8, dtype)
-    dh0, _, _ = _array(call, 9, dtype)
-    dbias, _, _ = _array(call, 10, dtype)
-    task = take(counter)
+    g, g_b, g_t = _array(call, 0, sequence)
+    last, last_b, _ = _array(call, 1, state)
+    offset, _, _ = _array(call, 2, state)
+    slope, _, _ = _array(call, 3, state)
+    h, h_b, h_t = _array(call, 4, sequence)
+    u, _, _ = _array(call, 5, state)
+    h0, h0_b, _ = _array(call, 6, state)
+    dx, dx_b, dx_t = _array(call, 7, sequence)
+    du, _, _ = _array(call, 8, state)
+    dh0, _, _ = _array(call, 9, state)
+    dbias, _, _ = _array(call, 10, state)
+    kept, kept_b, kept_t = _array(call, 11, state)
+    kept_at = take(pointer, THREADS) * call[KEPT_ROWS] * H
+    task = take(pointer, COUNTER)
     while task < call[TASKS]:
         backward_task(
-            task, groups, B, T, H, kind, wide, narrower,
+            task, groups, B, T, H, kind, call[OPTIONS], call[KEPT_ROWS], wide, narrower,
             g, g_b, g_t, last, last_b, offset, slope, h, h_b, h_t, u, h0, h0_b, dx, dx_b, dx_t, du, dh0, dbias,
+            kept, kept_at, kept_b, kept_t,
         )  # fmt: skip
-        task = take(counter)
+        task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
@@ -253,19 +306,17 @@ def _array(call, which, dtype):
     return carray(pointer_at(call[at]), (1,), dtype), call[at + 1], call[at + 2]
 
 
-def forward_python(task, sizes, wide, narrower, x, u, bias, h0, h, mean, m2):
+def forward_python(task, sizes, wide, narrower, x, u, bias, h0, h, h_last, mean, m2, kept):
     """One forward task without Numba; every array is (array, stride along the batch, stride along time)."""
-    groups, B, T, H, kind, statistics = sizes
     forward_task(
-        task, groups, B, T, H, kind, statistics, wide, narrower,
-        *x, u[0], *bias[:2], *h0[:2], *h, mean[0], m2[0],
+        task, *sizes, wide, narrower,
+        *x, u[0], *bias[:2], *h0[:2], *h, h_last[0], mean[0], m2[0], kept[0], 0, *kept[1:],
     )  # fmt: skip
 
 
-def backward_python(task, sizes, wide, narrower, g, last, offset, slope, h, u, h0, dx, du, dh0, dbias):
+def backward_python(task, sizes, wide, narrower, g, last, offset, slope, h, u, h0, dx, du, dh0, dbias, kept):
     """One backward task without Numba."""
-    groups, B, T, H, kind, _ = sizes
     backward_task(
-        task, groups, B, T, H, kind, wide, narrower,
-        *g, *last[:2], offset[0], slope[0], *h, u[0], *h0[:2], *dx, du[0], dh0[0], dbias[0],
+        task, *sizes, wide, narrower,
+        *g, *last[:2], offset[0], slope[0], *h, u[0], *h0[:2], *dx, du[0], dh0[0], dbias[0], kept[0], 0, *kept[1:],
     )  # fmt: skip

@@ -6,6 +6,7 @@ PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), t
 """
 
 import ctypes
+import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import llvmlite
 import numba
 import torch
 from torch import Tensor
@@ -29,23 +31,24 @@ Entry = Callable[[int], None]
 def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     """Run all tasks of kernel `name` ("forward" or "backward").
 
-    `sizes` are groups, B, T, H, kind and statistics (0 for backward), `arrays` in the order of the task's arguments.
+    `sizes` are groups, B, T, H, kind, `statistics` (forward) or `given` (backward) and kept_rows, `arrays` in the order
+    of the task's arguments.
     """
     if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
         return
-    # in the order of kernels.COUNTER, TASKS, DOUBLE, GROUPS, ..., ARRAYS
-    numbers = [0, tasks, int(dtype == torch.float64), *sizes]
+    # in the order of kernels.COUNTER, THREADS, TASKS, GROUPS, ..., ARRAYS
+    numbers = [0, 0, tasks, *sizes]
     for tensor, batch_stride, time_stride in arrays:
         numbers += tensor.data_ptr() + _first(tensor, time_stride) * tensor.element_size(), batch_stride, time_stride
     call = array("q", numbers)
-    _run_on_threads(_compiled(name), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
+    _run_on_threads(_compiled(name, dtype), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
 
 
 @cache
-def _compiled(name: str) -> int:
+def _compiled(name: str, dtype: torch.dtype) -> int:
     """The address of an entry point. Compiled once and kept on disk, unless there is no place to keep it."""
-    entry = getattr(kernels, f"{name}_entry")
+    entry = getattr(kernels, f"{name}_entry")(_stamp(), *kernels.VARIANTS[dtype])
     signature = numba.types.void(numba.types.voidptr)
     try:
         compiled = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
@@ -53,6 +56,13 @@ def _compiled(name: str) -> int:
         compiled = numba.cfunc(signature, error_model="numpy")(entry)
     _compiled_entries.append(compiled)
     return cast(int, compiled.address)
+
+
+@cache
+def _stamp() -> str:
+    """A hash of all that the machine code is made from; Numba itself compares the processor, and kernels.py alone."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(repr((numba.__version__, llvmlite.__version__, sources)).encode()).hexdigest()
 
 
 _compiled_entries: list[Any] = []  # keeps the machine code alive
@@ -101,21 +111,17 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
-    lanes = (kernels.SIXTEEN, kernels.FOUR) if dtype == torch.float64 else (kernels.THIRTY_TWO, kernels.EIGHT)
-    arguments = [
-        [_Shifted(tensor.detach().as_strided((_span(tensor),), (1,)).numpy(), _first(tensor, t)), b, t]
-        for tensor, b, t in arrays
-    ]
+    lanes = kernels.VARIANTS[dtype][2:]
+    arguments = [[_Shifted(_flat(tensor), _first(tensor, t)), b, t] for tensor, b, t in arrays]
     for task in range(tasks):
         getattr(kernels, f"{name}_python")(task, sizes, *lanes, *arguments)
 
 
-def _span(tensor: Tensor) -> int:
-    return (
-        0
-        if tensor.numel() == 0
-        else 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    )
+def _flat(tensor: Tensor) -> Any:
+    """The memory of a tensor as a NumPy array; NumPy has no bfloat16, so that comes as uint16."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = tensor.detach().as_strided((span,), (1,))
+    return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _first(tensor: Tensor, time_stride: int) -> int:

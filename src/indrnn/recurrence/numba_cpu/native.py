@@ -1,9 +1,10 @@
 """What the kernels need of the machine: pointers, an atomic counter, and flushing of denormals.
 
-An entry point is a C function ``void (*)(int64_t *call)`` that several threads run at once on one call: each takes
-the next task from the counter call[0] until none is left. It flushes denormals to zero in its own thread for as long
-as it runs, because gradients that vanish over hundreds of steps are denormal, and those cost a hundred times a normal
-number; ``torch.set_flush_denormal`` reaches the calling thread only.
+An entry point is a C function ``void (*)(int64_t *call)`` that several threads run at once on one call: each takes a
+number of its own from the counter call[1], and then the next task from the counter call[0] until none is left. It
+flushes denormals to zero in its own thread for as long as it runs, because gradients that vanish over hundreds of steps
+are denormal, and those cost a hundred times a normal number; ``torch.set_flush_denormal`` reaches the calling thread
+only.
 """
 
 # mypy: ignore-errors
@@ -33,14 +34,14 @@ def pointer_at(typing, address):
 
 
 @intrinsic
-def take(typing, counter):
-    """The 64-bit integer at `counter`, which grows by one, atomically."""
+def take(typing, call, which):
+    """The 64-bit integer call[which], which grows by one, atomically."""
 
     def generate(context, builder, signature, arguments):
-        pointer = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
+        pointer = builder.gep(builder.bitcast(arguments[0], ir.IntType(64).as_pointer()), [arguments[1]])
         return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "monotonic")
 
-    return types.int64(types.voidptr), generate
+    return types.int64(types.voidptr, types.int64), generate
 
 
 @intrinsic

@@ -5,10 +5,10 @@ use LLVM's vectors explicitly. A `Vector` holds neighbouring values; LLVM splits
 has. A tuple of that length, `lanes`, asks for one, because the length of a tuple is part of its type. With
 NUMBA_DISABLE_JIT=1 the same functions work on NumPy arrays of that length.
 
+bfloat16 is an array of uint16, the upper halves of float32 values: `load` gives float32, `store_rounded` rounds to it.
+
 Additions and multiplications carry the flag `contract` alone (a·b + c may be rounded once); infinities, NaN and the
 order of additions keep their meaning.
-
-Numba's cache on disk looks at the kernels' own file only: after a change here, touch ``kernels.py``.
 """
 
 # mypy: ignore-errors
@@ -42,18 +42,42 @@ def _ir(vector: Vector) -> ir.VectorType:
     return ir.VectorType(ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType(), vector.lanes)
 
 
-def _pointer(context, builder, array_type, array, index, vector: Vector):
+def _loaded(array_type, lanes) -> Vector:
+    return Vector(types.float32 if array_type.dtype == types.uint16 else array_type.dtype, lanes)
+
+
+def _integers(bits: int, vector: Vector, value: int | None = None):
+    """The LLVM type of as many integers, or with `value` that many times that value."""
+    kind = ir.VectorType(ir.IntType(bits), vector.lanes)
+    return kind if value is None else ir.Constant(kind, [value] * vector.lanes)
+
+
+class _BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    def _to_string(self):
+        return "bfloat"
+
+
+_BFLOAT16 = _BFloat16()
+
+
+def _pointer(context, builder, array_type, array, index, kind: ir.Type):
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _ir(vector).as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
 
 @intrinsic
 def _load(typing, array, index, lanes):
-    vector = Vector(array.dtype, len(lanes))
+    vector = _loaded(array, len(lanes))
 
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments[:2], vector)
-        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+        kind = _integers(16, vector) if array.dtype == types.uint16 else _ir(vector)
+        values = builder.load(_pointer(context, builder, array, *arguments[:2], kind), align=array.dtype.bitwidth // 8)
+        if array.dtype != types.uint16:
+            return values
+        upper = builder.shl(builder.zext(values, _integers(32, vector)), _integers(32, vector, 16))
+        return builder.bitcast(upper, _ir(vector))
 
     return vector(array, types.intp, lanes), generate
 
@@ -61,11 +85,39 @@ def _load(typing, array, index, lanes):
 @intrinsic
 def _store(typing, array, index, vector):
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments[:2], vector)
+        pointer = _pointer(context, builder, array, *arguments[:2], _ir(vector))
         builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def _store_rounded(typing, array, index, vector):
+    def generate(context, builder, signature, arguments):
+        if array.dtype == types.uint16:
+            rounded = _bfloat16(context, builder, arguments[2], vector)
+            builder.store(rounded, _pointer(context, builder, array, *arguments[:2], rounded.type), align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+def rounds_by_instruction(context) -> bool:
+    """Whether the processor that is compiled for has an instruction for it (by what Numba's cache on disk goes by)."""
+    return "+avx512bf16" in context.codegen().magic_tuple()[-1].split(",")
+
+
+def _bfloat16(context, builder, values, vector: Vector):
+    """The nearest bfloat16 values, ties to even, as integers."""
+    if rounds_by_instruction(context):
+        return builder.bitcast(builder.fptrunc(values, ir.VectorType(_BFLOAT16, vector.lanes)), _integers(16, vector))
+    bits = builder.bitcast(values, _integers(32, vector))
+    half = _integers(32, vector, 16)
+    odd = builder.and_(builder.lshr(bits, half), _integers(32, vector, 1))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, _integers(32, vector, 0x7FFF))), half)
+    not_a_number = builder.fcmp_unordered("uno", values, values)
+    return builder.trunc(builder.select(not_a_number, _integers(32, vector, 0x7FC0), rounded), _integers(16, vector))
 
 
 @intrinsic
@@ -143,12 +195,20 @@ INTERPRETED = bool(config.DISABLE_JIT)
 if INTERPRETED:
 
     def load(array, index, lanes):
-        """The vector array[index : index + len(lanes)]."""
-        return array[index : index + len(lanes)].copy()
+        """The vector array[index : index + len(lanes)]; of bfloat16, as float32."""
+        values = array[index : index + len(lanes)].copy()
+        return (values.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else values
 
     def store(array, index, a):
         """Put a into array[index : index + its lanes]."""
         array[index : index + len(a)] = a
+
+    def store_rounded(array, index, a):
+        """The same into an array of bfloat16, each value rounded to the nearest, ties to even; into no other array."""
+        if array.dtype == np.uint16:
+            bits = a.view(np.uint32)
+            rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+            array[index : index + len(a)] = np.where(np.isnan(a), 0x7FC0, rounded)
 
     def zeros(like):
         """Zeros of that type."""
@@ -170,5 +230,5 @@ if INTERPRETED:
         """0 where a < 0, a elsewhere; NaN stays."""
         return np.where(a < 0, zeros(a), a)
 else:
-    load, store, zeros, convert = _load, _store, _zeros, _convert
+    load, store, store_rounded, zeros, convert = _load, _store, _store_rounded, _zeros, _convert
     times, choose, relu = _times, _choose, _relu

@@ -68,7 +68,7 @@ def forward(
     reverse: bool = False,
     *,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `dispatch.Backend.forward`. ``tile`` overrides the chooser."""
     if tile is None:
         packed = x.stride(1) == x.shape[2]

@@ -18,7 +18,7 @@ from .chooser import WITHOUT_SCAN, Tile, choose
 from .forward import forward_kernel
 
 _POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
-_SEQUENCES = ("x_ptr", "h_ptr", "h0_ptr", "dh_ptr", "dlast_ptr", "dx_ptr")
+_SEQUENCES = ("x_ptr", "h_ptr", "dh_ptr", "dx_ptr")
 _H = 128
 _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)")
 _ARITHMETIC = {"FFMA", "FADD", "FMUL", "FMNMX", "DFMA", "DADD", "DMUL", "STG", "BAR"}
@@ -63,6 +63,8 @@ def compile_for(variant: Variant, capability: int) -> Any:
     kernel = forward_kernel if variant.direction == "forward" else backward_kernel
     state = torch.float64 if variant.dtype == torch.float64 else torch.float32
     absent = ["h0_ptr", "dlast_ptr"]
+    if variant.dtype == state:
+        absent.append("last_ptr")
     if not variant.everything:
         absent += ["bias_ptr", "mean_ptr", "deviation_ptr", "offset_ptr", "slope_ptr"]
     tile = variant.tile

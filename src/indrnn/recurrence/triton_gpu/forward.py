@@ -57,7 +57,7 @@ def enter(
 
 
 _SIZES = ["T", "H", "x_stride_b", "x_stride_t", "h_stride_b", "h_stride_t", "bias_stride_b"]
-_POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "mean_ptr", "deviation_ptr"]
+_POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "last_ptr", "mean_ptr", "deviation_ptr"]
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
@@ -67,6 +67,7 @@ def forward_kernel(
     h0_ptr,
     bias_ptr,
     h_ptr,
+    last_ptr,
     mean_ptr,
     deviation_ptr,
     T,
@@ -123,20 +124,25 @@ def forward_kernel(
         if CHUNKS > 1:
             h = enter(xs, bias, u, carry, chunk, NONLINEARITY, CHUNKS, STEPS, BLOCK)
         for i in tl.static_range(STEPS):
-            h = activate(xs[i].to(state) + bias + u * h, NONLINEARITY)
+            before = h
+            h = activate(xs[i].to(state) + bias + u * before, NONLINEARITY)
+            if last_ptr is not None and not FULL:
+                h = tl.where(left > i, h, before)
             store_step(h_pos + i * h_step, h, i, left, exists, WHOLE, FULL)
             if mean_ptr is not None:
-                kept = h.to(h_ptr.dtype.element_ty).to(state)
                 if i == 0:
-                    first = kept
+                    first = h
                     sum1 = zeros
                     sum2 = zeros
                 else:
-                    d = kept - first
+                    d = h - first
                     if not FULL:
                         d = tl.where(left > i, d, 0.0)
                     sum1 += d
                     sum2 += d * d
+        if last_ptr is not None:
+            # The chunk that holds the last step
+            tl.store(last_ptr + chain + chunk * 0, h, mask=(left > 0) & (left <= STEPS) & exists)
         carry = h
         if CHUNKS > 1:
             carry = from_chunk(h, chunk, CHUNKS - 1)
@@ -171,10 +177,12 @@ def launch_forward(
     statistics: bool,
     tile: Tile,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """h, and the mean and variance or None and None, as `dispatch.Backend.forward` defines them."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """h, h_last, and the mean and variance or None and None, as `dispatch.Backend.forward` defines them."""
     B, T, H = x.shape
     h = torch.empty_like(x)
+    # Only a state that h rounds is written by the kernel: to keep it for the end costs registers.
+    h_last = u.new_empty(B, H) if h.dtype != u.dtype else None
     mean = u.new_empty(B, H) if statistics else None
     deviation = u.new_empty(B, H) if statistics else None
     x_first, x_stride_t, x_step = in_time(x, reverse)
@@ -185,6 +193,7 @@ def launch_forward(
         h0,
         bias,
         h_first,
+        h_last,
         mean,
         deviation,
         T,
@@ -208,6 +217,8 @@ def launch_forward(
         maxnreg=tile.registers,
         enable_fp_fusion=True,
     )
+    if h_last is None:
+        h_last = h[:, 0 if reverse else -1].clone(memory_format=torch.contiguous_format)
     if mean is None or deviation is None:
-        return h, None, None
-    return h, *combine_chains(mean, deviation, T)
+        return h, h_last, None, None
+    return h, h_last, *combine_chains(mean, deviation, T)
