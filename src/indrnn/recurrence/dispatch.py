@@ -163,7 +163,7 @@ def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtyp
     # The kernels that the default network needs, and the other options at a size that fills no tile.
     for B, T, H, default in ((2, 784, 128, True), (3, 37, 5, False)):
         x, grad_h = torch.randn(2, B, T, H, generator=generator).to(device, dtype)
-        h0, grad_last = torch.randn(2, B, H, generator=generator).to(device, dtype)
+        h0, grad_last = torch.randn(2, B, H, generator=generator).to(device, state)
         bias, offset, slope = torch.randn(3, H, generator=generator).to(device, state)
         u = (2 * torch.rand(H, generator=generator) - 1).to(device, state)
         start, bias = (None, bias) if default else (h0, None)
@@ -173,7 +173,7 @@ def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtyp
         h = outputs[1][0]
         gradients = [each.backward(grad_h, last, offset, slope, h, u, start, nonlinearity) for each in backends]
         found, wanted = ((*out, *grads) for out, grads in zip(outputs, gradients, strict=True))
-        quantities = ("h", "mean", "variance", "dx", "du", "dh0", "dbias")
+        quantities = ("h", "h_last", "mean", "variance", "dx", "du", "dh0", "dbias")
         for quantity, one, right in zip(quantities, found, wanted, strict=True):
             if one is None or right is None:
                 continue
