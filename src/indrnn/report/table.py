@@ -158,24 +158,14 @@ def _learnt_nothing(group: Group) -> bool:
     return group.measures_accuracy and group.mean_test_accuracy < 0.12
 
 
+LEFT_ALIGNED = frozenset("name device backend precision network protocol run time published task ratio".split())
+
+
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table padded so that it is aligned in a terminal too; all rows have the same keys."""
     titles = list(rows[0])
     widths = [max(len(title), *(len(row[title]) for row in rows), 3) for title in titles]
-    left = {
-        "name",
-        "device",
-        "backend",
-        "precision",
-        "network",
-        "protocol",
-        "run",
-        "time",
-        "published",
-        "task",
-        "ratio",
-    }
-    align = ["<" if title in left else ">" for title in titles]
+    align = ["<" if title in LEFT_ALIGNED else ">" for title in titles]
 
     def line(cells: Sequence[str]) -> str:
         padded = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, align, widths, strict=True))
