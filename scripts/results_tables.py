@@ -51,8 +51,7 @@ def publish(folder: Path, runs: Path) -> Path:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     if not (folder / WEIGHTS).is_file():
-        from indrnn.train.checkpoint import read_checkpoint
-        from indrnn.train.load import save_weights
+        from indrnn.train.checkpoint import read_checkpoint, save_weights
 
         save_weights(target / WEIGHTS, read_checkpoint(folder / BEST)["model"])
     return target

@@ -8,8 +8,7 @@ from indrnn.config.schema import AddingConfig
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.evaluate import Evaluation, batch_norms, evaluate, reestimate_batch_norm
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")

@@ -14,10 +14,9 @@ from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.graph import CaptureError, GraphedStep
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Objective
 from indrnn.train.optimizer import build_optimizer, decayed_parameters, rate_tensor
-from indrnn.train.step import TrainingStep
+from indrnn.train.step import CaptureError, GraphedStep, TrainingStep
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")

@@ -16,10 +16,9 @@ from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.train.device import bfloat16_refusal, flush_denormals, set_precision
-from indrnn.train.graph import GraphedStep
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Objective
 from indrnn.train.optimizer import build_optimizer
-from indrnn.train.step import TrainingStep
+from indrnn.train.step import GraphedStep, TrainingStep
 
 from .clock import Clock, Work, peak_memory
 

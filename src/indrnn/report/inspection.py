@@ -20,7 +20,7 @@ from indrnn.models import build_model
 from indrnn.record import run_name
 from indrnn.train import load_run
 from indrnn.train.evaluate import reestimate_batch_norm
-from indrnn.train.seeds import Stream, torch_seed
+from indrnn.train.order import Stream, torch_seed
 
 SEQUENCES = 32  # that gradients are averaged over
 

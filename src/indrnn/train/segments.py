@@ -1,15 +1,14 @@
-"""From a finished training to its `Result`."""
+"""What computed a run, a record for each segment of it, and the `Result` of a finished one."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ..config.schema import Config
 from ..data import Task
 from ..layers import recurrent_layers
-from ..record import Result, environment, read_metrics, wilson_interval
+from ..record import Result, environment, wilson_interval
 from ..record.compare import Difference, flatten
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
@@ -17,7 +16,7 @@ from .evaluate import Evaluation
 
 
 def make_result(
-    cfg: DictConfig,
+    cfg: Config,
     command: str,
     task: Task,
     provenance: dict[str, Any],
@@ -49,8 +48,8 @@ def make_result(
         seconds=seconds,
         steps_per_second=steps / seconds,
         peak_memory_bytes=peak_memory,
-        backend=_all_of("backend", segments, "+"),
-        device_name=_all_of("device_name", segments, ", then "),
+        backend=_joined("backend", segments, "+"),
+        device_name=_joined("device_name", segments, ", then "),
         precision=cfg.trainer.precision,
         data=provenance,
         versions=segments[-1]["versions"],
@@ -83,13 +82,14 @@ def segment(
 
 def changes(segments: list[dict[str, Any]]) -> str:
     """In words, what the last segment does not share with the one before; empty if it shares all."""
-    before, now = (flatten(each) for each in segments[-2:])
-    differ = (Difference(key, before[key], now[key]) for key in before if key in now and key != "step")
-    return ", ".join(str(each) for each in differ if each.old != each.new)
+    before, now = map(flatten, segments[-2:])
+    keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
+    return ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
 
 
-def _all_of(key: str, segments: list[dict[str, Any]], between: str) -> str:
-    return between.join(dict.fromkeys(each[key] for each in segments if key in each))
+def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
+    """All values that the key had, in order."""
+    return separator.join(dict.fromkeys(segment[key] for segment in segments if key in segment))
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
@@ -122,9 +122,3 @@ def recurrent_weights(model: nn.Module) -> list[Tensor]:
         if isinstance(module, nn.RNNBase):
             weights += [getattr(module, f"weight_hh_l{number}") for number in range(module.num_layers)]
     return weights
-
-
-def test_row_written(metrics: Path, step: int) -> bool:
-    """Whether a run that was killed just before its result had already recorded the test figures of this step."""
-    columns = read_metrics(metrics)
-    return bool(((columns["split"] == "test") & (columns["step"] == step)).any())
