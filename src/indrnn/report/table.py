@@ -158,7 +158,9 @@ def _learnt_nothing(group: Group) -> bool:
     return group.measures_accuracy and group.mean_test_accuracy < 0.12
 
 
-LEFT_ALIGNED = frozenset("name device backend precision network protocol run time published task ratio".split())
+LEFT_ALIGNED = frozenset(
+    ["name", "device", "backend", "precision", "network", "protocol", "run", "time", "published", "task", "ratio"]
+)
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
