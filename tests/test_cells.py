@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from indrnn.config import load_config
 from indrnn.config.schema import AddingConfig, MNIST5kConfig
 from indrnn.data import make_task
 from indrnn.models.gru import GRUClassifier
 from indrnn.models.mingru import MinGRU, MinGRUClassifier, log_g
+from indrnn.train import train
 
 
 def step_by_step(layer: MinGRU, x: torch.Tensor) -> torch.Tensor:
@@ -64,3 +66,21 @@ def test_a_network_has_one_output_a_class_and_trains(network, data):
     assert output.shape == (3, task.output_size)
     output.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model", ["gru", "mingru", "lstm_chrono"])
+def test_a_network_trains_under_the_protocol_of_the_table(model, tmp_path):
+    """The table's own settings, but for a shorter sequence and fewer updates."""
+    words = [f"model={model}", "experiment=length_study", "data.length=20", "data.validation_size=100"]
+    words += [
+        "data.test_size=100",
+        "device=cpu",
+        "trainer.max_steps=6",
+        "trainer.eval_every=3",
+        "trainer.bn_samples=50",
+    ]
+    result = train(load_config([*words, f"output_root={tmp_path}"]))
+    assert (result.model, result.steps) == (model, 6)
+    assert result.name == f"length_study_{model}"
+    for protocol in ("demo", "fast"):
+        assert load_config([f"experiment={protocol}", f"model={model}"]).model.name == model

@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 def small_model(tmp_path, *overrides):
     torch.manual_seed(0)
-    return build_model(small_config(tmp_path, "model.dropout=0.5", *overrides))
+    cfg = small_config(tmp_path, "model.dropout=0.5", *overrides)
+    return build_model(cfg.model, make_task(cfg.data))
 
 
 def test_statistics_equal_a_direct_computation_without_dropout(tmp_path):

@@ -174,7 +174,7 @@ def _training_step(row: StepRow, device: torch.device) -> tuple[nn.Module, Calla
     task = make_task(cfg.data)
     data = task.load(device)
     torch.manual_seed(0)
-    model = build_model(cfg).to(device).train()
+    model = build_model(cfg.model, task).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
     update: Any = TrainingStep(model, optimizer, Objective(task), data.train, cfg.trainer, device)
     indices = torch.arange(row.B, device=device)

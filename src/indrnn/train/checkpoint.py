@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ..config.schema import Config
+from ..data import make_task
 from ..errors import UserError
 from ..models import build_model
 from ..record import replacing
@@ -197,7 +198,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Dic
     if file is None:
         raise UserError(f"{folder} has no {' or '.join(names)}: the run has not come far enough to write one")
     cfg = OmegaConf.create(load_config_file(folder / CONFIG))
-    model = build_model(cfg)
+    model = build_model(cfg.model, make_task(cfg.data))
     load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
     return model.eval(), cfg
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from ..config.schema import Config
 from ..data import Task
+from ..models import recurrent_weights
 from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, read_metrics
 from .console import Progress
 from .evaluate import Evaluation
-from .segments import recurrent_weights
 
 
 class Recorder:

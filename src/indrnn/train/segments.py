@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.schema import Config
 from ..data import Task
@@ -93,12 +93,13 @@ def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
-    """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for nn.LSTM and nn.RNN."""
+    """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for all others."""
     dtype = _sequence_dtype(precision, device)
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
-    return "cudnn" if device.type == "cuda" and torch.backends.cudnn.is_available() else "torch"
+    by_cudnn = device.type == "cuda" and torch.backends.cudnn.is_available()
+    return "cudnn" if by_cudnn and any(isinstance(module, nn.RNNBase) for module in model.modules()) else "torch"
 
 
 def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
@@ -113,12 +114,3 @@ def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[
 def _sequence_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What the recurrences see: products give bfloat16 under autocast, but float32 on a CPU."""
     return torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
-
-
-def recurrent_weights(model: nn.Module) -> list[Tensor]:
-    """Layer by layer, u as it is used (H,), or the recurrent matrix of an LSTM or RNN."""
-    weights = [layer.recurrent_weight() for _, layer in recurrent_layers(model)]
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            weights += [getattr(module, f"weight_hh_l{number}") for number in range(module.num_layers)]
-    return weights

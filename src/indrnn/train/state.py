@@ -73,7 +73,7 @@ class TrainingState:
         self.task = make_task(cfg.data)
         self.data = self.task.load(device)
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
-        self.model = build_model(cast(DictConfig, cfg)).to(device)
+        self.model = build_model(cfg.model, self.task).to(device)
         self.objective = Objective(self.task)
         self.order = DataOrder(self.data.train.size, cfg.trainer.batch_size, cfg.seed, device)
         self.optimizer = build_optimizer(self.model, cfg.optimizer, device)
