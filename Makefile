@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun verify test test-all lint format docs report clean distclean
+.PHONY: help install demo speedrun verify test test-all lint format docs wheel report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ docs: $(READY)  ## the API's pages from the docstrings, into build/docs
 		pdoc.render.configure(docformat='google'); \
 		pdoc.pdoc('indrnn', 'indrnn.layers', 'indrnn.recurrence', output_directory=pathlib.Path('build/docs'))"
 	@echo "build/docs/index.html"
+
+wheel: $(READY)  ## the sdist and the wheel, into dist
+	$(BIN)/python -m build --no-isolation
 
 report: $(READY)  ## tables and figures of the run folders below FOLDER=outputs
 	$(BIN)/indrnn-report $(FOLDER)

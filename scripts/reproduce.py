@@ -6,7 +6,7 @@
     python scripts/reproduce.py --minutes 600 --parallel 3 several seeds at once on one GPU
     python scripts/reproduce.py --table                    only regenerate results/README.md, speedrun.md and figures
 
-The rows, their order and their seeds are `indrnn.report.rows.ROWS`. Runs are made by indrnn-train in a work folder
+The rows, their order and their seeds are those of results_rows.py. Runs are made by indrnn-train in a work folder
 (default outputs/reproduce, not committed), which keeps the checkpoints that a later call continues from: keep it, or
 carry it along to another machine. When the budget ends, the runs under way are asked to stop (SIGTERM) and save a
 checkpoint. A finished run's result.json, metrics.csv, config.yaml and weights.safetensors are copied to results/runs,
@@ -24,10 +24,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from results_rows import ROWS, Row
+from results_tables import draw_results, publish, update_readme
+
 from indrnn.errors import UserError
 from indrnn.record import read_metrics, read_result
-from indrnn.report.results import publish, update_readme
-from indrnn.report.rows import ROWS, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 # Saving a checkpoint takes a moment; a step at the longest length some more.
@@ -201,8 +202,6 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _regenerate(results: Path) -> None:
-    from indrnn.report.write import draw_results
-
     update_readme(results)
     print(f"wrote {results / 'README.md'} and speedrun.md")
     if any((results / "runs").rglob("result.json")):

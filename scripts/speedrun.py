@@ -6,7 +6,7 @@
 
 Nothing else may run on the machine. Every run begins anew and gets a timing.json beside its result.json: seconds,
 start, threads, and the load average before and after, which shows whether the machine was quiet. A run that has one is
-not repeated. --publish copies the runs to results/runs; they become a record when RECORDS in indrnn.report.speedrun
+not repeated. --publish copies the runs to results/runs; they become a record when RECORDS in results_tables.py
 names them and scripts/reproduce.py --table writes the table.
 """
 
@@ -19,12 +19,13 @@ import sys
 import time
 from pathlib import Path
 
+from results_tables import publish
+
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
 from indrnn.record import run_folder
 from indrnn.record.files import write_atomically
 from indrnn.record.folder import TIMING
-from indrnn.report.results import publish
 
 RUNS = Path(__file__).resolve().parents[1] / "results" / "runs"
 PROGRAM = str(Path(sys.executable).with_name("indrnn-train"))

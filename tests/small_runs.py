@@ -17,8 +17,7 @@ import torch
 from indrnn.config.compose import load_config
 from indrnn.config.schema import MNIST5kConfig
 from indrnn.data import Splits, Task, make_task
-from indrnn.train import loop
-from indrnn.train.run import train
+from indrnn.train import state, train
 
 T = 20
 OVERRIDES = (
@@ -118,7 +117,7 @@ def task_with(**changes: Any) -> Task:
 if __name__ == "__main__":
     from indrnn.errors import UserError
 
-    loop.make_task = lambda data: small_task()
+    state.make_task = lambda data: small_task()
     try:
         run_small(Path(sys.argv[1]), *sys.argv[2:])
     except UserError as failure:

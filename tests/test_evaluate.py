@@ -8,8 +8,7 @@ from indrnn.config.schema import AddingConfig
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.evaluate import Evaluation, batch_norms, evaluate, reestimate_batch_norm
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")
@@ -17,7 +16,8 @@ CPU = torch.device("cpu")
 
 def small_model(tmp_path, *overrides):
     torch.manual_seed(0)
-    return build_model(small_config(tmp_path, "model.dropout=0.5", *overrides))
+    cfg = small_config(tmp_path, "model.dropout=0.5", *overrides)
+    return build_model(cfg.model, make_task(cfg.data))
 
 
 def test_statistics_equal_a_direct_computation_without_dropout(tmp_path):

@@ -37,7 +37,7 @@ def _network(overrides, task=ADDING):
     """A network with weights large enough that every path counts, and its configuration."""
     cfg = load_config([*task, *overrides])
     torch.manual_seed(3)
-    model = build_model(cfg)
+    model = build_model(cfg.model, make_task(cfg.data))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d):

@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
-from indrnn.train import Interrupted, load_run, loop
+from indrnn.train import Interrupted, load_run, loop, state
 from indrnn.train.checkpoint import read_checkpoint
-from indrnn.train.evaluate import evaluate
-from indrnn.train.graph import CaptureError
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Objective, evaluate
+from indrnn.train.order import DataOrder
+from indrnn.train.step import CaptureError
 from small_runs import (
     OVERRIDES,
     ArraySplit,
@@ -36,7 +36,7 @@ from small_runs import (
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
     task = small_task()
-    monkeypatch.setattr(loop, "make_task", lambda data: task)
+    monkeypatch.setattr(state, "make_task", lambda data: task)
     return task
 
 
@@ -102,7 +102,7 @@ def test_the_test_split_is_read_once_and_last_and_statistics_come_from_training_
 
     spied = task_with(load_test=load_test)
     splits = spied.load(torch.device("cpu"))
-    monkeypatch.setattr(loop, "make_task", lambda data: spied)
+    monkeypatch.setattr(state, "make_task", lambda data: spied)
     reestimate = loop.reestimate_batch_norm
 
     def spy(model, split, indices, batch_size):
@@ -161,7 +161,7 @@ def _leaves(tree):
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     first = run_small(tmp_path)
-    monkeypatch.setattr(loop, "make_task", None)
+    monkeypatch.setattr(state, "make_task", None)
     assert run_small(tmp_path) == first
     assert "is finished: nothing to do" in capsys.readouterr().err
 
@@ -192,7 +192,7 @@ def test_dropout_changes_neither_the_order_of_the_data_nor_the_initial_weights(t
     reads, losses = [], []
     for dropout in ("0.0", "0.5"):
         task = small_task()
-        monkeypatch.setattr(loop, "make_task", lambda data, task=task: task)
+        monkeypatch.setattr(state, "make_task", lambda data, task=task: task)
         run_small(tmp_path / dropout, f"model.dropout={dropout}", "optimizer.lr=1e-12", "trainer.max_steps=10")
         reads.append([read.tolist() for read in task.load(torch.device("cpu")).train.read])
         rows = rows_of(folder_of(tmp_path / dropout))
@@ -211,13 +211,13 @@ class NaNSplit(ArraySplit):
 
 
 def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpoint(tmp_path, monkeypatch):
-    order = loop.DataOrder(200, 16, 0, torch.device("cpu"))
+    order = DataOrder(200, 16, 0, torch.device("cpu"))
     # Sequences that neither the first epoch nor the first evaluation sees, so that there is a checkpoint before.
     seen = {int(i) for step in range(12) for i in order.indices(step)} | {int(i) for i in order.norm_samples(48, 10)}
     later = ((step, int(i)) for step in range(12, 24) for i in order.indices(step))
     step, bad = next((step, i) for step, i in later if i not in seen)
     broken = task_with(train=NaNSplit(bad))
-    monkeypatch.setattr(loop, "make_task", lambda data: broken)
+    monkeypatch.setattr(state, "make_task", lambda data: broken)
     with pytest.raises(RunError) as caught:
         run_small(tmp_path, "trainer.log_every=1000")
     message, folder = str(caught.value), folder_of(tmp_path)
@@ -250,7 +250,7 @@ def test_an_evaluation_that_is_not_finite_fails_the_run_with_the_step_and_keeps_
 ):
     validation, test = BadSplit(70, 2, 1 if split == "validation" else 9), BadSplit(90, 3, 0)
     broken = task_with(validation=validation, load_test=lambda: test)
-    monkeypatch.setattr(loop, "make_task", lambda data: broken)
+    monkeypatch.setattr(state, "make_task", lambda data: broken)
     with pytest.raises(RunError) as caught:
         run_small(tmp_path)
     message, folder = str(caught.value), folder_of(tmp_path)
@@ -277,7 +277,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
 
     def interrupted(self):
         advance(self)
-        if self.at.step == 12:
+        if self.position.step == 12:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(loop.Training, "_advance", interrupted)
@@ -403,21 +403,21 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 @pytest.fixture
 def _without_graphs(monkeypatch):
     """As on a GPU where no step can be captured; the steps run on the CPU."""
-    rehearse = loop.Training._rehearse
+    rehearse = state.TrainingState._rehearse
 
-    def on_a_gpu(training):
-        device, training.device = training.device, SimpleNamespace(type="cuda")
+    def on_a_gpu(self, fallbacks):
+        device, self.device = self.device, SimpleNamespace(type="cuda")
         try:
-            return rehearse(training)
+            rehearse(self, fallbacks)
         finally:
-            training.device = device
+            self.device = device
 
     def refuse(*_):
         raise CaptureError("operation not permitted")
 
-    monkeypatch.setattr(loop.Training, "_rehearse", on_a_gpu)
-    monkeypatch.setattr(loop, "GraphedStep", refuse)
-    monkeypatch.setattr(loop, "synchronise", lambda device: None)
+    monkeypatch.setattr(state.TrainingState, "_rehearse", on_a_gpu)
+    monkeypatch.setattr(state, "GraphedStep", refuse)
+    monkeypatch.setattr(state, "synchronise", lambda device: None)
 
 
 @pytest.mark.usefixtures("_without_graphs")
@@ -449,6 +449,6 @@ def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
     splits = task.load(torch.device("cuda"))
     for split in (splits.train, splits.validation, splits.test):
         split.x, split.y = split.x.cuda(), split.y.cuda()
-    monkeypatch.setattr(loop, "make_task", lambda data: task)
+    monkeypatch.setattr(state, "make_task", lambda data: task)
     result = run_small(tmp_path, "device=cuda", "model.backend=auto")
     assert (result.backend, result.segments[-1]["fallbacks"]) == ("triton", {})

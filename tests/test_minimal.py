@@ -9,6 +9,7 @@ import torch
 
 from indrnn import build_model, indrnn_recurrence
 from indrnn.config import load_config
+from indrnn.data import make_task
 
 FILE = Path(__file__).resolve().parents[1] / "scripts" / "indrnn_minimal.py"
 
@@ -35,7 +36,8 @@ def test_the_scan_is_the_recurrence(minimal, T):
 
 
 def test_the_network_is_the_packages_and_takes_its_weights(minimal):
-    theirs = build_model(load_config(["model=indrnn", "model.num_layers=3", "model.hidden_size=8"])).double()
+    cfg = load_config(["model=indrnn", "model.num_layers=3", "model.hidden_size=8"])
+    theirs = build_model(cfg.model, make_task(cfg.data)).double()
     ours = minimal.Classifier(hidden_size=8, num_layers=3).double()
     for name, parameter in ours.named_parameters():
         assert parameter.abs().max().item() == pytest.approx(theirs.get_parameter(name).abs().max().item(), rel=0.6), (

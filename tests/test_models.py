@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from indrnn.config import config_dir, load_config, schema
+from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer, last_layer_lower_bound, recurrent_layers, recurrent_max
 from indrnn.models import MODELS, LSTMClassifier, build_model
@@ -45,7 +46,8 @@ def config(name: str, length: int | None = None, **model: object) -> DictConfig:
 
 def build(name: str, length: int | None = None, seed: int = 0, **model: object) -> nn.Module:
     torch.manual_seed(seed)
-    return build_model(config(name, length, **model))
+    cfg = config(name, length, **model)
+    return build_model(cfg.model, make_task(cfg.data))
 
 
 def parameters(model: nn.Module) -> int:
@@ -247,7 +249,7 @@ def test_unknown_model_names_the_choices():
     cfg = config("lstm")
     cfg.model.name = "gru"
     with pytest.raises(UserError, match=r"model\.name=gru .*indrnn, indrnn_residual, .*lstm"):
-        build_model(cfg)
+        build_model(cfg.model, make_task(cfg.data))
 
 
 def test_lstm_dropout_acts_in_training_only():
@@ -263,7 +265,7 @@ def test_lstm_dropout_acts_in_training_only():
 def test_every_model_configuration_builds(choice):
     cfg = load_config([f"model={choice}", "data=adding", "data.length=5"])
     torch.manual_seed(0)
-    assert build_model(cfg)(torch.randn(2, 5, 2)).shape == (2, 1)
+    assert build_model(cfg.model, make_task(cfg.data))(torch.randn(2, 5, 2)).shape == (2, 1)
 
 
 def test_chrono_gates_start_with_memories_of_one_to_t_steps():

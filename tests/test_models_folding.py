@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from indrnn.config import schema
+from indrnn.data import make_task
 from indrnn.layers import IndRNNLayer
 from indrnn.models import build_model
 
@@ -30,7 +31,7 @@ def network(name: str, dropout: float) -> nn.Module:
         model.dropout_features = dropout / 2
     cfg = OmegaConf.create({"model": model, "data": OmegaConf.structured(schema.AddingConfig(length=T))})
     torch.manual_seed(0)
-    built = build_model(cfg).double()
+    built = build_model(cfg.model, make_task(cfg.data)).double()
     # Kaiming's a = 8 leaves small activations, and fresh batch norms have weight 1 and bias 0: neither tests much.
     with torch.no_grad():
         for key, parameter in built.named_parameters():

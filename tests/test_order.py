@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from indrnn.errors import UserError
-from indrnn.train.order import DataOrder
-from indrnn.train.seeds import Stream, generator, torch_seed
+from indrnn.train.order import DataOrder, Stream, generator, torch_seed
 
 CPU = torch.device("cpu")
 

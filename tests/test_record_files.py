@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import re
@@ -26,13 +25,12 @@ from indrnn.record import (
     git,
     read_metrics,
     read_result,
-    read_runs,
     replacing,
     running_code,
     wilson_interval,
     write_result,
 )
-from indrnn.record.environment import cpu_name
+from indrnn.record.result import cpu_name
 
 HEADER = "step,epoch,seconds,split,loss,accuracy,lr,grad_norm\n"
 RESULT = Result(
@@ -363,53 +361,3 @@ def test_git_may_be_missing(tmp_path, monkeypatch):
 def test_the_command_is_told_without_the_programs_path():
     argv = ["/home/someone/.venv/bin/indrnn-train", "model=indrnn", "tag=two words"]
     assert command_line(argv) == "indrnn-train model=indrnn 'tag=two words'"
-
-
-def make_run(path, *, finished=True):
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text("model: {name: lstm}\ndata: {}\ntrainer: {}\nschedule: {}\nseed: 1\n")
-    with MetricsWriter(path / "metrics.csv", None) as metrics:
-        metrics.row(10, 0.1, 1.5, "train", 2.0, 0.1, 2e-4, 1.0)
-        metrics.row(10, 0.1, 2.5, "val", 1.9, 0.2)
-        metrics.row(20, 0.2, 3.5, "val", 1.8, None)
-    if finished:
-        write_result(path / "result.json", RESULT)
-
-
-def test_runs_are_found_at_any_depth_in_order(tmp_path):
-    for name in ("b/seed1", "a/seed0", "a/x/y/seed0"):
-        make_run(tmp_path / name, finished=name != "b/seed1")
-    make_run(tmp_path / ".hidden" / "seed0")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "config.yaml").write_text("of: another program")
-    runs = read_runs(tmp_path)
-    assert [str(run.path.relative_to(tmp_path)) for run in runs] == ["a/seed0", "a/x/y/seed0", "b/seed1"]
-    assert [run.result for run in runs] == [RESULT, RESULT, None]
-    assert runs[0].config["model"]["name"] == "lstm"
-    assert read_runs(tmp_path / "a" / "seed0")[0].path == tmp_path / "a" / "seed0"
-
-
-def test_a_curve_has_the_rows_of_its_split_that_have_a_value(tmp_path):
-    make_run(tmp_path / "a")
-    run = read_runs(tmp_path)[0]
-    step, accuracy = run.curve("val", "accuracy")
-    assert (step.tolist(), accuracy.tolist()) == ([10], [0.2])
-    seconds, loss = run.curve("val", "loss", x="seconds")
-    assert (seconds.tolist(), loss.tolist()) == ([2.5, 3.5], [1.9, 1.8])
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "result.json"])
-def test_a_damaged_run_is_left_out_by_name(tmp_path, caplog, name):
-    make_run(tmp_path / "good")
-    make_run(tmp_path / "bad")
-    (tmp_path / "bad" / name).write_text("damaged")
-    with caplog.at_level(logging.WARNING):
-        assert [run.path.name for run in read_runs(tmp_path)] == ["good"]
-    assert len(caplog.messages) == 1
-    assert str(tmp_path / "bad" / name) in caplog.messages[0]
-
-
-def test_reading_runs_from_nowhere_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="nowhere"):
-        read_runs(tmp_path / "nowhere")
-    assert read_runs(tmp_path) == []

@@ -13,11 +13,12 @@ from fabricated_runs import MNIST, fabricate
 from indrnn.cli.report import main
 from indrnn.data.adding_stream import AddingSplit
 from indrnn.errors import UserError
-from indrnn.report.collect import collect
+from indrnn.record import MetricsWriter
 from indrnn.report.curves import band, binned
+from indrnn.report.page import by_task, write_report
+from indrnn.report.runs import collect, find_runs, read_run
 from indrnn.report.style import looks, looks_by_model
 from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
-from indrnn.report.write import by_task, write_report
 
 SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
 ADDING = {"name": "adding", "validation_size": 1000, "test_size": 10_000, "data_seed": 0}
@@ -284,4 +285,31 @@ def test_one_seed_in_two_folders_is_refused_and_one_folder_twice_is_not(tmp_path
         fabricate(tmp_path / folder, **SMALL)
     with pytest.raises(UserError, match="same task, name and seed"):
         collect([tmp_path])
-    assert len(collect([tmp_path / "a", tmp_path / "a" / "mnist"])[0].entries) == 1
+    assert len(collect([tmp_path / "a", tmp_path / "a" / "mnist"])[0].runs) == 1
+
+
+def test_runs_are_found_at_any_depth_in_order(tmp_path):
+    for place in ("b", "a", "a/x/y", ".hidden"):
+        fabricate(tmp_path / place, finished=place != "b", **SMALL)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.yaml").write_text("of: another program")
+    runs = list(find_runs(tmp_path))
+    places = [run.path.relative_to(tmp_path).as_posix() for run in runs]
+    assert places == [f"{place}/mnist/indrnn/seed0" for place in ("a", "a/x/y", "b")]
+    assert [run.result is None for run in runs] == [False, False, True]
+    assert [run.path for run in find_runs(runs[0].path)] == [runs[0].path]
+    with pytest.raises(UserError, match="nowhere"):
+        list(find_runs(tmp_path / "nowhere"))
+
+
+def test_a_curve_has_the_rows_of_its_split_that_have_a_value(tmp_path):
+    path = fabricate(tmp_path, **SMALL)
+    with MetricsWriter(path / "metrics.csv", None) as metrics:
+        metrics.row(10, 0.1, 1.5, "train", 2.0, 0.1, 2e-4, 1.0)
+        metrics.row(10, 0.1, 2.5, "val", 1.9, 0.2)
+        metrics.row(20, 0.2, 3.5, "val", 1.8, None)
+    run = read_run(path)
+    step, accuracy = run.curve("val", "accuracy")
+    assert (step.tolist(), accuracy.tolist()) == ([10], [0.2])
+    seconds, loss = run.curve("val", "loss", x="seconds")
+    assert (seconds.tolist(), loss.tolist()) == ([2.5, 3.5], [1.9, 1.8])

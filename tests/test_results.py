@@ -1,6 +1,5 @@
 """results/: the committed tables and run folders agree; scripts/reproduce.py stops, goes on and publishes."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -13,17 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import reproduce as reproduce_script
+import results_tables as results
 import torch
+from results_rows import ROWS
+from results_tables import draw_results, records_markdown
 from safetensors.torch import load_file
 
 from fabricated_runs import fabricate
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
 from indrnn.record import run_folder
-from indrnn.report import results
-from indrnn.report.rows import ROWS
-from indrnn.report.speedrun import records_markdown
-from indrnn.report.write import draw_results
 from indrnn.train.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,19 +231,15 @@ def reproduce(tmp_path, monkeypatch, capsys):
 
     Time stands still in it; with ``stay`` no run ends by itself and the time is up when the first has a checkpoint.
     """
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "reproduce", module)
-    spec.loader.exec_module(module)
     for seed in range(3):
         fabricate(tmp_path / "made", seed=seed, **SMALL)
     (tmp_path / "results").mkdir()
     for name in ("README.md", "speedrun.md"):
         (tmp_path / "results" / name).write_text(f"{results.BEGIN}\n{results.END}\n")
     program = tmp_path / "indrnn-train"
-    monkeypatch.setattr(module, "_program", lambda: str(program))
-    monkeypatch.setattr(module, "LEAST", 0.0)
-    monkeypatch.setattr(module, "POLL", 0.05)
+    monkeypatch.setattr(reproduce_script, "_program", lambda: str(program))
+    monkeypatch.setattr(reproduce_script, "LEAST", 0.0)
+    monkeypatch.setattr(reproduce_script, "POLL", 0.05)
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments, stay=False):
@@ -253,13 +248,13 @@ def reproduce(tmp_path, monkeypatch, capsys):
         def now():
             return 1e6 if stay and checkpoint.exists() and checkpoint.read_text() else 0.0
 
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=now, sleep=time.sleep))
+        monkeypatch.setattr(reproduce_script, "time", SimpleNamespace(monotonic=now, sleep=time.sleep))
         program.write_text(TRAIN.format(python=sys.executable, stay=stay, made=str(tmp_path / "made")))
         program.chmod(program.stat().st_mode | stat.S_IEXEC)
         places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *places, *arguments])
-        monkeypatch.setattr(module, "_regenerate", lambda folder: results.update_readme(folder))
-        code = module.main()
+        monkeypatch.setattr(reproduce_script, "_regenerate", lambda folder: results.update_readme(folder))
+        code = reproduce_script.main()
         return code, capsys.readouterr().out
 
     yield call

@@ -15,7 +15,7 @@ import torch
 from indrnn.data.permutations import load_permutation, permutation_sha256
 from indrnn.errors import UserError
 from indrnn.record import MetricsWriter, read_result
-from indrnn.train import loop
+from indrnn.train import loop, state
 from small_runs import (
     figures,
     folder_of,
@@ -33,14 +33,14 @@ PROGRAM = Path(__file__).with_name("small_runs.py")
 
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
-    monkeypatch.setattr(loop, "make_task", lambda data: small_task())
+    monkeypatch.setattr(state, "make_task", lambda data: small_task())
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     root = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_task", lambda data: small_task())
+        patch.setattr(state, "make_task", lambda data: small_task())
         run_small(root)
     return figures(folder_of(root))
 
@@ -89,7 +89,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
 
     def interrupted(self):
         advance(self)
-        if self.at.step == step:
+        if self.position.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -181,7 +181,9 @@ def test_sigterm_ends_a_process_with_143_and_its_message(tmp_path):
 def stopped(root, step):
     """A run killed before the checkpoint of `step`; its last checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Training, "_over", lambda self: self.at.step >= step and (_ for _ in ()).throw(Killed))
+        patch.setattr(
+            loop.Training, "_has_ended", lambda self: self.position.step >= step and (_ for _ in ()).throw(Killed)
+        )
         with pytest.raises(Killed):
             run_small(root)
     return folder_of(root) / "checkpoint.pt"
@@ -191,7 +193,7 @@ def stopped(root, step):
 def at_14(tmp_path_factory):
     root = tmp_path_factory.mktemp("half_done")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_task", lambda data: small_task())
+        patch.setattr(state, "make_task", lambda data: small_task())
         stopped(root, 15)
     return root
 
@@ -240,7 +242,7 @@ def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path, monkeypatch
     def with_hash(digest):
         value = {"a.npz": digest} if key == "sha256" else digest
         provenance = {**small_splits().provenance, key: value}
-        monkeypatch.setattr(loop, "make_task", lambda data: task_with(provenance=provenance))
+        monkeypatch.setattr(state, "make_task", lambda data: task_with(provenance=provenance))
 
     with_hash("0a")
     path = stopped(tmp_path, 8)
@@ -255,7 +257,7 @@ def test_a_finished_run_whose_permutation_file_changed_is_not_taken_for_the_same
     file.write_text(" ".join(map(str, range(784))))
     digest = permutation_sha256(load_permutation(f"file:{file}"))
     provenance = {**small_splits().provenance, "permutation_sha256": digest}
-    monkeypatch.setattr(loop, "make_task", lambda data: task_with(provenance=provenance))
+    monkeypatch.setattr(state, "make_task", lambda data: task_with(provenance=provenance))
     overrides = (f"data.permutation=file:{file}", "trainer.max_steps=10", f"output_root={tmp_path}")
     cfg = small_config(tmp_path, *overrides)
     first = trained(cfg)
@@ -310,12 +312,12 @@ def test_a_checkpoint_from_before_there_were_fingerprints_is_gone_on_with(tmp_pa
 
 
 def test_every_segment_is_recorded_as_it_began(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "running_code", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr(state, "running_code", lambda: {"commit": "a" * 40, "dirty": False})
     stopped(tmp_path, 8)
     stopped(tmp_path, 15)
     assert "made elsewhere" not in capsys.readouterr().err
-    monkeypatch.setattr(loop, "running_code", lambda: {"commit": "b" * 40, "dirty": False})
-    monkeypatch.setattr("indrnn.train.outcome.backend_of", lambda *_: "numba")
+    monkeypatch.setattr(state, "running_code", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr("indrnn.train.segments.backend_of", lambda *_: "numba")
     result = run_small(tmp_path)
     err = capsys.readouterr().err
     assert f"step 14, which was made elsewhere (git.commit: {'a' * 40} -> {'b' * 40}, backend: reference -> nu" in err

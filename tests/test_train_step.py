@@ -14,10 +14,9 @@ from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.graph import CaptureError, GraphedStep
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Objective
 from indrnn.train.optimizer import build_optimizer, decayed_parameters, rate_tensor
-from indrnn.train.step import TrainingStep
+from indrnn.train.step import CaptureError, GraphedStep, TrainingStep
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")
@@ -27,7 +26,7 @@ BATCH = torch.arange(16)
 def make_step(tmp_path, *overrides, split=None):
     cfg = small_config(tmp_path, *overrides)
     torch.manual_seed(0)
-    model = build_model(cfg)
+    model = build_model(cfg.model, make_task(cfg.data))
     optimizer = build_optimizer(model, cfg.optimizer, CPU)
     task = small_task()
     return TrainingStep(model, optimizer, Objective(task), split or task.load(CPU).train, cfg.trainer, CPU)
@@ -71,7 +70,7 @@ def test_gradients_are_limited_by_value_before_their_norm_is(tmp_path):
 @pytest.mark.parametrize("model", ["indrnn", "indrnn_residual", "indrnn_dense", "lstm", "rnn"])
 def test_weight_decay_applies_to_all_but_u_and_biases(model):
     cfg = load_config([f"model={model}", "data=mnist5k", "optimizer.weight_decay=0.1"])
-    network = build_model(cfg)
+    network = build_model(cfg.model, make_task(cfg.data))
     decayed = {id(parameter) for parameter in decayed_parameters(network)}
     scales = {id(module.weight) for module in network.modules() if isinstance(module, nn.BatchNorm1d)}
     assert bool(scales) == model.startswith("indrnn")
@@ -124,7 +123,7 @@ def test_a_step_never_waits_for_the_device(overrides):
     cfg = load_config(["data=mnist5k", *overrides] if "data=adding" not in overrides else list(overrides))
     device = torch.device("meta")
     task = make_task(cfg.data)
-    model = build_model(cfg).to(device).train()
+    model = build_model(cfg.model, task).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
     for group in optimizer.param_groups:
         group["capturable"] = True

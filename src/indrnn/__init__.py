@@ -5,7 +5,13 @@ importing torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .layers import IndRNN, IndRNNCell, last_layer_lower_bound, recurrent_max
+    from .models import build_model
+    from .recurrence import available_backends, indrnn_recurrence
+    from .train import load_run, train
 
 __version__ = "0.1.0"
 
@@ -21,7 +27,17 @@ _HOME = {
     "train": "train",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "IndRNN",
+    "IndRNNCell",
+    "available_backends",
+    "build_model",
+    "indrnn_recurrence",
+    "last_layer_lower_bound",
+    "load_run",
+    "recurrent_max",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

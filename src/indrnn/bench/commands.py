@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
+from indrnn.errors import UserError
+from indrnn.record.files import write_atomically
 from indrnn.recurrence.dispatch import TOLERANCE
 from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
 from .contenders import Contender, contenders
 from .exact import Check, require_exact
 from .grid import DEFAULT, FULL, QUICK, run_grid
-from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows, write_text
+from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from .step import cases, profile, run_steps, step_ratios
 
 Say = Callable[[str], None]
@@ -87,7 +89,7 @@ def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
     stem = f"step-{'quick-' if quick else ''}{slug(where)}"
     write_rows(out / f"{stem}.csv", rows, where)
     profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
-    write_text(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled))
+    write_atomically(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled), UserError)
     paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
     _close(step_ratios(rows), out / f"{stem}.md", paths, where, say)
 
@@ -107,7 +109,7 @@ def write_exactness(on: Checked, out: Path, say: Say) -> None:
 def _close(ratios: list[tuple[str, float | None]], path: Path, written: list[Path], where: dict, say: Say) -> None:
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
     text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{ratio_table(ratios)}\n"
-    write_text(path, text)
+    write_atomically(path, text, UserError)
     say("\n" + text)
     for each in [*written, path]:
         if each.suffix != ".svg":

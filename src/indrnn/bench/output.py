@@ -1,8 +1,6 @@
 """What a benchmark writes: a table with a row a measurement and what it was measured on, the ratios that matter, and a
 figure of time against T with the copy limit drawn in."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +12,9 @@ import torch
 
 from indrnn.errors import UserError
 from indrnn.record import environment, git
+from indrnn.record.files import csv_text, write_atomically
 from indrnn.report.style import BASELINE, figure, legend_below, looks, save
+from indrnn.report.table import markdown_table
 
 from .contenders import COPY, LOOP, LOOP_UNBIND, LSTM, LSTM_EQUAL_PARAMETERS
 
@@ -81,22 +81,9 @@ def write_rows(path: Path, rows: Sequence[Any], where: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(rows[0])] + list(where), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = {key: _plain(value) for key, value in asdict(row).items()}
-        writer.writerow({**values, **where})
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, making its folder. Raises UserError if that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
+    titles = [*(field.name for field in fields(rows[0])), *where]
+    lines = [[*map(_plain, asdict(row).values()), *where.values()] for row in rows]
+    write_atomically(path, csv_text([titles, *lines]), UserError)
 
 
 def _plain(value: Any) -> Any:
@@ -141,8 +128,9 @@ def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> 
 
 def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
     """Markdown."""
-    lines = [f"| {text} | {'not measured' if ratio is None else f'{ratio:.3g}'} |" for text, ratio in ratios]
-    return "\n".join(["| ratio | |", "|---|---|", *lines])
+    return markdown_table(
+        [{"ratio": text, "": "not measured" if ratio is None else f"{ratio:.3g}"} for text, ratio in ratios]
+    )
 
 
 def _sum(first: float | None, second: float | None) -> float | None:

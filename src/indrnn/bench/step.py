@@ -16,10 +16,9 @@ from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.train.device import bfloat16_refusal, flush_denormals, set_precision
-from indrnn.train.graph import GraphedStep
-from indrnn.train.objective import Objective
+from indrnn.train.evaluate import Objective
 from indrnn.train.optimizer import build_optimizer
-from indrnn.train.step import TrainingStep
+from indrnn.train.step import GraphedStep, TrainingStep
 
 from .clock import Clock, Work, peak_memory
 
@@ -175,7 +174,7 @@ def _training_step(row: StepRow, device: torch.device) -> tuple[nn.Module, Calla
     task = make_task(cfg.data)
     data = task.load(device)
     torch.manual_seed(0)
-    model = build_model(cfg).to(device).train()
+    model = build_model(cfg.model, task).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
     update: Any = TrainingStep(model, optimizer, Objective(task), data.train, cfg.trainer, device)
     indices = torch.arange(row.B, device=device)

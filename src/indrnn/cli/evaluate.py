@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..train.load import Again
+    from ..train.evaluate import Reevaluation
 
 DESCRIPTION = """\
 Read the test set again with the weights and batch-norm statistics that finished runs keep, and print accuracy and 95 %
@@ -61,7 +61,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
     # Heavy: loaded once there is something to do.
-    from ..train.load import evaluate_run
+    from ..train.evaluate import evaluate_run
 
     agree = 0
     for path in runs:
@@ -73,12 +73,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0 if agree == len(runs) else 1
 
 
-def _held_against(again: "Again") -> tuple[bool, str]:
+def _held_against(again: "Reevaluation") -> tuple[bool, str]:
     """Whether the run gives its result again, and both in words."""
     from ..record import wilson_interval
 
-    recorded, found, n = again.recorded, again.found, again.found.size
-    asked = "" if again.precision == recorded.precision else f" in float32, for want of {recorded.precision} here"
+    recorded, found, n = again.recorded, again.evaluation, again.evaluation.size
+    asked = "" if again.precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
     before = again.recorded_correct
     if before is None:
         agrees = abs(found.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss

@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from omegaconf import DictConfig
 
@@ -19,6 +19,7 @@ from . import announce, drop_output
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
+    from ..config.schema import Config
     from ..record import Result
 
 PROGRAM = "indrnn-train"
@@ -154,7 +155,7 @@ def _job(cfg: DictConfig) -> None:
         sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
         # A job of a sweep is repeated by its own overrides, not by the sweep's.
         command = shlex.join([PROGRAM, *_flags(settings), *overrides]) if sweep else command_line()
-        print(_outcome(train(cfg, overrides=overrides, command=command), run_folder(cfg)), flush=True)
+        print(_outcome(train(cast("Config", cfg), overrides=overrides, command=command), run_folder(cfg)), flush=True)
     except Exception as error:
         if _command is None or _command.process != os.getpid():
             raise

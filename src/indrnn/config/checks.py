@@ -26,7 +26,9 @@ def check(cfg: DictConfig) -> None:
         UserError: one line with the key, its value and what is allowed.
     """
     for key, setting, value in settings(cfg):
-        _check_range(key, value, setting.metadata)
+        # What a network or a task from outside takes is its own affair.
+        if setting.name != "args":
+            _check_range(key, value, setting.metadata)
     _check_names(cfg)
     _check_data(cfg)
     _check_training(cfg)
@@ -55,12 +57,30 @@ def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any
             value = cfg[field.name]
         except OmegaConfBaseException as error:
             raise UserError(f"{key}={cfg._get_node(field.name)}: {type_problem(str(error))}") from error
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and OmegaConf.get_type(value) is dict:
+            yield from ((name, field, argument) for name, argument in _arguments(value, f"{key}."))
+        elif isinstance(value, DictConfig):
             yield from settings(value, f"{key}.")
         elif isinstance(value, ListConfig):
             yield key, field, list(value)
         else:
             yield key, field, value
+
+
+def _arguments(args: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The dotted names and plain values of ``args``, which has no schema."""
+    for name in map(str, args):
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(args, name):
+            raise UserError(f"{key}: it has no value; set {key}=...")
+        try:
+            value = args[name]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}={args._get_node(name)}: {type_problem(str(error))}") from error
+        if isinstance(value, DictConfig):
+            yield from _arguments(value, f"{key}.")
+        else:
+            yield key, OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
 
 
 def _check_range(key: str, value: Any, limits: Any) -> None:
@@ -115,6 +135,8 @@ def least_memory(cfg: DictConfig) -> int:
     """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
     evaluating, that of one layer and its input), and four numbers for each recurrent or square weight."""
     model, trainer = cfg.model, cfg.trainer
+    if "_target_" in model:
+        return 0  # Nothing is known of it.
     size = int(model.hidden_size)
     if "growth" in model:
         bottleneck = model.bottleneck * model.growth
@@ -126,7 +148,7 @@ def least_memory(cfg: DictConfig) -> int:
         inner = layers - 1
         matrices = {"LSTMConfig": 4 * (layers + inner), "RNNConfig": layers + inner}
         weights = matrices.get(getattr(OmegaConf.get_type(model), "__name__", ""), inner) * size**2
-    sequences = int(cfg.data.validation_size)
+    sequences = int(cfg.data.get("validation_size", trainer.eval_batch_size))
     states = max(trainer.batch_size * outputs, 2 * min(trainer.eval_batch_size, sequences) * size)
     return 4 * make_task(cfg.data).length * states + 16 * weights
 

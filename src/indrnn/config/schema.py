@@ -37,9 +37,8 @@ def setting(
         "choices": choices,
         "affects_result": affects_result,
     }
-    if isinstance(default, list):
-        values = tuple(default)
-        return field(default=NO_DEFAULT, default_factory=lambda: list(values), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default=NO_DEFAULT, default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -55,14 +54,22 @@ BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 @dataclass
 class ModelConfig:
-    name: str = setting(doc="which entry of indrnn.models.MODELS to build")
-    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
+    name: str = setting(doc="an entry of indrnn.models.MODELS, or what a network from outside is called")
+
+
+@dataclass
+class ExternalModelConfig(ModelConfig):
+    """A network from anywhere on Python's path."""
+
+    _target_: str = setting(doc="module.Class, called as Class(task, **args) with the task's `indrnn.data.Task`")
+    args: dict[str, Any] = setting({}, "what else it is called with; every key that is to be set must stand here")
 
 
 @dataclass
 class IndRNNBaseConfig(ModelConfig):
     """What every IndRNN network shares."""
 
+    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
     nonlinearity: str = setting("relu", "of the recurrence", choices=NONLINEARITIES)
     gamma: float = setting(2.0, "RECURRENT_MAX = gamma^(1/T): how much a state may grow over the sequence", minimum=1.0)
     constraint: str = setting(
@@ -124,6 +131,7 @@ class IndRNNDenseConfig(IndRNNBaseConfig):
 @dataclass
 class LSTMConfig(ModelConfig):
     name: str = setting("lstm", choices=("lstm", "lstm_matched", "lstm_chrono"))
+    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
     num_layers: int = setting(1, "LSTM layers", minimum=1, maximum=MAX_LAYERS)
     weight_init: str = setting(
         "glorot",
@@ -142,13 +150,22 @@ class LSTMConfig(ModelConfig):
 @dataclass
 class RNNConfig(ModelConfig):
     name: str = setting("rnn", choices=("rnn",))
+    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
     num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1, maximum=MAX_LAYERS)
     nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
 
 
 @dataclass
 class DataConfig:
-    name: str = setting(doc="which task to load")
+    name: str = setting(doc="which task to load, or what a task from outside is called")
+
+
+@dataclass
+class ExternalDataConfig(DataConfig):
+    """A task from anywhere on Python's path."""
+
+    _target_: str = setting(doc="module.function, called as function(**args), which returns an `indrnn.data.Task`")
+    args: dict[str, Any] = setting({}, "what it is called with; every key that is to be set must stand here")
 
 
 @dataclass
@@ -298,8 +315,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "indrnn_dense": IndRNNDenseConfig,
         "lstm": LSTMConfig,
         "rnn": RNNConfig,
+        "external": ExternalModelConfig,
     },
-    "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig},
+    "data": {
+        "mnist": MNISTConfig,
+        "mnist5k": MNIST5kConfig,
+        "adding": AddingConfig,
+        "external": ExternalDataConfig,
+    },
     "optimizer": {"base": OptimizerConfig},
     "schedule": {
         "constant": ConstantConfig,

@@ -40,6 +40,8 @@ def unknown_key(key: str, known: Iterable[str], choices: dict[str, str]) -> str:
     """
     message = f"{key}: there is no such key"
     group, _, name = key.partition(".")
+    if f"{group}.args.{name}" in known:
+        return f"{message}; did you mean {group}.args.{name}"
     others = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in field_names(schema)]
     if others:
         return f"{message} with {group}={choices.get(group, '?')}; it belongs to {group}={', '.join(others)}"

@@ -7,16 +7,22 @@ B batch, T time steps, D input features, K outputs.
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import UserError
+from ..external import blaming, call_target
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+# Of a folder that a name becomes, on every file system; "=" and "+" also stand in TensorBoard's list of runs.
+FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 
 
 class Split(Protocol):
@@ -85,6 +91,20 @@ class Task:
     caveat: str | None = None
     picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        """Raises UserError for what a task from outside can get wrong."""
+        if not re.fullmatch(FOLDER_NAME, self.folder):
+            raise UserError(f"folder={self.folder!r} of a task: use letters, digits and . _ - = + , @ %")
+        for name in ("length", "input_size", "output_size"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise UserError(f"{name}={size!r} of the task {self.name}: it must be a whole number, at least 1")
+        if self.loss not in ("cross_entropy", "mse") or (self.loss == "mse" and self.output_size != 1):
+            raise UserError(
+                f"loss={self.loss!r} and output_size={self.output_size} of the task {self.name}: choose cross_entropy, "
+                "or mse with output_size=1"
+            )
+
     @property
     def measures_accuracy(self) -> bool:
         return self.loss == "cross_entropy"
@@ -94,10 +114,41 @@ def make_task(data: Any) -> Task:
     """The task that ``cfg.data`` asks for: one of TASKS by its name, or what its ``_target_`` returns.
 
     Raises:
-        UserError: there is no such task, or what it is asked for does not exist (a permutation, an import).
+        UserError: there is no such task, or what it is asked for does not exist (a permutation, an import), or what
+            ``_target_`` returns is no task.
     """
     from . import TASKS
 
+    target = getattr(data, "_target_", None)
+    if target is not None:
+        task = call_target("data", data)
+        if not isinstance(task, Task):
+            raise UserError(f"data._target_={target}: it must return an indrnn.data.Task, not {task!r}")
+        return dataclasses.replace(task, load=lambda device: _checked(task, target, device))
     if data.name not in TASKS:
         raise UserError(f"data.name={data.name} is unknown; choose from {', '.join(TASKS)}")
     return TASKS[data.name](data)
+
+
+def _checked(task: Task, target: str, device: torch.device) -> Splits:
+    """What a task from outside loads. Raises UserError if it fails, or if its batches are not as `Split` says."""
+    import torch
+
+    where = f"data._target_={target}"
+    splits = blaming(f"{where}, reading the data", task.load, lambda: task.load(device))
+    if not isinstance(splits, Splits):
+        raise UserError(f"{where}: load must return an indrnn.data.Splits, not {splits!r}")
+    indices = torch.arange(2, device=device)
+    expected_y = torch.int64 if task.measures_accuracy else torch.float32
+    for name, split in (("train", splits.train), ("validation", splits.validation)):
+        x, y = blaming(f"{where}, a batch of {name}", type(split), partial(split.batch, indices))
+        for letter, tensor, shape, dtype in (
+            ("x", x, (2, task.length, task.input_size), torch.float32),
+            ("y", y, (2,), expected_y),
+        ):
+            if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+                found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise UserError(f"{where}: {letter} of two sequences of {name} must be {shape} {dtype}, not {found}")
+        if task.measures_accuracy and not bool(((y >= 0) & (y < task.output_size)).all()):
+            raise UserError(f"{where}: y of {name} must be from 0 to {task.output_size - 1}, not {y.tolist()}")
+    return splits

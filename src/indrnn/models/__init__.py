@@ -4,13 +4,18 @@
 Recurrent weights are found with `indrnn.layers.recurrent_layers`, batch norms as `torch.nn.BatchNorm1d` modules.
 """
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
-from omegaconf import DictConfig
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from indrnn.data import Task, make_task
+from indrnn.config.schema import ModelConfig
+from indrnn.data import Task
 from indrnn.errors import UserError
+from indrnn.external import blaming, call_target
+from indrnn.layers import recurrent_layers
 
 from .baselines import LSTMClassifier, RNNClassifier
 from .indrnn import DenseIndRNN, PlainIndRNN, ResidualIndRNN
@@ -24,6 +29,7 @@ __all__ = [
     "ResidualIndRNN",
     "Task",
     "build_model",
+    "recurrent_weights",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -38,15 +44,56 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the network that ``cfg.model`` names for the task that ``cfg.data`` names, in float32 on the CPU.
+def build_model(model: ModelConfig, task: Task) -> nn.Module:
+    """Build the network that ``model`` (cfg.model) describes for ``task``, in float32 on the CPU.
 
-    The caller seeds torch; nothing else decides the initial values.
+    The caller seeds torch; nothing else decides the initial values. ``model`` names an entry of `MODELS`, or with
+    ``_target_`` a class from anywhere on Python's path.
 
     Raises:
-        UserError: there is no model of that name.
+        UserError: there is no model of that name, or the class cannot be imported, called, or does not map x (B, T, D)
+            to (B, K).
     """
-    name = cfg.model.name
-    if name not in MODELS:
-        raise UserError(f"model.name={name} does not exist; the choices are {', '.join(MODELS)}")
-    return MODELS[name](cfg.model, make_task(cfg.data))
+    target = getattr(model, "_target_", None)
+    if target is not None:
+        network = call_target("model", model, task)
+        _check_network(network, target, task)
+        return network
+    if model.name not in MODELS:
+        raise UserError(f"model.name={model.name} does not exist; the choices are {', '.join(MODELS)}")
+    return MODELS[model.name](model, task)
+
+
+def _check_network(network: Any, target: str, task: Task) -> None:
+    """Try a network from outside, without leaving a trace: on a copy, in evaluation mode, with random numbers of its
+    own. Raises UserError with one line."""
+    where = f"model._target_={target}"
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{where}: it must return a torch.nn.Module, not {network!r}")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"{where}: it has no parameter to train")
+    batch = 3
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        x = torch.rand(batch, task.length, task.input_size)
+        shape = tuple(x.shape)
+        copied = copy.deepcopy(network).eval()
+        output = blaming(f"{where}, called with x {shape}", type(network), lambda: copied(x))
+        weights = blaming(f"{where}, recurrent_weights()", type(network), lambda: recurrent_weights(copied))
+    if not isinstance(output, Tensor) or tuple(output.shape) != (batch, task.output_size):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{where}: of x {shape} it must make an output {(batch, task.output_size)}, not {found}")
+    if not all(isinstance(weight, Tensor) for weight in weights):
+        raise UserError(f"{where}: recurrent_weights() must return a list of tensors")
+
+
+def recurrent_weights(model: nn.Module) -> list[Tensor]:
+    """Layer by layer, u as it is used (H,), or the recurrent matrix of an LSTM, GRU or RNN; what the model's own
+    ``recurrent_weights()`` returns, if it has one."""
+    shown = getattr(model, "recurrent_weights", None)
+    if callable(shown):
+        return list(shown())
+    weights = [layer.recurrent_weight() for _, layer in recurrent_layers(model)]
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            weights += [getattr(module, f"weight_hh_l{number}") for number in range(module.num_layers)]
+    return weights

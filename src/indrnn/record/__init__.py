@@ -1,18 +1,23 @@
-"""What a run leaves behind: its folder, metrics, TensorBoard events, environment and result; and reading them again."""
+"""What a run leaves behind: its folder, metrics, TensorBoard events and result; and reading them again."""
 
-from .environment import command_line, environment, git, running_code
 from .files import replacing
-from .folder import RunFolder, open_run, run_folder
+from .folder import RunFolder, open_run, run_folder, run_name
 from .metrics import MetricsWriter, read_metrics
-from .result import Result, read_result, write_result
-from .runs import Run, read_runs
-from .statistics import wilson_interval
+from .result import (
+    Result,
+    command_line,
+    environment,
+    git,
+    read_result,
+    running_code,
+    wilson_interval,
+    write_result,
+)
 from .tensorboard import TensorBoardWriter, tensorboard_command, tensorboard_link
 
 __all__ = [
     "MetricsWriter",
     "Result",
-    "Run",
     "RunFolder",
     "TensorBoardWriter",
     "command_line",
@@ -21,9 +26,9 @@ __all__ = [
     "open_run",
     "read_metrics",
     "read_result",
-    "read_runs",
     "replacing",
     "run_folder",
+    "run_name",
     "running_code",
     "tensorboard_command",
     "tensorboard_link",

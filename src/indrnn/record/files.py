@@ -1,11 +1,13 @@
 """Writing files so that neither a killed process nor a full disk leaves half of one, and fails with one line."""
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import RunError, UserError
 
@@ -14,13 +16,13 @@ TEMPORARY = ".tmp"
 _REMEDY = {
     errno.ENOSPC: "free some space, then give the same command again",
     errno.EDQUOT: "free some space, then give the same command again",
-    errno.EACCES: "make it writable, or choose another folder with output_root=",
-    errno.EPERM: "make it writable, or choose another folder with output_root=",
-    errno.EROFS: "choose another folder with output_root=",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with output_root=",
-    errno.ENOENT: "choose another folder with output_root=",
+    errno.EACCES: "make it writable, or choose another folder with output_root= or --out",
+    errno.EPERM: "make it writable, or choose another folder with output_root= or --out",
+    errno.EROFS: "choose another folder with output_root= or --out",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder with output_root= or --out",
+    errno.ENOENT: "choose another folder with output_root= or --out",
     errno.EFBIG: "raise the limit on the size of a file, then give the same command again",
-    errno.EEXIST: "a file stands where a folder is needed; choose another folder with output_root=",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder with output_root= or --out",
     errno.ELOOP: "a symbolic link stands where a file of the run is needed; remove it",
     errno.ENAMETOOLONG: "choose a shorter name=, tag= or output_root=",
 }
@@ -60,9 +62,18 @@ def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryI
 
 
 def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -> None:
-    """Replace ``path`` by ``text`` (UTF-8), all or nothing."""
+    """Replace ``path`` by ``text`` (UTF-8), all or nothing; its folder is made."""
+    with one_line("write", path, error):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, error) as file:
         file.write(text.encode())
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV, one line feed a row on every platform; None becomes an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def sync_folder(folder: Path) -> None:

@@ -54,8 +54,12 @@ def run_folder(cfg: DictConfig) -> Path:
                 f"{key}={value!r} cannot be part of a folder name: use letters, digits and _ - + = , @ % "
                 "and, but not first, a dot"
             )
-    name = str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
-    return Path(str(cfg.output_root)).expanduser() / make_task(cfg.data).folder / name / f"seed{cfg.seed}"
+    return Path(str(cfg.output_root)).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+
+
+def run_name(cfg: DictConfig) -> str:
+    """What a run is called in its folder's path, in tables and in figures: its name, with its tag if it has one."""
+    return str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
 
 
 class RunFolder:

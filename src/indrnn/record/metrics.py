@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError, UserError
-from .files import append, one_line, write_atomically
+from .files import append, csv_text, one_line, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class MetricsWriter:
         if resume_step is not None and self.path.exists():
             kept = [row for row in _rows(self.path) if int(row[0]) <= resume_step]
         elif resume_step:
-            log.warning("%s is gone: its curves will begin at step %d", self.path, resume_step)
-        write_atomically(self.path, _lines([list(COLUMNS), *kept]))
+            log.warning("%s is missing: its curves will begin at step %d", self.path, resume_step)
+        write_atomically(self.path, csv_text([list(COLUMNS), *kept]))
         with one_line("write", self.path):
             self._descriptor: int | None = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
@@ -53,7 +53,7 @@ class MetricsWriter:
             raise RunError(f"{self.path} is closed: no row can follow")
         # repr keeps every bit, so that equal runs have equal files.
         cells = [repr(float(value)) if value is not None else "" for value in (loss, accuracy, lr, grad_norm)]
-        line = _lines([[str(int(step)), f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]])
+        line = csv_text([[str(int(step)), f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]])
         with one_line("write", self.path):
             append(self._descriptor, line.encode())
 
@@ -116,9 +116,3 @@ def _is_row(row: list[str]) -> bool:
         return all(map(math.isfinite, map(float, row[1:3])))
     except ValueError:
         return False
-
-
-def _lines(rows: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()

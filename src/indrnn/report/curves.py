@@ -1,4 +1,5 @@
-"""Curves of training runs: one line a model (the mean over its seeds, with a band), all models in the same axes."""
+"""Curves of training runs: one line a model (the mean over its seeds, with a band), all models in the same axes; and
+final error against sequence length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .collect import Entry, Group, mean_answer_level
+from .runs import Group, Run, mean_answer_level
 from .style import BASELINE, Look, figure, legend_below, looks_by_model, save, short_number
+from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # What is reached without having learnt anything.
@@ -73,7 +75,7 @@ def binned(x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray,
 
 def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
     """All figures of one task: validation and training curves. Returns the files written (PNG and SVG each)."""
-    drawn = [group for group in groups if any(len(entry.run.metrics["step"]) for entry in group.entries)]
+    drawn = [group for group in groups if any(len(run.metrics["step"]) for run in group.runs)]
     if not drawn:
         return []
     look = looks_by_model({group.name: group.model for group in drawn})
@@ -84,11 +86,52 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
         level = mean_answer_level(drawn, "train")
         return paths + _against_steps(drawn, look, folder / "loss", "Training error (mse)", level)
     paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", _percent_axis)
-    best = max((entry.best_validation_accuracy or 0.0 for group in drawn for entry in group.entries), default=0.0)
+    best = max((run.best_validation_accuracy or 0.0 for group in drawn for run in group.runs), default=0.0)
     if best > 0.9:
         label = "Validation error (%, log scale)"
         paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", _error_axis)
     return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", GUESSING_LEVEL)
+
+
+def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """``length_study``.png and .svg from the finished adding runs, if they cover at least two lengths."""
+    adding = [group for group in groups if group.about.series and group.finished]
+    lengths = sorted({group.about.length for group in adding})
+    if len(lengths) < 2:
+        return []
+    by_name: dict[str, list[Group]] = {}
+    for group in adding:
+        by_name.setdefault(group.name, []).append(group)
+    look = looks_by_model({name: members[0].model for name, members in by_name.items()})
+    with figure(height=3.8) as (drawing, axes):
+        axes.set_xscale("log")
+        log_values(axes)
+        for pick in (min, max):
+            levels = [
+                pick(mean_answer_level([g for g in adding if g.about.length == length], "test")[0])
+                for length in lengths
+            ]
+            axes.plot(lengths, levels, zorder=1, **BASELINE)
+        labels = {}
+        for name, members in by_name.items():
+            one = look[name]
+            errors = [[result.test_loss for result in group.results] for group in members]
+            x = [group.about.length for group in members]
+            axes.fill_between(x, [*map(min, errors)], [*map(max, errors)], color=one.color, alpha=0.2, linewidth=0)
+            means = [sum(values) / len(values) for values in errors]
+            axes.plot(x, means, color=one.color, linestyle=one.linestyle, marker=one.marker)
+            labels[name] = f"{name} (n = {extent([len(values) for values in errors])})"
+        axes.xaxis.set_major_locator(FixedLocator(lengths))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("Sequence length T (time steps, log scale)")
+        axes.set_ylabel("Test mean squared error, log scale")
+        steps = extent([result.steps for group in adding for result in group.results])
+        title = f"Adding problem: error after {steps} updates"
+        note = NOTE_SEEDS if any(len(group.results) > 1 for group in adding) else None
+        finish(drawing, title, labels, look, mean_answer_level(adding, "test")[1], note)
+        return save(drawing, folder, "length_study")
 
 
 def _against_both(
@@ -106,7 +149,7 @@ def _against_both(
             transform, level = prepare(axes)
             unit = _time_axis(axes, groups) if x == "seconds" else _step_axis(axes, groups)
             for group in groups:
-                curves = [_curve(entry, split, value, x, unit) for entry in group.drawn]
+                curves = [_curve(run, split, value, x, unit) for run in group.drawn]
                 _draw(axes, [(a, transform(b)) for a, b in curves], look[group.name])
         left.set_ylabel(label)
         _finish_task(drawing, groups, look, level[1])
@@ -120,20 +163,20 @@ def _against_steps(
         _step_axis(axes, groups)
         log_values(axes)
         draw_baseline(axes, level[0])
-        last = max(entry.steps for group in groups for entry in group.drawn)
+        last = max(run.steps for group in groups for run in group.drawn)
         edges = np.linspace(0, last, POINTS + 1)
         if axes.get_xscale() == "log":
             edges = np.unique(np.concatenate([np.geomspace(1, last, POINTS + 1), [last]]))
         for group in groups:
-            curves = [_curve(entry, "train", "loss", "step", 1.0) for entry in group.drawn]
+            curves = [_curve(run, "train", "loss", "step", 1.0) for run in group.drawn]
             _draw(axes, [binned(x, y, edges) for x, y in curves if len(x)], look[group.name])
         axes.set_ylabel(f"{label}, log scale")
         _finish_task(drawing, groups, look, level[1])
         return save(drawing, target.parent, target.name)
 
 
-def _curve(entry: Entry, split: str, value: str, x: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    at, y = entry.run.curve(split, value, x)
+def _curve(run: Run, split: str, value: str, x: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
+    at, y = run.curve(split, value, x)
     order = np.argsort(at, kind="stable")
     return at[order] / unit, y[order]
 
@@ -164,20 +207,20 @@ def finish(
 def _finish_task(drawing: Figure, groups: Sequence[Group], look: dict[str, Look], level: str) -> None:
     labels = {group.name: group.label for group in groups}
     several = [group for group in groups if len(group.drawn) > 1]
-    longer = any(len({entry.steps for entry in group.drawn}) > 1 for group in several)
+    longer = any(len({run.steps for run in group.drawn}) > 1 for group in several)
     note = NOTE_SEEDS + NOTE_LONGER * longer if several else None
     finish(drawing, groups[0].title, labels, look, level, note)
 
 
 def _step_axis(axes: Axes, groups: Sequence[Group]) -> float:
-    _maybe_log(axes, [max((entry.steps for entry in group.drawn), default=0) for group in groups])
+    _maybe_log(axes, [max((run.steps for run in group.drawn), default=0) for group in groups])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.set_xlabel(f"Updates (batch of {_batch(groups)} sequences)" + _log_note(axes))
     return 1.0
 
 
 def _time_axis(axes: Axes, groups: Sequence[Group]) -> float:
-    longest = [max((entry.seconds for entry in group.drawn), default=0.0) for group in groups]
+    longest = [max((run.seconds for run in group.drawn), default=0.0) for group in groups]
     unit, word = next(
         (size, word)
         for size, word in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -190,7 +233,7 @@ def _time_axis(axes: Axes, groups: Sequence[Group]) -> float:
 
 
 def _batch(groups: Sequence[Group]) -> str:
-    sizes = sorted({entry.config.trainer.batch_size for group in groups for entry in group.drawn})
+    sizes = sorted({run.config.trainer.batch_size for group in groups for run in group.drawn})
     return " or ".join(map(str, sizes))
 
 

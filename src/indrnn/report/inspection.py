@@ -17,9 +17,10 @@ from indrnn.data import Split, Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
+from indrnn.record import run_name
 from indrnn.train import load_run
 from indrnn.train.evaluate import reestimate_batch_norm
-from indrnn.train.seeds import Stream, torch_seed
+from indrnn.train.order import Stream, torch_seed
 
 SEQUENCES = 32  # that gradients are averaged over
 
@@ -81,14 +82,13 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
 
 
 def _inspected(model: nn.Module, cfg: DictConfig, splits: Splits) -> Inspected:
-    name = cfg.name if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
-        untrained = build_model(cfg)
+        untrained = build_model(cfg.model, make_task(cfg.data))
     samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
     reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
     networks = [network.double().eval().requires_grad_(False) for network in (model, untrained)]
-    return Inspected(f"{name}, seed {cfg.seed}", cfg, *networks)
+    return Inspected(f"{run_name(cfg)}, seed {cfg.seed}", cfg, *networks)
 
 
 def spread_indices(size: int, count: int) -> Tensor:
@@ -108,7 +108,10 @@ def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
     layers = recurrent_layers(model)
     if layers:
         return layers[-1][1]
-    return next(module for module in model.modules() if isinstance(module, nn.RNNBase))
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            return module
+    raise UserError(f"--inspect: {type(model).__name__} has neither an IndRNN layer nor an nn.RNN, nn.LSTM or nn.GRU")
 
 
 def gradient_norms(model: nn.Module, split: Split, classes: bool) -> GradientNorms:

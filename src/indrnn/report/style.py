@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from indrnn.errors import UserError
+from indrnn.record.files import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 1, 1, 1, 1, 1)))
@@ -101,21 +102,11 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
         UserError: the folder cannot be written.
     """
     paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-    make_folder(folder)
-    try:
+    with one_line("write", folder, UserError):
+        folder.mkdir(parents=True, exist_ok=True)
         drawing.savefig(paths[0], dpi=200, metadata={"Software": None})
         drawing.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from None
     return paths
-
-
-def make_folder(folder: Path) -> None:
-    """Raises UserError with one line if ``folder`` is not there and cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another one with --out") from None
 
 
 def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> None:

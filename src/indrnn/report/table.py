@@ -1,13 +1,13 @@
 """Runs as rows: summary.csv with one row a run, and Markdown tables with one row a task and name."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
 
-from .collect import Entry, Group, differing_keys, mean_answer_level
+from indrnn.record.files import csv_text
+
+from .runs import Group, Run, differing_keys, mean_answer_level
 
 SUMMARY_COLUMNS = (
     *("task", "name", "seed", "state", "model", "parameters", "steps", "best_step", "epochs"),
@@ -24,34 +24,26 @@ ACCURACY_NOTES = (
 )
 
 
-def csv_text(columns: Sequence[str], rows: Sequence[dict]) -> str:
-    """Rows as CSV, one line feed a row on every platform; None becomes an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def summary_csv(groups: Sequence[Group]) -> str:
     """One row a run, finished or not."""
-    return csv_text(SUMMARY_COLUMNS, [_summary_row(entry) for group in groups for entry in group.entries])
+    rows = [_summary_row(run) for group in groups for run in group.runs]
+    return csv_text([SUMMARY_COLUMNS, *([row.get(column) for column in SUMMARY_COLUMNS] for row in rows)])
 
 
-def _summary_row(entry: Entry) -> dict:
+def _summary_row(run: Run) -> dict:
     row = {
-        "task": entry.task,
-        "name": entry.name,
-        "seed": entry.seed,
-        "state": "finished" if entry.result else "unfinished",
-        "model": entry.config.model.name,
-        "steps": entry.steps,
-        "seconds": round(entry.seconds, 3),
-        "val_accuracy": entry.best_validation_accuracy,
-        "val_loss": entry.best_validation_loss,
-        "path": entry.path.as_posix(),
+        "task": run.task,
+        "name": run.name,
+        "seed": run.seed,
+        "state": "finished" if run.result else "unfinished",
+        "model": run.config.model.name,
+        "steps": run.steps,
+        "seconds": round(run.seconds, 3),
+        "val_accuracy": run.best_validation_accuracy,
+        "val_loss": run.best_validation_loss,
+        "path": run.path.as_posix(),
     }
-    result = entry.result
+    result = run.result
     if result is None:
         return row
     row.update({key: value for key, value in asdict(result).items() if key in SUMMARY_COLUMNS and key not in row})
@@ -78,7 +70,7 @@ def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     """The rows of one task's table: the finished groups, best first, then the unfinished runs."""
     finished = sorted((group for group in groups if group.finished), key=lambda group: group.order)
     rows = [_group_row(group, rank) for group, rank in zip(finished, _ranks(finished), strict=True)]
-    return rows + [_unfinished_row(group, entry) for group in groups for entry in group.unfinished]
+    return rows + [_unfinished_row(group, run) for group in groups for run in group.unfinished]
 
 
 def _task_notes(groups: Sequence[Group]) -> list[str]:
@@ -134,15 +126,15 @@ def _group_row(group: Group, rank: str) -> dict[str, str]:
     return row
 
 
-def _unfinished_row(group: Group, entry: Entry) -> dict[str, str]:
-    row = {"rank": "", "name": f"{group.name} seed {entry.seed}, unfinished", "n": ""}
+def _unfinished_row(group: Group, run: Run) -> dict[str, str]:
+    row = {"rank": "", "name": f"{group.name} seed {run.seed}, unfinished", "n": ""}
     if group.measures_accuracy:
-        best = entry.best_validation_accuracy
+        best = run.best_validation_accuracy
         row |= {"test %": "", "95 %": "", "validation %": "" if best is None else f"{100 * best:.2f}"}
     else:
-        best = entry.best_validation_loss
+        best = run.best_validation_loss
         row |= {"test mse": "", "validation mse": "" if best is None else f"{best:.3g}"}
-    row |= {"parameters": "", "steps": f"{entry.steps:,}", "time": duration(entry.seconds)}
+    row |= {"parameters": "", "steps": f"{run.steps:,}", "time": duration(run.seconds)}
     return row | dict.fromkeys(("steps/s", "precision", "backend", "device"), "")
 
 
@@ -166,12 +158,16 @@ def _learnt_nothing(group: Group) -> bool:
     return group.measures_accuracy and group.mean_test_accuracy < 0.12
 
 
+LEFT_ALIGNED = frozenset(
+    ["name", "device", "backend", "precision", "network", "protocol", "run", "time", "published", "task", "ratio"]
+)
+
+
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table padded so that it is aligned in a terminal too; all rows have the same keys."""
     titles = list(rows[0])
     widths = [max(len(title), *(len(row[title]) for row in rows), 3) for title in titles]
-    left = {"name", "device", "backend", "precision", "network", "protocol", "run", "time", "published", "task"}
-    align = ["<" if title in left else ">" for title in titles]
+    align = ["<" if title in LEFT_ALIGNED else ">" for title in titles]
 
     def line(cells: Sequence[str]) -> str:
         padded = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, align, widths, strict=True))

@@ -1,4 +1,5 @@
-"""Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read.
+"""Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read; and the
+model of a run folder, given back by `load_run`.
 
 checkpoint.pt holds all that a run needs to go on exactly as if it had not stopped, the best weights so far included,
 and beside them, where the schedule goes back to them, the optimizer's state then. best.pt holds those alone and is
@@ -8,15 +9,21 @@ written again from checkpoint.pt when a run resumes, so the two cannot disagree.
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..config.schema import Config
+from ..data import make_task
 from ..errors import UserError
+from ..models import build_model
 from ..record import replacing
 from ..record.compare import strange
+from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 
 FORMAT = 1
 REMEDY = "move the file away, or start the run anew with overwrite=true"
@@ -48,14 +55,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def require_same_run(content: Mapping[str, Any], cfg: DictConfig, provenance: dict[str, Any], path: Path) -> None:
+def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[str, Any], path: Path) -> None:
     """Raises UserError for the checkpoint of another run; one from before there were fingerprints passes."""
     if "fingerprint" not in content:
         return
     wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
     if wrong is not None:
         raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
-    differ = strange(content["fingerprint"], cfg, provenance)
+    differ = strange(content["fingerprint"], cast(DictConfig, cfg), provenance)
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
 
@@ -79,26 +86,26 @@ def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best
         raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
 
 
-def _misshapen(found: Any, pattern: Any, name: str = "") -> str | None:
-    """The dotted name of the first part of ``found`` that is not of the kind that ``pattern`` shows, None if all are:
+def _misshapen(content: Any, pattern: Any, name: str = "") -> str | None:
+    """The dotted name of the first part of ``content`` that is not of the kind that ``pattern`` shows, None if all are:
     dicts with (at least) the pattern's keys, lists of what the pattern's one element shows, tensors of the same shape
     and type, numbers and words; where the pattern has None, None or a number.
     """
     parts: list[tuple[Any, Any, str]] = []
     if isinstance(pattern, dict):
-        fits = isinstance(found, dict)
+        fits = isinstance(content, dict)
         if fits:
-            parts = [(found.get(key, _NOTHING), each, f"{name}.{key}".lstrip(".")) for key, each in pattern.items()]
+            parts = [(content.get(key, _NOTHING), part, f"{name}.{key}".lstrip(".")) for key, part in pattern.items()]
     elif isinstance(pattern, list):
-        fits = isinstance(found, list)
+        fits = isinstance(content, list)
         if fits:
-            parts = [(each, pattern[0], f"{name}[{number}]") for number, each in enumerate(found)]
+            parts = [(element, pattern[0], f"{name}[{number}]") for number, element in enumerate(content)]
     elif isinstance(pattern, Tensor):
-        fits = isinstance(found, Tensor) and found.shape == pattern.shape and found.dtype == pattern.dtype
+        fits = isinstance(content, Tensor) and content.shape == pattern.shape and content.dtype == pattern.dtype
     elif pattern is None or isinstance(pattern, float):
-        fits = type(found) in (int, float) or (found is None and pattern is None)
+        fits = type(content) in (int, float) or (content is None and pattern is None)
     else:
-        fits = type(found) is type(pattern)
+        fits = type(content) is type(pattern)
     return next(filter(None, (_misshapen(*part) for part in parts)), None) if fits else name
 
 
@@ -110,7 +117,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     own = model.state_dict()
     for name in (*own, *weights):
         there, here = (
-            tuple(each[name].shape) if isinstance(each.get(name), Tensor) else "none" for each in (weights, own)
+            tuple(state[name].shape) if isinstance(state.get(name), Tensor) else "none" for state in (weights, own)
         )
         if there != here:
             raise UserError(
@@ -168,3 +175,45 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path
             torch.mps.set_rng_state(state["mps"])
     except (RuntimeError, TypeError, AttributeError) as failure:
         raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure
+
+
+# The first of these that the folder has.
+CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
+
+
+def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, DictConfig]:
+    """The model of a run with its weights, on the CPU and in evaluation mode, and the run's configuration.
+
+    ``best`` are the weights chosen on validation, with the batch-norm statistics they were judged with (a finished run
+    needs nothing but config.yaml and weights.safetensors for that); ``latest`` the last checkpoint written. Raises
+    UserError for a folder that is no run, weights that are missing, damaged or of another model.
+    """
+    folder = Path(path)
+    if checkpoint not in CHECKPOINTS:
+        raise UserError(f"checkpoint={checkpoint!r} is unknown; choose from {', '.join(CHECKPOINTS)}")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}")
+    names = CHECKPOINTS[checkpoint]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no {' or '.join(names)}: the run has not come far enough to write one")
+    cfg = OmegaConf.create(load_config_file(folder / CONFIG))
+    model = build_model(cfg.model, make_task(cfg.data))
+    load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
+    return model.eval(), cfg
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Replace ``path`` (safetensors) by a state dict, all or nothing. Raises RunError with one line if it cannot."""
+    with replacing(path) as file:
+        file.write(save({name: value.contiguous() for name, value in weights.items()}))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file of `save_weights`, on the CPU. Raises UserError if it cannot be read or is damaged."""
+    try:
+        return load(path.read_bytes())
+    except OSError as failure:
+        raise UserError(f"cannot read {path}: {failure.strerror}") from failure
+    except SafetensorError as failure:
+        raise UserError(f"{path} is damaged ({failure}); fetch it again, or train the run again") from failure

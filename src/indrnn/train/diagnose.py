@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..data import Split
 from .device import computing
-from .objective import Objective
+from .evaluate import Objective
 
 
 def first_non_finite(

@@ -1,16 +1,44 @@
-"""Batch-norm statistics from training data, and loss and accuracy over a whole split.
+"""How good a network is: its loss on a batch, batch-norm statistics from training data, loss and accuracy over a whole
+split, and a finished run's weights evaluated again.
 
 B batch, T time steps, D input features, K outputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Split
-from .objective import Objective
+from ..data import Split, Task, make_task
+from ..errors import UserError
+from ..layers import recurrent_layers
+from ..record import Result, read_result
+from ..record.folder import RESULT
+from .checkpoint import load_run
+from .device import bfloat16_refusal, computing, flush_denormals, resolve_device, set_precision
+
+
+class Objective:
+    """Cross-entropy and the number of right answers, or the mean squared error and no accuracy."""
+
+    def __init__(self, task: Task) -> None:
+        self.classes = task.output_size if task.loss == "cross_entropy" else None
+
+    def __call__(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss over the batch and the number of right answers (0 without classes), both scalars on the device.
+
+        output (B, K); y (B,), int64 classes or float32 values.
+        """
+        if self.classes is not None:
+            return F.cross_entropy(output, y), (output.detach().argmax(1) == y).sum()
+        return F.mse_loss(output.squeeze(1), y), torch.zeros((), device=y.device)
+
+    def accuracy(self, correct: float, n: float) -> float | None:
+        """None for a task without classes."""
+        return None if self.classes is None else correct / n
 
 
 @dataclass(frozen=True)
@@ -99,3 +127,49 @@ def evaluate(
     classes = objective.classes
     chance = float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n
     return Evaluation(mean_loss, objective.accuracy(answers, n), answers, n, chance, bad[0] if bad else None)
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """A finished run and its weights evaluated again. ``precision`` is float32 where this device lacks the run's."""
+
+    recorded: Result
+    evaluation: Evaluation
+    precision: str
+
+    @property
+    def recorded_correct(self) -> int | None:
+        """None for a task without classes."""
+        accuracy = self.recorded.test_accuracy
+        return None if accuracy is None else round(accuracy * self.evaluation.size)
+
+
+def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = None) -> Reevaluation:
+    """Read the test set again, with the weights and batch-norm statistics that a finished run keeps.
+
+    Any backend of this device may compute it, whatever the run used. ``data_root`` stands for the run's data.root.
+    Sets PyTorch's float32 precision and flushes denormals for the whole process.
+
+    Raises:
+        UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
+    """
+    device = resolve_device(device_name)
+    flush_denormals(device)
+    recorded = read_result(path / RESULT)
+    model, cfg = load_run(path)
+    if data_root is not None and "root" in cfg.data:
+        cfg.data.root = data_root
+    task = make_task(cfg.data)
+    data = task.load(device)
+    for key, value in data.provenance.items():
+        if recorded.data.get(key, value) != value:
+            raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
+    for _, layer in recurrent_layers(model):
+        layer.backend = "auto"
+    on_cpu, precision = device.type == "cpu", cfg.trainer.precision
+    if (precision == "bfloat16" and on_cpu and bfloat16_refusal()) or (precision == "tf32" and device.type != "cuda"):
+        precision = "float32"
+    set_precision(precision, device)
+    with computing(precision, device):
+        evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
+    return Reevaluation(recorded, evaluation, precision)

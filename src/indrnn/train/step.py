@@ -1,18 +1,30 @@
 """One optimisation step, as tensor operations alone: it never waits for the device and reads no Python number that
-changes, so the same function runs eagerly and inside a CUDA graph.
+changes, so the same function runs eagerly and inside a CUDA graph (captured once, then started with a single call).
+
+What changes from step to step lives in buffers that the graph reads: the indices in `GraphedStep`, the learning rate in
+the optimizer, the random state in CUDA's generator.
 
 B batch, T time steps, D input features, K outputs.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from ..config.schema import TrainerConfig
 from ..data import Split
+from ..errors import RunError, UserError
 from ..layers import project_recurrent_weights_
 from .device import computing
-from .objective import Objective
+from .evaluate import Objective
+
+WARM_UP = 3  # on a side stream, so that libraries make their workspaces and autograd its streams before the capture
+
+# Graphs whose capture failed: the allocator goes on asking them whether it is under way, so they must stay alive.
+_failed: list[torch.cuda.CUDAGraph] = []
+
+Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 
 
 class Meter:
@@ -79,10 +91,9 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         split: Split,
-        cfg: Any,
+        cfg: TrainerConfig,
         device: torch.device,
     ) -> None:
-        """``cfg`` is cfg.trainer."""
         self.model = model
         self.optimizer = optimizer
         self.objective = objective
@@ -115,3 +126,64 @@ class TrainingStep:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, total)
         self.optimizer.step()
         project_recurrent_weights_(self.model)
+
+
+def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record ``step()`` as a CUDA graph and return its replay."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    random_state = torch.cuda.get_rng_state(device)
+    try:
+        # torch.cuda.graph leaves its own stream current if the capture fails; the outer block puts ours back.
+        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
+            step()
+    except BaseException:
+        _failed.append(graph)
+        # The generator would stay in the state of a capture, and the next dropout would fail.
+        fresh = torch.Generator(device)
+        fresh.set_state(random_state)
+        torch.cuda.default_generators[fresh.device.index].graphsafe_set_state(fresh)
+        raise
+    torch.cuda.synchronize(device)
+    return graph.replay
+
+
+class CaptureError(RunError):
+    """``reason``: why a training step is no CUDA graph."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the training step cannot be captured as a CUDA graph ({reason}); use trainer.cuda_graph=auto or false"
+        )
+
+
+class GraphedStep:
+    """``step(indices)`` as one graph. Making it runs a few real steps: the caller restores what they changed, in place.
+
+    Raises CaptureError with the reason if the step cannot be captured.
+    """
+
+    def __init__(
+        self, step: Callable[[Tensor], None], indices: Tensor, device: torch.device, capture: Capture = capture_cuda
+    ) -> None:
+        self._indices = indices.clone()
+        try:
+            self._replay = capture(lambda: step(self._indices), device)
+        except UserError:
+            raise
+        except RuntimeError as failure:  # out of memory, an operation that waits for the host, a CUDA error
+            first: BaseException = failure  # and not the end of the capture, which fails in consequence
+            while first.__context__ is not None:
+                first = first.__context__
+            raise CaptureError(" ".join(str(first).split())[:200]) from failure
+
+    def __call__(self, indices: Tensor) -> None:
+        self._indices.copy_(indices)
+        self._replay()

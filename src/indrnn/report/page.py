@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indrnn.errors import UserError
-from indrnn.record import replacing
+from indrnn.record.files import write_atomically
 
-from .collect import Group, collect
-from .curves import draw_task
-from .length_study import draw_length_study
-from .results import beginnings
-from .style import make_folder
+from .curves import draw_length_study, draw_task
+from .runs import Group, collect
 from .table import markdown_report, summary_csv
 
 
@@ -23,8 +20,10 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
     """
     groups = collect(folders)
     tables = markdown_report(groups)
-    paths = [_write(out / "summary.csv", summary_csv(groups)), _write(out / "table.md", tables)]
-    return tables, paths + draw(groups, out)
+    texts = {out / "summary.csv": summary_csv(groups), out / "table.md": tables}
+    for path, text in texts.items():
+        write_atomically(path, text, UserError)
+    return tables, [*texts, *draw(groups, out)]
 
 
 def draw(groups: Sequence[Group], out: Path) -> list[Path]:
@@ -33,22 +32,8 @@ def draw(groups: Sequence[Group], out: Path) -> list[Path]:
     return paths + draw_length_study(groups, out)
 
 
-def draw_results(results: Path) -> list[Path]:
-    """Draw ``results``/figures from ``results``/runs; runs that end at their first evaluation have no curves."""
-    groups = collect([results / "runs"])
-    left_out = beginnings(groups)
-    return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
-
-
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
     tasks: dict[str, list[Group]] = {}
     for group in groups:
         tasks.setdefault(group.task, []).append(group)
     return tasks
-
-
-def _write(path: Path, text: str) -> Path:
-    make_folder(path.parent)
-    with replacing(path, UserError) as file:
-        file.write(text.encode())
-    return path

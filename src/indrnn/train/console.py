@@ -1,9 +1,16 @@
-"""What a run says while it works: a bar on a terminal, elsewhere a line now and then. All of it on stderr."""
+"""What a run says while it works (on stderr: a bar on a terminal, elsewhere a line now and then), and Ctrl-C and
+SIGTERM, which it hears: the current step is finished first; a second signal stops at once."""
 
+import signal
 import sys
+import threading
 import time
+from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
+
+from ..errors import RunError
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
 
@@ -62,3 +69,38 @@ class Progress:
         rate = f"{self._rate:.1f} steps/s" if self._rate else ""
         parts = (f"{self._label}: step {step}/{self._max_steps}", rate, self._train, self._validation, left)
         print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+class Interrupted(RunError):  # noqa: N818
+    """The run was asked to stop and can go on later. exit_code is the shell's: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class Interrupts:
+    """Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None.
+
+    Outside the main thread, where Python allows no handlers, signals act as they did.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for handled in self.SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)

@@ -1,21 +1,22 @@
-"""results/: the generated tables of its README from the run folders committed beside it, and checks of both."""
+"""What is generated in results/ from the run folders committed there: the tables of its README, the records of
+speedrun.md and the figures; and the copying and checking of those run folders. Used by reproduce.py and speedrun.py."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from results_rows import PROTOCOLS, ROWS, SOURCES, Row
 
 from indrnn.errors import UserError
-from indrnn.record import read_runs, wilson_interval
+from indrnn.record import wilson_interval
 from indrnn.record.files import write_atomically
 from indrnn.record.folder import BEST, TIMING, WEIGHTS
-
-from .collect import Entry, Group, as_entry, collect
-from .rows import PROTOCOLS, ROWS, SOURCES, Row
-from .speedrun import records_markdown
-from .table import duration, extent, general_notes, markdown_table, percent, task_rows
+from indrnn.report.page import draw
+from indrnn.report.runs import Group, Run, collect, read_run
+from indrnn.report.table import duration, extent, general_notes, markdown_table, percent, spread, task_rows
 
 FILES = ("config.yaml", "metrics.csv", "result.json")
 # Beside them: runs made before weights were kept have none, and only those of scripts/speedrun.py are timed whole.
@@ -23,6 +24,14 @@ KEPT_TOO = (WEIGHTS, TIMING)
 BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
 TARGET = 0.99
+
+# Names of runs in results/runs/mnist that scripts/speedrun.py timed while nothing else ran on the machine, the newest
+# first. Add a line only for runs whose timing.json shows that: the load was near 0 before, near the threads after.
+RECORDS: tuple[str, ...] = ()
+
+# In per cent: the mean of at least this many runs lies above it.
+MARKS = {"99.0 validation": ("val_accuracy", 99.0), "98.9 test": ("test_accuracy", 98.9)}
+LEAST_RUNS = 3
 
 
 def publish(folder: Path, runs: Path) -> Path:
@@ -42,8 +51,7 @@ def publish(folder: Path, runs: Path) -> Path:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     if not (folder / WEIGHTS).is_file():
-        from indrnn.train.checkpoint import read_checkpoint
-        from indrnn.train.load import save_weights
+        from indrnn.train.checkpoint import read_checkpoint, save_weights
 
         save_weights(target / WEIGHTS, read_checkpoint(folder / BEST)["model"])
     return target
@@ -54,36 +62,36 @@ def problems(folder: Path) -> list[str]:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         return [f"{name} is missing" for name in missing]
-    entry = as_entry(read_runs(folder)[0])
-    result = entry.result
+    run = read_run(folder)
+    result = run.result
     assert result is not None
-    steps, accuracies = entry.run.curve("val", "accuracy")
+    steps, accuracies = run.curve("val", "accuracy")
     if result.val_accuracy is None:
-        steps, losses = entry.run.curve("val", "loss")
+        steps, losses = run.curve("val", "loss")
         best, recorded, word = losses.min(initial=np.inf), result.val_loss, "val_loss"
     else:
         best, recorded, word = accuracies.max(initial=-np.inf), result.val_accuracy, "val_accuracy"
     expected = {
-        "the folder": ("/".join(folder.resolve().parts[-3:]), f"{entry.task}/{entry.name}/seed{entry.seed}"),
-        "model": (result.model, entry.config.model.name),
-        "seed": (result.seed, entry.seed),
-        "precision": (result.precision, entry.config.trainer.precision),
-        "steps": (result.steps, int(entry.run.metrics["step"].max(initial=0))),
+        "the folder": ("/".join(folder.resolve().parts[-3:]), f"{run.task}/{run.name}/seed{run.seed}"),
+        "model": (result.model, run.config.model.name),
+        "seed": (result.seed, run.seed),
+        "precision": (result.precision, run.config.trainer.precision),
+        "steps": (result.steps, int(run.metrics["step"].max(initial=0))),
         word: (recorded, float(best)),
     }
-    found = [f"{what} is {is_} but should be {should}" for what, (is_, should) in expected.items() if is_ != should]
+    faults = [f"{what} is {is_} but should be {should}" for what, (is_, should) in expected.items() if is_ != should]
     if result.best_step not in steps:
-        found.append(f"best_step {result.best_step} is no evaluation")
+        faults.append(f"best_step {result.best_step} is no evaluation")
     for name, value in (("accuracy", result.test_accuracy), ("loss", result.test_loss)):
-        row = entry.run.curve("test", name)[1]
+        row = run.curve("test", name)[1]
         if len(row) and value != row[-1]:
-            found.append(f"test_{name} is {value} but metrics.csv says {row[-1]}")
+            faults.append(f"test_{name} is {value} but metrics.csv says {row[-1]}")
     if result.test_accuracy is not None:
-        size = entry.config.data.get("test_size", 10_000)
+        size = run.config.data.get("test_size", 10_000)
         interval = wilson_interval(round(result.test_accuracy * size), size)
         if result.test_ci95 is None or not np.allclose(result.test_ci95, interval, atol=1e-6):
-            found.append(f"test_ci95 is {result.test_ci95} but should be {interval}")
-    return found
+            faults.append(f"test_ci95 is {result.test_ci95} but should be {interval}")
+    return faults
 
 
 def results_markdown(runs: Path) -> str:
@@ -127,6 +135,13 @@ def update_readme(results: Path) -> None:
         write_atomically(file, readme_with(text, generate(results / "runs"), file), UserError)
 
 
+def draw_results(results: Path) -> list[Path]:
+    """Draw ``results``/figures from ``results``/runs; runs that end at their first evaluation have no curves."""
+    groups = collect([results / "runs"])
+    left_out = beginnings(groups)
+    return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
+
+
 def _find(groups: Sequence[Group], task: str, name: str) -> Group | None:
     return next((group for group in groups if (group.task, group.name) == (task, name)), None)
 
@@ -152,16 +167,16 @@ def _line(row: Row, group: Group | None) -> dict[str, str]:
     return line | {"published": row.published}
 
 
-def _time_to_target(entries: Sequence[Entry]) -> str:
+def _time_to_target(runs: Sequence[Run]) -> str:
     """Mean wall-clock time until validation first exceeds 99 %, and how many runs got there if not all did."""
     reached = []
-    for entry in entries:
-        seconds, accuracy = entry.run.curve("val", "accuracy", "seconds")
+    for run in runs:
+        seconds, accuracy = run.curve("val", "accuracy", "seconds")
         if (accuracy > TARGET).any():
             reached.append(float(seconds[accuracy > TARGET][0]))
     if not reached:
         return "never"
-    return duration(fmean(reached)) + (f" ({len(reached)} of {len(entries)})" if len(reached) < len(entries) else "")
+    return duration(fmean(reached)) + (f" ({len(reached)} of {len(runs)})" if len(reached) < len(runs) else "")
 
 
 def beginnings(groups: Sequence[Group]) -> set[tuple[str, str]]:
@@ -172,7 +187,7 @@ def beginnings(groups: Sequence[Group]) -> set[tuple[str, str]]:
 
 def _after_1700(group: Group | None) -> list[float]:
     """Validation accuracy after 1,700 updates of the finished runs that have one."""
-    curves = [entry.run.curve("val", "accuracy") for entry in group.finished] if group else []
+    curves = [run.curve("val", "accuracy") for run in group.finished] if group else []
     return [float(values[steps == 1700][0]) for steps, values in curves if (steps == 1700).any()]
 
 
@@ -199,3 +214,45 @@ def _legend(groups: Sequence[Group]) -> str:
 def _versions(result) -> str:
     known = (f"{name} {version}" for name, version in result.versions.items() if version)
     return ", ".join(known)
+
+
+def records_markdown(runs: Path, records: tuple[str, ...] = RECORDS) -> str:
+    """The table of records, from the runs named. Raises UserError for a record that breaks a rule."""
+    if not records:
+        return "No record yet: no runs have been timed while nothing else ran on the machine."
+    groups = {group.name: group for group in collect([runs / "mnist"])}
+    missing = [name for name in records if name not in groups]
+    if missing:
+        raise UserError(f"the record {missing[0]} has no runs in {runs / 'mnist'}; take it out of RECORDS")
+    return markdown_table([_record(groups[name], runs) for name in records])
+
+
+def _record(group: Group, runs: Path) -> dict[str, str]:
+    results, n, record = group.results, len(group.results), f"the record {group.name}"
+    if n < LEAST_RUNS or group.unfinished:
+        raise UserError(f"{record} has {n} finished runs; at least {LEAST_RUNS} are needed, and none unfinished")
+    try:
+        timings = [json.loads((run.path / TIMING).read_text(encoding="utf-8")) for run in group.finished]
+    except (OSError, ValueError) as failure:
+        raise UserError(f"{record} cannot be timed ({failure}); make its runs with make speedrun") from None
+    means = {mark: 100 * fmean(getattr(result, figure) for result in results) for mark, (figure, _) in MARKS.items()}
+    reached = [mark for mark, (_, least) in MARKS.items() if means[mark] > least]
+    if not reached:
+        raise UserError(f"{record} has a mean above no mark; take it out of RECORDS")
+
+    def one(values: list[str]) -> str:
+        return "; ".join(dict.fromkeys(values))
+
+    return {
+        "mark %": ", ".join(reached),
+        "minutes": spread([timing["seconds"] / 60 for timing in timings], ".1f"),
+        "test %": percent([result.test_accuracy for result in results]),
+        "validation %": percent([result.val_accuracy for result in results]),
+        "n": str(n),
+        "hardware": one([result.device_name for result in results]),
+        "threads": one([str(timing["threads"]) for timing in timings]),
+        "precision": one([result.precision for result in results]),
+        "versions": one([f"torch {r.versions['torch']}, indrnn {(r.git['commit'] or '')[:7]}" for r in results]),
+        "date": max(timing["begun"][:10] for timing in timings),
+        "runs": f"[{group.name}]({runs.name}/{group.task}/{group.name})",
+    }

@@ -1,15 +1,14 @@
-"""From a finished training to its `Result`."""
+"""What computed a run, a record for each segment of it, and the `Result` of a finished one."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
+from ..config.schema import Config
 from ..data import Task
 from ..layers import recurrent_layers
-from ..record import Result, environment, read_metrics, wilson_interval
+from ..record import Result, environment, wilson_interval
 from ..record.compare import Difference, flatten
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
@@ -17,7 +16,7 @@ from .evaluate import Evaluation
 
 
 def make_result(
-    cfg: DictConfig,
+    cfg: Config,
     command: str,
     task: Task,
     provenance: dict[str, Any],
@@ -49,8 +48,8 @@ def make_result(
         seconds=seconds,
         steps_per_second=steps / seconds,
         peak_memory_bytes=peak_memory,
-        backend=_all_of("backend", segments, "+"),
-        device_name=_all_of("device_name", segments, ", then "),
+        backend=_joined("backend", segments, "+"),
+        device_name=_joined("device_name", segments, ", then "),
         precision=cfg.trainer.precision,
         data=provenance,
         versions=segments[-1]["versions"],
@@ -83,22 +82,24 @@ def segment(
 
 def changes(segments: list[dict[str, Any]]) -> str:
     """In words, what the last segment does not share with the one before; empty if it shares all."""
-    before, now = (flatten(each) for each in segments[-2:])
-    differ = (Difference(key, before[key], now[key]) for key in before if key in now and key != "step")
-    return ", ".join(str(each) for each in differ if each.old != each.new)
+    before, now = map(flatten, segments[-2:])
+    keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
+    return ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
 
 
-def _all_of(key: str, segments: list[dict[str, Any]], between: str) -> str:
-    return between.join(dict.fromkeys(each[key] for each in segments if key in each))
+def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
+    """All values that the key had, in order."""
+    return separator.join(dict.fromkeys(segment[key] for segment in segments if key in segment))
 
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
-    """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for nn.LSTM and nn.RNN."""
+    """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for all others."""
     dtype = _sequence_dtype(precision, device)
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
-    return "cudnn" if device.type == "cuda" and torch.backends.cudnn.is_available() else "torch"
+    by_cudnn = device.type == "cuda" and torch.backends.cudnn.is_available()
+    return "cudnn" if by_cudnn and any(isinstance(module, nn.RNNBase) for module in model.modules()) else "torch"
 
 
 def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
@@ -113,18 +114,3 @@ def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[
 def _sequence_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What the recurrences see: products give bfloat16 under autocast, but float32 on a CPU."""
     return torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
-
-
-def recurrent_weights(model: nn.Module) -> list[Tensor]:
-    """Layer by layer, u as it is used (H,), or the recurrent matrix of an LSTM or RNN."""
-    weights = [layer.recurrent_weight() for _, layer in recurrent_layers(model)]
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            weights += [getattr(module, f"weight_hh_l{number}") for number in range(module.num_layers)]
-    return weights
-
-
-def test_row_written(metrics: Path, step: int) -> bool:
-    """Whether a run that was killed just before its result had already recorded the test figures of this step."""
-    columns = read_metrics(metrics)
-    return bool(((columns["split"] == "test") & (columns["step"] == step)).any())

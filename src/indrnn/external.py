@@ -1,0 +1,77 @@
+"""Code from outside that a configuration names: ``_target_``, imported and called with ``args``."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .errors import UserError
+
+
+def call_target(key: str, config: Any, *arguments: Any) -> Any:
+    """What ``config._target_`` (module.function or module.Class) returns for ``arguments`` and ``config.args``.
+
+    Args:
+        key: where ``config`` stands in the configuration, for messages: "model" or "data".
+
+    Raises:
+        UserError: it cannot be imported, does not take these arguments, or fails.
+    """
+    target = _import(f"{key}._target_={config._target_}", str(config._target_))
+    # What the target gets must not be the configuration itself: plain values.
+    keywords = _plain(config.args)
+    try:
+        inspect.signature(target).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise UserError(f"{key}.args: {error}; {config._target_} takes {inspect.signature(target)}") from error
+    except ValueError:
+        pass  # No signature is known; the call itself tells.
+    given = ", ".join(f"{name}={value}" for name, value in keywords.items())
+    with_arguments = f"{key}._target_={config._target_} with {given or 'no arguments'}"
+    return blaming(with_arguments, target, lambda: target(*arguments, **keywords))
+
+
+def blaming(what: str, target: Any, call: Callable[[], Any]) -> Any:
+    """``call()``; whatever it raises becomes one line that begins with ``what`` and names the place in the file of
+    ``target``."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        file = inspect.getsourcefile(target)
+        places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        place = f" ({places[-1].filename}, line {places[-1].lineno})" if places else ""
+        raise UserError(f"{what}: {_in_words(error)}{place}") from error
+
+
+def _import(what: str, path: str) -> Callable[..., Any]:
+    name, _, attribute = path.rpartition(".")
+    if not name:
+        raise UserError(f"{what}: write module.Name, for example mymodule.MyClass")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise UserError(f"{what}: importing {name} failed: {_in_words(error)}") from error
+        raise UserError(f"{what}: there is no module {error.name}; add its folder to PYTHONPATH") from error
+    except Exception as error:
+        raise UserError(f"{what}: importing {name} failed: {_in_words(error)}") from error
+    target = getattr(module, attribute, None)
+    if not callable(target):
+        similar = get_close_matches(attribute, [known for known in vars(module) if callable(vars(module)[known])], n=1)
+        hint = f"; did you mean {name}.{similar[0]}" if similar else ""
+        raise UserError(f"{what}: {module.__file__ or name} has no class or function {attribute}{hint}")
+    return target
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _plain(args: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(args, resolve=True) if OmegaConf.is_config(args) else dict(args)  # type: ignore[return-value]

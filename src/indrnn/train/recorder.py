@@ -1,0 +1,80 @@
+"""What a run writes into its folder and says on stderr while it trains: metrics.csv, TensorBoard events, progress."""
+
+from types import TracebackType
+
+from torch import nn
+
+from ..config.schema import Config
+from ..data import Task
+from ..models import recurrent_weights
+from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, read_metrics
+from .console import Progress
+from .evaluate import Evaluation
+
+
+class Recorder:
+    """Open within a ``with`` block. ``resume_step``: the last step whose rows are kept; None for a fresh run."""
+
+    def __init__(self, cfg: Config, folder: RunFolder, task: Task, step: int, resume_step: int | None) -> None:
+        self.label = f"{folder.path.parent.name} seed {cfg.seed}"
+        self._cfg, self._folder = cfg, folder
+        self._metrics = MetricsWriter(folder.metrics_path, resume_step)
+        self._tensorboard = TensorBoardWriter(folder.path, cfg.model.name, task.name, resume_step)
+        self._progress = Progress(self.label, step, cfg.trainer.max_steps)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        self._tensorboard.close()
+        self._metrics.close()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self._progress.say(message)
+
+    def step_made(self) -> None:
+        self._progress.advance()
+
+    def training(
+        self,
+        step: int,
+        epoch: float,
+        seconds: float,
+        *,
+        loss: float,
+        accuracy: float | None,
+        rate: float,
+        norm: float,
+        speed: float | None,
+    ) -> None:
+        """Means over the steps since the last row; ``rate``: of learning; ``speed``: steps a second."""
+        self._metrics.row(step, epoch, seconds, "train", loss, accuracy, rate, norm)
+        tags = {"train/loss": loss, "train/accuracy": accuracy, "lr": rate, "grad_norm": norm}
+        self._tensorboard.scalars(step, {**tags, "steps_per_second": speed})
+        self._progress.trained(step, loss, speed or 0.0)
+
+    def validation(self, step: int, epoch: float, seconds: float, evaluation: Evaluation, model: nn.Module) -> None:
+        loss, accuracy = evaluation.loss, evaluation.accuracy
+        self._metrics.row(step, epoch, seconds, "val", loss, accuracy)
+        self._tensorboard.scalars(step, {"val/loss": loss, "val/accuracy": accuracy})
+        for number, weight in enumerate(recurrent_weights(model), start=1):
+            self._tensorboard.histogram(f"recurrent_weight/layer{number}", weight, step)
+        self._progress.evaluated(step, loss, accuracy)
+
+    def test(self, step: int, epoch: float, seconds: float, evaluation: Evaluation) -> None:
+        """A run that was killed just before its result has the row already."""
+        loss, accuracy = evaluation.loss, evaluation.accuracy
+        columns = read_metrics(self._folder.metrics_path)
+        if not ((columns["split"] == "test") & (columns["step"] == step)).any():
+            self._metrics.row(step, epoch, seconds, "test", loss, accuracy)
+        self._tensorboard.scalars(step, {"test/loss": loss, "test/accuracy": accuracy})
+
+    def result(self, result: Result) -> None:
+        self._tensorboard.hparams(
+            {"lr": self._cfg.optimizer.lr, "batch_size": self._cfg.trainer.batch_size, "seed": self._cfg.seed},
+            {"hparam/val_accuracy": result.val_accuracy, "hparam/test_accuracy": result.test_accuracy},
+        )
