@@ -12,6 +12,7 @@ from indrnn.config import load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.models import build_model, recurrent_weights
+from indrnn.report.page import write_report
 from indrnn.train import load_run, train
 
 MODEL_YAML = """\
@@ -94,6 +95,15 @@ def make_task(length, bits=Bits, **changes):
         input_size=1, output_size=2, loss="cross_entropy", load=load, training_samples=200, test_samples=100,
     )
     return Task(**known | changes)
+
+class Sum(Bits):
+    def batch(self, indices):
+        x = self.x[indices]
+        return x, x.sum((1, 2))
+
+def regression(length):
+    changes = dict(folder=f"bitsum-T{length}", title=f"The sum of {length} bits", output_size=1, loss="mse")
+    return make_task(length, Sum, name="bitsum", series="Sums of bits", **changes)
 
 def strange(length):
     return make_task(length, Strange)
@@ -207,6 +217,20 @@ def test_recurrent_weights_are_those_that_a_network_shows(mine):
         cfg = composed(mine, f"model._target_=mygru.{name}")
         (weight,) = recurrent_weights(build_model(cfg.model, make_task(cfg.data)))
         assert weight.shape == (rows, 64)
+
+
+def test_a_report_knows_a_task_by_its_object_alone(mine):
+    """A regression without a known error of the mean answer, in two lengths, and classes other than ten."""
+    for words in (["data.args.length=5"], ["data.args.length=6"]):
+        train(composed(mine, "data._target_=mytask.regression", "model.args.hidden_size=4", *words))
+    train(composed(mine, "model.args.hidden_size=4"))
+    tables, paths = write_report([mine.parent / "outputs"], mine.parent / "report")
+    assert "## The sum of 5 bits" in tables
+    assert "mse: mean squared error." in tables
+    written = {path.relative_to(mine.parent / "report").as_posix() for path in paths}
+    assert {"firstbit-T12/accuracy.svg", "bitsum-T5/error.svg", "bitsum-T6/error.svg"} <= written
+    assert "length_study.svg" not in written
+    assert "chance: 50 %" in (mine.parent / "report" / "firstbit-T12" / "accuracy.svg").read_text()
 
 
 @pytest.mark.parametrize(

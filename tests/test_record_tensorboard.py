@@ -129,7 +129,7 @@ def test_the_link_pins_the_curves_and_the_command_finds_the_folder():
     pinned = json.loads(state["pinnedCards"][0])
     assert pinned == [{"plugin": "scalars", "tag": "val/accuracy"}, {"plugin": "scalars", "tag": "train/loss"}]
     assert state["smoothing"] == ["0"]
-    assert state["runColorGroup"] == ["regex:(indrnn|lstm|rnn)"]
+    assert state["runColorGroup"] == ["regex:([^/]+)/seed"]
     # A terminal makes all of it clickable, and a shell may be given it unquoted but for the &.
     assert not set(tensorboard_link()) & set('"{}[]()|<> ')
     assert tensorboard_command("my runs") == "tensorboard --logdir 'my runs'"

@@ -263,7 +263,7 @@ def test_a_finished_run_whose_permutation_file_changed_is_not_taken_for_the_same
     first = trained(cfg)
     assert trained(cfg) == first
     file.write_text(" ".join(map(str, reversed(range(784)))))
-    with pytest.raises(UserError, match=r"order\.txt is not the order that the finished run in .* had; keep both"):
+    with pytest.raises(UserError, match=r"order\.txt holds another order than the finished run in .* had; keep both"):
         trained(cfg)
 
 

@@ -10,7 +10,7 @@ from . import announce, run
 
 DESCRIPTION = """\
 Collect run folders into summary.csv, table.md and figures (PNG and SVG): validation accuracy against updates and
-against wall-clock time, training loss, and for several lengths of the adding problem error against length.
+against wall-clock time, training loss, and for several lengths of a task (the adding problem) error against length.
 With --inspect: pictures of what trained networks do; give one IndRNN and one LSTM run to compare their gradients.
 """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -232,9 +233,16 @@ def _image_task(
         load=load,
         training_samples=training,
         test_samples=test,
+        changed=partial(_changed, order) if order is not None and order.startswith("file:") else None,
         caveat=caveat,
         picture=lambda x: _picture(x, _permutation(data)),
     )
+
+
+def _changed(order: str, provenance: dict[str, Any]) -> str | None:
+    """A file is the one part of the data that can change under its name; all others are checked as they are read."""
+    same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
+    return None if same else f"data.permutation={order} holds another order"
 
 
 def _picture(x: Tensor, permutation: NDArray[np.int64] | None) -> Tensor:

@@ -71,7 +71,10 @@ class Task:
         test_samples: how many there are.
         mean_answer_error: the mean squared error that always answering the mean of a part ("train", "validation",
             "test") has, which takes no learning; None if it is not known.
-        series: tasks of one series differ in their length alone, and reports draw their error against it.
+        changed: given the provenance that a finished run recorded, what is not the same any more although the
+            configuration is (a file that it names), as "data.file=x holds other numbers", or None; None if nothing can.
+        series: tasks of one series differ in their length alone; where ``mean_answer_error`` is known, reports draw
+            their error against it.
         caveat: a sentence that stands under every table of this task.
         picture: what a sequence x (T, D) was read from, as an image (rows, columns) from 0 to 1; None if it is none.
     """
@@ -87,6 +90,7 @@ class Task:
     training_samples: int | None = None
     test_samples: int | None = None
     mean_answer_error: Callable[[str], float] | None = field(default=None, repr=False)
+    changed: Callable[[dict[str, Any]], str | None] | None = field(default=None, repr=False)
     series: str | None = None
     caveat: str | None = None
     picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)

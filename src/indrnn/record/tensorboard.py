@@ -123,12 +123,12 @@ def tensorboard_command(folder: Path | str) -> str:
 
 
 def tensorboard_link(port: int = 6006) -> str:
-    """The page with validation accuracy and training loss pinned, unsmoothed, one colour a model."""
+    """The page with validation accuracy and training loss pinned, unsmoothed, one colour for all seeds of a name."""
     pinned = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     state = {
         "pinnedCards": json.dumps(pinned, separators=(",", ":")),
         "smoothing": "0",
-        "runColorGroup": "regex:(indrnn|lstm|rnn)",
+        "runColorGroup": "regex:([^/]+)/seed",
     }
     query = "&".join(f"{key}={quote(value, safe='/:,')}" for key, value in state.items())
     return f"http://localhost:{port}/?{query}#timeseries"

@@ -17,10 +17,6 @@ from .style import BASELINE, Look, figure, legend_below, looks_by_model, save, s
 from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
-# What is reached without having learnt anything.
-CHANCE_LEVEL = ([10.0], "chance: 10 %")
-CHANCE_ERROR_LEVEL = ([90.0], "chance: 90 %")
-GUESSING_LEVEL = ([float(np.log(10))], "guessing: ln 10 = 2.30")
 # Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.
 LOG_RATIO = 8
 
@@ -82,20 +78,25 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
     if not drawn[0].measures_accuracy:
         level = mean_answer_level(drawn, "validation")
         label = "Validation mean squared error, log scale"
-        paths = _against_both(drawn, look, "val", "loss", label, folder / "error", partial(_adding_axis, level))
+        paths = _against_both(drawn, look, "val", "loss", label, folder / "error", partial(_mean_squared_axis, level))
         level = mean_answer_level(drawn, "train")
         return paths + _against_steps(drawn, look, folder / "loss", "Training error (mse)", level)
-    paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", _percent_axis)
+    classes = drawn[0].about.output_size
+    percent = partial(_percent_axis, classes)
+    paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", percent)
     best = max((run.best_validation_accuracy or 0.0 for group in drawn for run in group.runs), default=0.0)
     if best > 0.9:
         label = "Validation error (%, log scale)"
-        paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", _error_axis)
-    return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", GUESSING_LEVEL)
+        paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", partial(_error_axis, classes))
+    # What is reached without having learnt anything.
+    guessing = ([float(np.log(classes))], f"guessing: ln {classes} = {np.log(classes):.2f}")
+    return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", guessing)
 
 
 def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
-    """``length_study``.png and .svg from the finished adding runs, if they cover at least two lengths."""
-    adding = [group for group in groups if group.about.series and group.finished]
+    """``length_study``.png and .svg from the finished runs of one series of regressions, if they cover at least two
+    lengths."""
+    adding = [group for group in groups if group.finished and group.about.mean_answer_error]
     lengths = sorted({group.about.length for group in adding})
     if len(lengths) < 2:
         return []
@@ -128,7 +129,7 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
         axes.set_xlabel("Sequence length T (time steps, log scale)")
         axes.set_ylabel("Test mean squared error, log scale")
         steps = extent([result.steps for group in adding for result in group.results])
-        title = f"Adding problem: error after {steps} updates"
+        title = f"{adding[0].about.series}: error after {steps} updates"
         note = NOTE_SEEDS if any(len(group.results) > 1 for group in adding) else None
         finish(drawing, title, labels, look, mean_answer_level(adding, "test")[1], note)
         return save(drawing, folder, "length_study")
@@ -200,8 +201,9 @@ def finish(
     drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     ones = [look[name] for name in labels]
     handles = [Line2D([], [], color=one.color, linestyle=one.linestyle, marker=one.marker) for one in ones]
-    handles.append(Line2D([], [], **BASELINE))
-    legend_below(drawing, handles, [*labels.values(), level], note)
+    if level:
+        handles.append(Line2D([], [], **BASELINE))
+    legend_below(drawing, handles, [*labels.values(), *filter(None, [level])], note)
 
 
 def _finish_task(drawing: Figure, groups: Sequence[Group], look: dict[str, Look], level: str) -> None:
@@ -248,20 +250,22 @@ def _log_note(axes: Axes) -> str:
     return ", log scale" if axes.get_xscale() == "log" else ""
 
 
-def _percent_axis(axes: Axes):
+def _percent_axis(classes: int, axes: Axes):
     axes.set_ylim(0, 101)
-    draw_baseline(axes, CHANCE_LEVEL[0])
-    return (lambda share: 100 * share), CHANCE_LEVEL
+    level = ([100 / classes], f"chance: {100 / classes:.3g} %")
+    draw_baseline(axes, level[0])
+    return (lambda share: 100 * share), level
 
 
-def _error_axis(axes: Axes):
+def _error_axis(classes: int, axes: Axes):
     log_values(axes)
-    draw_baseline(axes, CHANCE_ERROR_LEVEL[0])
+    level = ([100 - 100 / classes], f"chance: {100 - 100 / classes:.3g} %")
+    draw_baseline(axes, level[0])
     # One wrong image in 10,000 is the least that an axis without zero needs to show.
-    return (lambda share: np.maximum(100 * (1 - share), 0.01)), CHANCE_ERROR_LEVEL
+    return (lambda share: np.maximum(100 * (1 - share), 0.01)), level
 
 
-def _adding_axis(level: tuple[list[float], str], axes: Axes):
+def _mean_squared_axis(level: tuple[list[float], str], axes: Axes):
     log_values(axes)
     draw_baseline(axes, level[0])
     return (lambda value: value), level

@@ -12,7 +12,7 @@ from .table import markdown_report, summary_csv
 
 
 def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
-    """Write summary.csv, table.md, a folder of figures a task and, for several lengths of the adding problem, the
+    """Write summary.csv, table.md, a folder of figures a task and, for several lengths of a series of tasks, the
     length study. Returns the tables as text and the files written.
 
     Raises:
@@ -27,9 +27,15 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
 
 
 def draw(groups: Sequence[Group], out: Path) -> list[Path]:
-    """A folder of figures a task and, for several lengths of the adding problem, the length study, into ``out``."""
+    """A folder of figures a task and, for several lengths of a series of tasks, the length study, into ``out``."""
     paths = [path for task, of_task in by_task(groups).items() for path in draw_task(of_task, out / task)]
-    return paths + draw_length_study(groups, out)
+    series: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.about.series:
+            series.setdefault(group.about.series, []).append(group)
+    for members in series.values():
+        paths += draw_length_study(members, out if len(series) == 1 else out / members[0].about.name)
+    return paths
 
 
 def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -96,9 +96,10 @@ def general_notes(groups: Sequence[Group]) -> list[str]:
         notes.append("‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.")
     if any(group.unfinished for group in groups):
         notes.append("Unfinished runs show how far they are and enter no mean; the same command continues them.")
-    adding = [group for group in groups if not group.measures_accuracy]
-    if adding:
-        notes.append(f"mse: mean squared error; on the test set, {mean_answer_level(adding, 'test')[1]}.")
+    regressions = [group for group in groups if not group.measures_accuracy]
+    if regressions:
+        level = mean_answer_level(regressions, "test")[1]
+        notes.append("mse: mean squared error" + (f"; on the test set, {level}." if level else "."))
     if any(group.measures_accuracy for group in finished):
         notes += ACCURACY_NOTES
     return notes
@@ -155,7 +156,7 @@ def _tie(better: Group, worse: Group) -> bool:
 
 
 def _learnt_nothing(group: Group) -> bool:
-    return group.measures_accuracy and group.mean_test_accuracy < 0.12
+    return group.measures_accuracy and group.mean_test_accuracy < 1 / group.about.output_size + 0.02
 
 
 LEFT_ALIGNED = frozenset(

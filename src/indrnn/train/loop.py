@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..config.checks import check
 from ..config.schema import Config
-from ..data import Split
-from ..data.permutations import load_permutation, permutation_sha256
+from ..data import Split, make_task
 from ..errors import RunError, UserError
 from ..record import Result, RunFolder, open_run, read_result, write_result
 from .checkpoint import (
@@ -58,20 +57,20 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     with open_run(composed, list(overrides), command) as folder:
         if folder.state == "finished":
             result = read_result(folder.result_path)
-            _require_same_permutation(cfg, result, folder.path)
+            _require_same_data(cfg, result, folder.path)
             print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
             return result
         print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
         return Training(cfg, folder, device).run()
 
 
-def _require_same_permutation(cfg: Config, result: Result, path: Path) -> None:
-    """A file is the one part of the data that can change under its name; all others are checked as they are read."""
-    name = getattr(cfg.data, "permutation", None) or ""
-    if name.startswith("file:") and permutation_sha256(load_permutation(name)) != result.data.get("permutation_sha256"):
+def _require_same_data(cfg: Config, result: Result, path: Path) -> None:
+    """The configuration is that of the finished run, but a file that it names may have changed since."""
+    changed = make_task(cfg.data).changed
+    words = changed(result.data) if changed else None
+    if words is not None:
         raise UserError(
-            f"data.permutation={name} is not the order that the finished run in {path} had; keep both with "
-            "tag=<word>, or replace it with overwrite=true"
+            f"{words} than the finished run in {path} had; keep both with tag=<word>, or replace it with overwrite=true"
         )
 
 
