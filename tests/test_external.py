@@ -1,6 +1,9 @@
 """Networks and tasks from outside: a folder of YAML and an importable file are enough."""
 
+import re
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -256,3 +259,17 @@ def test_what_is_wrong_outside_is_one_line_before_training(mine, overrides, line
         train(composed(mine, *overrides))
     assert "\n" not in str(refused.value)
     assert not list(mine.parent.rglob("metrics.csv"))
+
+
+def test_the_recipes_of_contributing_work_as_written(tmp_path, monkeypatch):
+    """The files that its checklists for a network and for a task show, found by the names that stand before them."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = re.findall(r"Write `((?:mine/|my)[\w/.]+)`.*?```\w+\n(.*?)\n   ```", text, re.DOTALL)
+    assert [name for name, _ in files] == ["mygru.py", "mine/model/mygru.yaml", "mytask.py", "mine/data/firstbit.yaml"]
+    for name, content in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(content))
+    monkeypatch.syspath_prepend(tmp_path)
+    result = train(composed(tmp_path / "mine", "model.args.hidden_size=32"))
+    assert (result.model, result.task, result.data) == ("mygru", "firstbit", {"seeds": [0, 1, 2]})
+    forget(tmp_path / "mine", monkeypatch)

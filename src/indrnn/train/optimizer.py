@@ -23,22 +23,17 @@ from ..config.schema import (
     StaircaseConfig,
 )
 from ..errors import UserError
-from ..layers import recurrent_layers
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def decayed_parameters(model: nn.Module) -> list[Tensor]:
-    """The parameters that weight decay applies to: all but u and biases, as in the paper's code. Weights of linear
-    layers, input weights of IndRNN layers, input and recurrent matrices of LSTM and RNN, scales of normalisations."""
-    weights: list[Tensor] = [layer.weight_ih for _, layer in recurrent_layers(model) if layer.weight_ih is not None]
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.BatchNorm1d | nn.LayerNorm) and module.weight is not None:
-            weights.append(module.weight)
-        elif isinstance(module, nn.RNNBase):
-            weights += [weight for layer in module.all_weights for weight in layer if weight.dim() == 2]
+    """The parameters that weight decay applies to: all but u and biases, as in the paper's code. These are the matrices
+    of every module, also of a network from outside, and the scales of normalisations."""
+    weights: list[Tensor] = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.LayerNorm))
     # A weight that two modules share counts once.
-    return list(dict.fromkeys(weights))
+    return list(dict.fromkeys([*weights, *(norm.weight for norm in norms if norm.weight is not None)]))
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
