@@ -20,7 +20,6 @@ SOURCES = (
 TUTORIAL = "tutorial"
 PAPER = "paper"
 FAST = "fast"
-LSTM = "LSTM's own"
 
 # Protocol -> what it is and where ours differs from its source.
 PROTOCOLS = {
@@ -39,12 +38,7 @@ PROTOCOLS = {
         "10,000 images instead of 10,016."
     ),
     FAST: (
-        "The paper's networks, data and selection with a one-cycle schedule and a tenth of the updates; ours, with the "
-        "deviations of the paper protocol."
-    ),
-    LSTM: (
-        "Adam, lr 1e-3, cosine, gradient norm ≤ 1, batch 32, 100 epochs, the tutorial's split: the settings under "
-        "which LSTMs of this size are published."
+        "Ours: the tutorial's networks, data and selection in 10 epochs (17,180 updates) under one cycle of the rate."
     ),
 }
 
@@ -53,7 +47,8 @@ PROTOCOLS = {
 class Row:
     """One line of the table: ``overrides`` for indrnn-train, run once a seed, make results/runs/<task>/<name>/seed<k>.
 
-    ``first_1700`` is the log's validation accuracy (%) after the first 1,700 updates.
+    ``first_1700`` is the log's validation accuracy (%) after the first 1,700 updates; ``earlier_name`` what the same
+    run was called before a protocol and a network were chosen apart.
     """
 
     task: str
@@ -63,26 +58,46 @@ class Row:
     overrides: tuple[str, ...]
     published: str = ""
     first_1700: float | None = None
+    earlier_name: str | None = None
     seeds: tuple[int, ...] = SEEDS
 
     @property
-    def first_name(self) -> str:
-        """The name of this row's runs that end after 1,700 updates."""
-        return f"{self.name}-{FIRST_TAG}"
+    def names(self) -> tuple[str, ...]:
+        """What this row's runs are called, and were."""
+        return (self.name,) if self.earlier_name is None else (self.name, self.earlier_name)
+
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """The names of this row's runs that end after 1,700 updates."""
+        return tuple(f"{name}-{FIRST_TAG}" for name in self.names)
 
 
 def _row(
-    task: str, name: str, network: str, protocol: str, *extra: str, published: str = "", first_1700: float | None = None
+    task: str, model: str, protocol: str, *extra: str, published: str = "", first_1700: float | None = None
 ) -> Row:
-    what = f"model={name}" if protocol == TUTORIAL else f"experiment={name}"
+    experiment = () if protocol == TUTORIAL else (f"experiment={protocol}",)
+    name = model if protocol == TUTORIAL else f"{protocol}_{model}"
+    earlier = _EARLIER_NAMES.get(model) if protocol == PAPER else None
     # Long runs log less often, so that their metrics.csv stays small.
-    logging = {TUTORIAL: (), PAPER: ("trainer.log_every=1700",)}.get(protocol, ("trainer.log_every=500",))
-    return Row(task, name, network, protocol, (what, f"data={task}", *extra, *logging), published, first_1700)
+    logging = {PAPER: ("trainer.log_every=1700",), FAST: ("trainer.log_every=500",)}.get(protocol, ())
+    overrides = (*experiment, f"model={model}", f"data={task}", *extra, *logging)
+    return Row(task, name, _NETWORKS[model], protocol, overrides, published, first_1700, earlier)
 
 
-PLAIN_6, PLAIN_12 = "IndRNN, plain, 6 × 128", "IndRNN, plain, 12 × 128"
-RESIDUAL, DENSE = "IndRNN, residual, 5 blocks of 128", "IndRNN, dense (8, 6, 4), growth 16"
-LSTM_128, LSTM_144 = "LSTM, 128 units", "LSTM, 144 units (parameters as IndRNN's)"
+_NETWORKS = {
+    "indrnn": "IndRNN, plain, 6 × 128",
+    "indrnn_12layer": "IndRNN, plain, 12 × 128",
+    "indrnn_residual": "IndRNN, residual, 5 blocks of 128",
+    "indrnn_dense": "IndRNN, dense (8, 6, 4), growth 16",
+    "lstm": "LSTM, 128 units",
+    "lstm_matched": "LSTM, 144 units (parameters as IndRNN's)",
+}
+_EARLIER_NAMES = {
+    "indrnn": "paper_6layer",
+    "indrnn_12layer": "paper_12layer",
+    "indrnn_residual": "paper_residual",
+    "indrnn_dense": "paper_dense",
+}
 SEQUENTIAL, PERMUTED = "mnist", "mnist_permuted"
 
 _PLAIN_6 = {SEQUENTIAL: "99.04 [log], 99.0 [paper]", PERMUTED: "95.64 [log], 96.0 [paper]"}
@@ -96,27 +111,24 @@ _LSTM = {SEQUENTIAL: "98.2; 98.9; 98.8", PERMUTED: "88.0; 90.2; 92.9"}
 
 # In the order in which scripts/reproduce.py runs them.
 ROWS: tuple[Row, ...] = (
-    _row(SEQUENTIAL, "indrnn", PLAIN_6, TUTORIAL, published=f"98.9 after 60,000 updates, two days ({PORT} [README])"),
-    _row(SEQUENTIAL, "lstm", LSTM_128, TUTORIAL),
-    _row(SEQUENTIAL, "lstm_matched", LSTM_144, TUTORIAL),
-    _row(SEQUENTIAL, "lstm_best", LSTM_128, LSTM, published=_LSTM[SEQUENTIAL]),
-    _row(SEQUENTIAL, "fast_12layer", PLAIN_12, FAST, published=_PLAIN_12[SEQUENTIAL]),
-    _row(SEQUENTIAL, "fast_6layer", PLAIN_6, FAST, published=_PLAIN_6[SEQUENTIAL]),
-    _row(SEQUENTIAL, "paper_6layer", PLAIN_6, PAPER, published=_PLAIN_6[SEQUENTIAL], first_1700=77.7),
-    _row(PERMUTED, "fast_12layer", PLAIN_12, FAST, published=_PLAIN_12[PERMUTED]),
-    _row(PERMUTED, "fast_6layer", PLAIN_6, FAST, published=_PLAIN_6[PERMUTED]),
-    _row(PERMUTED, "lstm_best", LSTM_128, LSTM, published=_LSTM[PERMUTED]),
-    _row(PERMUTED, "paper_6layer", PLAIN_6, PAPER, published=_PLAIN_6[PERMUTED], first_1700=63.1),
-    _row(SEQUENTIAL, "paper_residual", RESIDUAL, PAPER, published=_RESIDUAL[SEQUENTIAL], first_1700=89.2),
-    _row(PERMUTED, "paper_residual", RESIDUAL, PAPER, published=_RESIDUAL[PERMUTED], first_1700=69.9),
-    _row(SEQUENTIAL, "fast_dense", DENSE, FAST, published=_DENSE[SEQUENTIAL]),
-    _row(PERMUTED, "fast_dense", DENSE, FAST, published=_DENSE[PERMUTED]),
-    _row(SEQUENTIAL, "paper_12layer", PLAIN_12, PAPER, published=_PLAIN_12[SEQUENTIAL], first_1700=83.4),
-    _row(PERMUTED, "paper_12layer", PLAIN_12, PAPER, published=_PLAIN_12[PERMUTED], first_1700=62.7),
-    _row(SEQUENTIAL, "paper_dense", DENSE, PAPER, published=_DENSE[SEQUENTIAL], first_1700=88.2),
+    _row(SEQUENTIAL, "indrnn", TUTORIAL, published=f"98.9 after 60,000 updates, two days ({PORT} [README])"),
+    _row(SEQUENTIAL, "lstm", TUTORIAL),
+    _row(SEQUENTIAL, "lstm_matched", TUTORIAL),
+    _row(SEQUENTIAL, "lstm", FAST, published=_LSTM[SEQUENTIAL]),
+    _row(SEQUENTIAL, "indrnn_12layer", FAST, published=_PLAIN_12[SEQUENTIAL]),
+    _row(SEQUENTIAL, "indrnn", FAST, published=_PLAIN_6[SEQUENTIAL]),
+    _row(SEQUENTIAL, "indrnn", PAPER, published=_PLAIN_6[SEQUENTIAL], first_1700=77.7),
+    _row(PERMUTED, "indrnn_12layer", FAST, published=_PLAIN_12[PERMUTED]),
+    _row(PERMUTED, "indrnn", FAST, published=_PLAIN_6[PERMUTED]),
+    _row(PERMUTED, "lstm", FAST, published=_LSTM[PERMUTED]),
+    _row(PERMUTED, "indrnn", PAPER, published=_PLAIN_6[PERMUTED], first_1700=63.1),
+    _row(SEQUENTIAL, "indrnn_residual", PAPER, published=_RESIDUAL[SEQUENTIAL], first_1700=89.2),
+    _row(PERMUTED, "indrnn_residual", PAPER, published=_RESIDUAL[PERMUTED], first_1700=69.9),
+    _row(SEQUENTIAL, "indrnn_dense", FAST, published=_DENSE[SEQUENTIAL]),
+    _row(PERMUTED, "indrnn_dense", FAST, published=_DENSE[PERMUTED]),
+    _row(SEQUENTIAL, "indrnn_12layer", PAPER, published=_PLAIN_12[SEQUENTIAL], first_1700=83.4),
+    _row(PERMUTED, "indrnn_12layer", PAPER, published=_PLAIN_12[PERMUTED], first_1700=62.7),
+    _row(SEQUENTIAL, "indrnn_dense", PAPER, published=_DENSE[SEQUENTIAL], first_1700=88.2),
     # The authors waited longer here [code].
-    _row(
-        PERMUTED, "paper_dense", DENSE, PAPER, "schedule.patience=[200,50,25]",
-        published=_DENSE[PERMUTED], first_1700=51.0,
-    ),
-)  # fmt: skip
+    _row(PERMUTED, "indrnn_dense", PAPER, "schedule.patience=[200,50,25]", published=_DENSE[PERMUTED], first_1700=51.0),
+)

@@ -97,10 +97,10 @@ def problems(folder: Path) -> list[str]:
 def results_markdown(runs: Path) -> str:
     """Everything between the markers of results/README.md."""
     groups = collect([runs]) if runs.is_dir() and any(runs.rglob("result.json")) else []
-    known = {(row.task, row.name) for row in ROWS} | beginnings(groups)
+    known = {(row.task, name) for row in ROWS for name in row.names} | beginnings(groups)
     parts = []
     for task, title in (("mnist", "Sequential MNIST"), ("mnist_permuted", "Permuted sequential MNIST (seed92916)")):
-        lines = [_line(row, _find(groups, row.task, row.name)) for row in ROWS if row.task == task]
+        lines = [_line(row, _find(groups, row.task, row.names)) for row in ROWS if row.task == task]
         parts += [f"### {title}", markdown_table(lines)]
     parts.append(_legend(groups))
     first = _first_evaluation(groups)
@@ -142,12 +142,14 @@ def draw_results(results: Path) -> list[Path]:
     return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
 
 
-def _find(groups: Sequence[Group], task: str, name: str) -> Group | None:
-    return next((group for group in groups if (group.task, group.name) == (task, name)), None)
+def _find(groups: Sequence[Group], task: str, names: Sequence[str]) -> Group | None:
+    """The group under the first of ``names`` that there is."""
+    by_name = {group.name: group for group in groups if group.task == task}
+    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _line(row: Row, group: Group | None) -> dict[str, str]:
-    line = {"network": row.network, "protocol": row.protocol, "run": row.name}
+    line = {"network": row.network, "protocol": row.protocol, "run": row.name if group is None else group.name}
     columns = ("n", "test %", "validation %", "parameters", "updates", "time", "to 99 % val.", "steps/s", "device")
     if group is None or not group.results:
         line |= dict.fromkeys(columns, "") | {"test %": "not run yet"}
@@ -181,7 +183,7 @@ def _time_to_target(runs: Sequence[Run]) -> str:
 
 def beginnings(groups: Sequence[Group]) -> set[tuple[str, str]]:
     """Task and name of the runs that end at their first evaluation and are shown as such."""
-    names = {(row.task, row.first_name) for row in ROWS if row.first_1700 is not None}
+    names = {(row.task, name) for row in ROWS if row.first_1700 is not None for name in row.first_names}
     return {(group.task, group.name) for group in groups if (group.task, group.name) in names and _after_1700(group)}
 
 
@@ -194,10 +196,11 @@ def _after_1700(group: Group | None) -> list[float]:
 def _first_evaluation(groups: Sequence[Group]) -> list[dict[str, str]]:
     lines = []
     for row in ROWS:
-        for name in (row.name, row.first_name):
-            ours = _after_1700(_find(groups, row.task, name))
-            if row.first_1700 is not None and ours:
-                cells = {"task": row.task, "network": row.network, "run": name, "n": str(len(ours))}
+        for names in (row.names, row.first_names):
+            group = _find(groups, row.task, names)
+            ours = _after_1700(group)
+            if row.first_1700 is not None and group is not None and ours:
+                cells = {"task": row.task, "network": row.network, "run": group.name, "n": str(len(ours))}
                 lines.append(cells | {"ours %": percent(ours), "log %": f"{row.first_1700}"})
     return lines
 

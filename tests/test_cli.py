@@ -19,7 +19,7 @@ from indrnn.errors import RunError, UserError
 from indrnn.record import Result, read_result
 from indrnn.train import Interrupted
 
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__) if module.name != "help")
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__))
 HEAVY = ("torch", "torchvision", "numba", "triton", "tensorboard", "matplotlib", "numpy")
 TINY = [
     "data=mnist5k", "model.hidden_size=4", "trainer.max_steps=2", "trainer.eval_every=2", "trainer.batch_size=4",
@@ -110,7 +110,9 @@ def test_help_imports_nothing_heavy(name, tmp_path):
 def test_help_lists_choices_and_keys_of_the_model_at_hand(run):
     text = run("model=lstm", "--help").out
     assert "lstm_matched" in text
-    assert "paper_12layer" in text
+    assert "indrnn_12layer" in text
+    assert "demo_indrnn" in text
+    assert "model.num_layers=3" in text
     assert "model.forget_bias=1.0" in text
     assert "model.gamma" not in text
     assert "schema" not in text
@@ -121,7 +123,7 @@ def test_version_is_the_projects(run):
 
 
 def test_tab_completion_knows_groups_choices_and_keys(run, monkeypatch):
-    for typed, offered in (("model=ls", "model=lstm_matched"), ("optimizer.l", "optimizer.lr="), ("da", "data")):
+    for typed, offered in (("model=ls", "model=lstm_matched"), ("optimizer.l", "optimizer.lr="), ("opt", "optimizer=")):
         monkeypatch.setenv("COMP_LINE", f"indrnn-train {typed}")
         assert offered in run("-sc", "query=bash").out
     assert "indrnn-train" in run("-sc", "install=bash").out

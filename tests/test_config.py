@@ -4,20 +4,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import OmegaConf
 
-from indrnn.config import check, config_dir, load_config, result_keys
-from indrnn.config.compose import Composer
-from indrnn.config.schema import SCHEMAS
+from indrnn.config.checks import check, result_keys
+from indrnn.config.compose import Composer, config_dir, load_config
+from indrnn.config.schema import SCHEMAS, Config
 from indrnn.errors import UserError
 
-CHOICES = {path.parent.name + "=" + path.stem for path in config_dir().glob("*/*.yaml")}
-
-
 COMPOSER = Composer()
+CHOICES = {f"{group}={name}" for group, names in COMPOSER.choices().items() for name in names}
 
 
-def load(*overrides: str) -> DictConfig:
+def load(*overrides: str) -> Config:
     """As load_config, which reads every file again each time."""
     cfg = COMPOSER.compose(overrides)
     check(cfg)
@@ -48,7 +47,7 @@ def test_the_default_is_the_tutorial_protocol():
 
 
 def test_the_paper_protocol_differs_from_the_tutorials_where_the_papers_code_does():
-    tutorial, paper = result_keys(load_config()), result_keys(load("experiment=paper_6layer"))
+    tutorial, paper = result_keys(load_config()), result_keys(load("experiment=paper"))
     assert {key: value for key, value in paper.items() if tutorial.get(key) != value} == {
         "model.gamma": 5.0,
         "model.constraint": "project",
@@ -65,17 +64,33 @@ def test_the_paper_protocol_differs_from_the_tutorials_where_the_papers_code_doe
         "trainer.clip_norm": None,
         "trainer.clip_value": 10.0,
         "trainer.target_accuracy": None,
-        "name": "paper_6layer",
+        "name": "paper_indrnn",
     }
 
 
 @pytest.mark.parametrize("choice", sorted(CHOICES))
 def test_every_choice_composes_and_passes_the_checks(choice):
     group, _, name = choice.partition("=")
-    if group == "for_model":
-        pytest.skip("part of an experiment")
     cfg = load(choice)
-    assert group in ("experiment", "trainer") or cfg[group].name == name
+    assert group in ("experiment", "model", "trainer") or cfg[group].name == name
+
+
+@pytest.mark.parametrize("model", COMPOSER.choices()["model"])
+@pytest.mark.parametrize("experiment", COMPOSER.choices()["experiment"])
+def test_every_protocol_runs_every_network_under_a_name_of_its_own(experiment, model):
+    cfg = load(f"experiment={experiment}", f"model={model}")
+    assert cfg.name == f"{experiment}_{model}"
+    reference = load(f"experiment={experiment}")
+    for group in ("data", "optimizer", "schedule", "trainer"):
+        assert getattr(cfg, group) == getattr(reference, group)
+
+
+def test_what_the_paper_sets_for_one_network_is_set_for_its_variants():
+    networks = [load("experiment=paper", f"model=indrnn{suffix}").model for suffix in ("", "_12layer", "_residual")]
+    assert {(model.gamma, model.constraint, model.dropout, model.weight_init) for model in networks} == {
+        (5.0, "project", 0.1, "kaiming")
+    }
+    assert networks[1].num_layers == 12
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml")))
@@ -98,16 +113,6 @@ def test_the_files_give_every_key_of_the_schema_a_value_of_its_own():
             content = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
             content = content.get(group, content)
             assert set(schema.__dataclass_fields__) - set(content) <= {"name"}, f"{group}/{name}.yaml"
-
-
-@pytest.mark.parametrize("model", ["indrnn", "lstm", "rnn", "gru", "mingru"])
-def test_the_length_study_and_the_demo_run_every_model_by_the_same_protocol(model):
-    for experiment in ("length_study", "demo"):
-        cfg = load(f"experiment={experiment}", f"model={model}")
-        reference = load(f"experiment={experiment}")
-        assert cfg.name == f"{experiment}_{model}"
-        for group in ("data", "optimizer", "schedule", "trainer"):
-            assert cfg[group] == reference[group]
 
 
 def test_the_length_studys_indrnn_is_the_ports():
@@ -133,7 +138,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
 def test_a_run_is_named_after_the_files_that_were_chosen(tmp_path):
     for group, name, text in (
         ("model", "wide", "defaults: [lstm, _self_]\nhidden_size: 300\n"),
-        ("experiment", "short", "# @package _global_\ndefaults: [paper_6layer, _self_]\ntrainer: {max_steps: 7}\n"),
+        ("experiment", "short", "# @package _global_\ndefaults: [paper, _self_]\ntrainer: {max_steps: 7}\n"),
         (".", "mine", "defaults: [train, _self_]\nseed: 7\n"),
     ):
         (tmp_path / group).mkdir(exist_ok=True)
@@ -142,10 +147,8 @@ def test_a_run_is_named_after_the_files_that_were_chosen(tmp_path):
         ([], "indrnn"),
         (["model=lstm_matched"], "lstm_matched"),
         (["model=wide"], "wide"),
-        (["experiment=short"], "short"),
-        (["experiment=lstm_best"], "lstm_best"),
+        (["experiment=short"], "short_indrnn"),
         (["experiment=demo", "model=wide"], "demo_wide"),
-        (["experiment=lstm_best", "model=indrnn"], "lstm_best_indrnn"),
         (["model=wide", "name=mine"], "mine"),
     ):
         assert load_config(words, config_dir=str(tmp_path)).name == name
@@ -233,7 +236,12 @@ def test_a_size_without_end_is_refused():
 
 
 def test_a_launcher_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(COMPOSER.loader, "get_group_options", lambda *_, **__: ["basic"])
+    options = ConfigLoaderImpl.get_group_options
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "get_group_options",
+        lambda self, group, *_, **more: ["basic"] if group == "hydra/launcher" else options(self, group, *_, **more),
+    )
     assert "pip install 'indrnn[sweep]'" in refusal("hydra/launcher=joblib")
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from indrnn.cli.report import main
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.models import build_model
 from indrnn.report.inspection import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from indrnn import build_model, indrnn_recurrence
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.data import make_task
 
 FILE = Path(__file__).resolve().parents[1] / "scripts" / "indrnn_minimal.py"

@@ -5,7 +5,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from indrnn.config import config_dir, load_config, schema
+from indrnn.config import schema
+from indrnn.config.compose import config_dir, load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer, last_layer_lower_bound, recurrent_layers, recurrent_max

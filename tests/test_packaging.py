@@ -55,7 +55,7 @@ def train(package: Path, cwd: Path, *words: str) -> str:
 
 
 def test_the_wheel_works_in_any_folder(installed, tmp_path):
-    assert "paper_12layer" in train(installed, tmp_path, "--help")
+    assert "indrnn_12layer" in train(installed, tmp_path, "--help")
     shown = yaml.safe_load(train(installed, tmp_path, "experiment=demo", "model=lstm", "--cfg", "job", "--resolve"))
     assert (shown["name"], shown["data"]["name"]) == ("demo_lstm", "mnist5k")
     assert not list(tmp_path.iterdir())
@@ -84,4 +84,4 @@ def test_the_sdist_is_a_checkout_that_works(built, tmp_path):
     (source,) = tmp_path.iterdir()
     for name in ("README.md", "LICENSE", "Makefile", "pyproject.toml", "configs/train.yaml", "tests/test_packaging.py"):
         assert (source / name).is_file()
-    assert "paper_12layer" in train(source / "src", tmp_path, "--help")
+    assert "indrnn_12layer" in train(source / "src", tmp_path, "--help")

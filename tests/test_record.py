@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.config.schema import SCHEMAS, Config
 from indrnn.errors import RunError, UserError
 from indrnn.record import MetricsWriter, open_run, read_metrics, run_folder
@@ -254,7 +254,7 @@ def test_a_second_process_is_turned_away_until_the_first_ends(tmp_path):
     cfg = load_config(["model=indrnn", "data=mnist5k", f"output_root={tmp_path}"])
     with open_run(cfg, [], "") as run:
         script = (
-            "import sys; from indrnn.config import load_config; from indrnn.record import open_run\n"
+            "import sys; from indrnn.config.compose import load_config; from indrnn.record import open_run\n"
             "open_run(load_config(sys.argv[1:]), [], '')"
         )
         second = subprocess.run(
@@ -300,7 +300,7 @@ def test_a_run_folder_nobody_refers_to_is_free(tmp_path):
 
 def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
     script = (
-        "import sys; from indrnn.config import load_config\n"
+        "import sys; from indrnn.config.compose import load_config\n"
         "from indrnn.record import open_run, MetricsWriter, replacing\n"
         "run = open_run(load_config(sys.argv[1:]), [], '')\n"
         "run.begin(); metrics = MetricsWriter(run.metrics_path, None)\n"

@@ -95,7 +95,7 @@ def test_the_generated_table_shows_runs_beside_what_others_published(committed):
     line = _line(text, "tutorial", "6 × 128")
     assert "98.9 after 60,000 updates" in line
     assert re.search(r"\| +2 \| +9\d\.\d\d ± 0\.\d\d \|", line)
-    assert "not run yet" in _line(text, "paper_6layer", "99.04 [log]")
+    assert "not run yet" in _line(text, "paper_indrnn ", "99.04 [log]")
     assert "indrnn-cpu" in text.split("Other runs")[1]
 
 

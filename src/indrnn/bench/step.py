@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model

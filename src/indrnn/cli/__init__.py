@@ -1,33 +1,55 @@
 """The commands: one module each, whose ``main`` is an entry point. Heavy libraries are imported inside functions."""
 
 import os
+import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from ..errors import UserError
 
 
-def run(program: str, command: Callable[[], None]) -> None:
-    """Run a command's body. Exits with one line on stderr for a UserError, and quietly when it is interrupted or
-    whoever reads its output has had enough."""
+def run(program: str, command: Callable[[], int | None], tracebacks: bool = False) -> None:
+    """Run a command's body, which returns its exit code. What stops it is one line on stderr: exit code 2 for a request
+    that cannot be met, 1 for a failure, 128 + n for signal n; nothing is said where stdout was closed."""
     try:
-        command()
+        code = command() or 0
         sys.stdout.flush()
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
-        drop_output()
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        # Nor may the interpreter flush into the pipe as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(*stop.args or (signal.SIGINT,))
+        code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
+    except Exception as error:
+        code = report(program, error, tracebacks)
+    if code:
+        sys.exit(code)
+
+
+def report(program: str, error: Exception, tracebacks: bool = False) -> int:
+    """Say what went wrong, with a traceback if ``tracebacks`` or nobody foresaw it; returns the exit code."""
+    line, code = None, 1
+    if isinstance(error, UserError):
+        line, code = str(error), error.exit_code
+    # PyTorch's own class is for devices alone; on a CPU it raises a RuntimeError.
+    elif isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
+        line = "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size"
+    elif isinstance(error, OSError) and error.filename is not None:
+        line = f"{error.filename}: {error.strerror}"
+    if tracebacks or line is None:
+        traceback.print_exception(error)
+    return code if line is None else say(program, line, code)
+
+
+def say(program: str, message: str, code: int) -> int:
+    """Print one line on stderr, whatever library worded it; returns ``code``."""
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
 
 
 def announce(program: str, doing: str) -> None:
     """Say on stderr what is about to take more than a moment."""
     print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
-
-
-def drop_output() -> None:
-    """After a BrokenPipeError: nor may the interpreter flush into the pipe as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,25 +16,27 @@ written. Writes CSV, a figure and the ratios that matter.
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         "indrnn-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
+    command.add_argument(
         "what",
         nargs="?",
         choices=("all", "recurrence", "step", "exact"),
         default="all",
         help="what to measure (default: all, which is recurrence and step); exact: only the comparison with float64",
     )
-    made.add_argument("--quick", action="store_true", help="a few sizes at B = 32: under two minutes on two CPU cores")
-    made.add_argument(
+    command.add_argument(
+        "--quick", action="store_true", help="a few sizes at B = 32: under two minutes on two CPU cores"
+    )
+    command.add_argument(
         "--minutes", type=_minutes, help="recurrence: skip the sizes left after this time (default: 30, with --quick 2)"
     )
-    made.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    made.add_argument(
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    command.add_argument(
         "--out", type=Path, default=Path("results/bench"), help="folder to write to (default: results/bench)"
     )
-    return made
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from . import run
 
 if TYPE_CHECKING:
     from ..train.evaluate import Reevaluation
@@ -23,29 +24,23 @@ ALLOWED_ERROR = 0.01
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         "indrnn-eval", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    made.add_argument(
+    command.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    command.add_argument(
         "--data-root",
         default=os.environ.get("INDRNN_DATA"),
         metavar="FOLDER",
         help="where MNIST lies (default: the environment's INDRNN_DATA, or where the run had it)",
     )
-    return made
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    try:
-        sys.exit(_evaluate(options))
-    except UserError as error:
-        print(f"indrnn-eval: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run("indrnn-eval", lambda: _evaluate(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:

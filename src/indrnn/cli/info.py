@@ -14,16 +14,16 @@ recurrence work here and why the others do not, where the configuration is read 
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         "indrnn-info", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
+    command.add_argument(
         "--data-root",
         default=os.environ.get("INDRNN_DATA", "data"),
         metavar="FOLDER",
         help="where to look for MNIST, as data.root (default: the environment's INDRNN_DATA, or data)",
     )
-    return made
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def _print_facts(data_root: str) -> None:
 def _facts(data_root: str) -> list[tuple[str, str]]:
     import torch
 
-    from ..config.paths import config_dir
+    from ..config.compose import config_dir
     from ..record import environment, git
 
     cpu = environment("cpu")

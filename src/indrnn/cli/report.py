@@ -16,22 +16,22 @@ With --inspect: pictures of what trained networks do; give one IndRNN and one LS
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         "indrnn-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
+    command.add_argument(
         "folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)"
     )
-    made.add_argument(
+    command.add_argument(
         "--out", type=Path, help="where to write (default: outputs/report, with --inspect outputs/inspect)"
     )
-    made.add_argument(
+    command.add_argument(
         "--inspect", nargs="+", type=Path, metavar="RUN", help="run folders to look into, instead of a report"
     )
-    made.add_argument(
+    command.add_argument(
         "--data-root", metavar="FOLDER", help="with --inspect: where MNIST lies, if no longer where the run had it"
     )
-    return made
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,11 +3,9 @@
 import argparse
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
-import traceback
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from omegaconf import DictConfig
 
 from ..errors import UserError
-from . import announce, drop_output
+from . import announce, report, run
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
@@ -23,6 +21,18 @@ if TYPE_CHECKING:
     from ..record import Result
 
 PROGRAM = "indrnn-train"
+_USAGE = """\
+indrnn-train trains one network on one task, evaluates it and records the run.
+
+  indrnn-train                                       the IndRNN, tutorial protocol, full sequential MNIST
+  indrnn-train model=lstm seed=1 optimizer.lr=1e-3   key=value sets anything listed below
+  indrnn-train experiment=paper model=indrnn_12layer a protocol, and a network that runs it
+  indrnn-train -m model=indrnn,lstm seed=0,1,2       one run for each combination
+  indrnn-train model=lstm --help                     the same list for another choice
+
+Flags: -m sweep; --cfg job print the configuration, --resolve with references replaced; --config-dir FOLDER more
+choices of your own; --version; -sc install=bash tab completion (also zsh, fish); --hydra-help the rest.
+Run again, a command goes on where it stopped, and skips what is done."""
 
 
 class _Command:
@@ -42,78 +52,111 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed, 2 the request cannot be met, 128 + n stopped by signal n."""
     global _command
     _command = _Command()
-    if "--version" in sys.argv[1:]:
-        from indrnn import __version__
-
-        print(f"indrnn {__version__}")
-        return
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # Without this Hydra turns every exception into lines of its own and exit code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     terminate = signal.signal(signal.SIGTERM, _stop)
     try:
-        _run()
-        code = max(_command.failures, default=0)
-    except BrokenPipeError:
-        drop_output()
-        code = 1
-    except OSError as error:
-        # Jobs report their own; what is left is the folder of a sweep.
-        code = _say(f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder", 2)
-    except Exception as error:
-        code = _report(error)
-    except KeyboardInterrupt as stop:
-        # While it trains, a run sees to signals itself.
-        number = signal.Signals(*stop.args or (signal.SIGINT,))
-        code = _say(f"stopped by {number.name} while nothing was being trained; nothing is lost", 128 + number)
+        run(PROGRAM, _run, _command.tracebacks)
     finally:
         signal.signal(signal.SIGTERM, terminate)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
-    if code:
-        sys.exit(code)
 
 
-def _run() -> None:
-    import hydra
-    from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends what is not training as Ctrl-C does; a run sees to signals itself."""
+    raise KeyboardInterrupt(number)
 
-    from ..config.compose import Composer
-    from ..config.paths import config_dir
-    from ..config.wording import one_line
 
-    parser = get_args_parser()
+def _run() -> int:
+    assert _command is not None
+    options = _options()
+    if options.version:
+        from indrnn import __version__
+
+        print(f"indrnn {__version__}")
+    else:
+        _answer(options)
+    return max(_command.failures, default=0)
+
+
+def _options() -> argparse.Namespace:
+    """The command's flags, which are Hydra's, and its overrides. Leaves in sys.argv what Hydra reads as the same: its
+    own parser takes flags before or after the overrides only, not between them."""
+    parser = argparse.ArgumentParser(PROGRAM, add_help=False)
     parser.error = _refuse_flag  # type: ignore[method-assign]
+    for flags in ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m",
+                  "--shell-completion -sc"):  # fmt: skip
+        parser.add_argument(*flags.split(), action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--info", "-i", nargs="?", const="all")
+    for flags in ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun"):
+        parser.add_argument(*flags.split())
+    parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
-    # Hydra's own parser takes flags before or after the overrides only, not between them.
     words = sys.argv[1:]
     for override in options.overrides:
         words.remove(override)
     sys.argv[1:] = [*words, *options.overrides]
+    return options
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists the flags")
+
+
+def _answer(options: argparse.Namespace) -> None:
+    import hydra
+    from hydra.errors import HydraException
+
+    from ..config.compose import Composer, config_dir, one_line
+
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
         composer = Composer(options.config_name or "train", options.config_dir)
         if options.help:
-            from .help import help_text
-
-            print(help_text(composer, options.overrides))
+            print(_help(composer, options.overrides))
             return
         _check_jobs(composer, options)
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
+    except OSError as error:
+        # Jobs report their own; what is left is the folder of a sweep.
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(
+            f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder"
+        ) from error
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends what is not training as Ctrl-C does."""
-    raise KeyboardInterrupt(number)
+def _help(composer: "Composer", overrides: list[str]) -> str:
+    """The choices of every group, and every key with its meaning and the value that ``overrides`` give it."""
+    from ..config.checks import settings
+
+    cfg = composer.compose(overrides)
+    keys = [(f"{key}={_typed(value)}", field.metadata["doc"]) for key, field, value in settings(cfg)]
+    choices = composer.choices()
+    width = max(map(len, choices))
+    lines = [_USAGE, "", "Choices:"]
+    lines += [f"  {group:<{width}} = {', '.join(names)}" for group, names in choices.items()]
+    lines += ["", "What an experiment sets for one model only, <experiment>_<model>:"]
+    lines += [
+        f"  {name:<30} {' '.join(f'{key}={_typed(value)}' for key, value in values.items())}"
+        for name, values in composer.for_models().items()
+    ]
+    lines += ["", "Keys, with the values of this command:", *(f"  {key:<34} {doc}".rstrip() for key, doc in keys)]
+    return "\n".join(lines)
 
 
-def _refuse_flag(message: str) -> NoReturn:
-    raise UserError(f"{message}; --help lists the flags")
+def _typed(value: object) -> str:
+    """As it would be typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_jobs(composer: "Composer", options: argparse.Namespace) -> None:
@@ -136,7 +179,7 @@ def _check_jobs(composer: "Composer", options: argparse.Namespace) -> None:
             )
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(composed: DictConfig) -> None:
     """One job, in this process or, with another launcher of Hydra, in one of its own."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -146,30 +189,31 @@ def _job(cfg: DictConfig) -> None:
         from indrnn.record import command_line, run_folder
         from indrnn.train import train
 
+        cfg = cast("Config", composed)
         # The name is drawn from what Hydra knows of this job, which the next job replaces.
-        cfg.name = cfg.name
+        cfg.name = str(cfg.name)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("indrnn").setLevel(logging.INFO)
-        settings = HydraConfig.get()
-        overrides = [str(word) for word in settings.overrides.task]
-        sweep = settings.mode is not None and settings.mode.name == "MULTIRUN"
+        hydra = HydraConfig.get()
+        overrides = [str(word) for word in hydra.overrides.task]
+        sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
         # A job of a sweep is repeated by its own overrides, not by the sweep's.
-        command = shlex.join([PROGRAM, *_flags(settings), *overrides]) if sweep else command_line()
-        print(_outcome(train(cast("Config", cfg), overrides=overrides, command=command), run_folder(cfg)), flush=True)
+        command = shlex.join([PROGRAM, *_flags(hydra), *overrides]) if sweep else command_line()
+        print(_outcome(train(cfg, overrides=overrides, command=command), run_folder(cfg)), flush=True)
     except Exception as error:
-        if _command is None or _command.process != os.getpid():
+        if _command is None or _command.process != os.getpid() or isinstance(error, BrokenPipeError):
             raise
-        code = _report(error)
+        code = report(PROGRAM, error, _command.tracebacks)
         if code > 128:
             # Stopped by a signal: the jobs of a sweep that follow are to stop, too.
             sys.exit(code)
         _command.failures.append(code)
 
 
-def _flags(settings: Any) -> list[str]:
+def _flags(hydra: Any) -> list[str]:
     """The flags of the command that a job's configuration depends on."""
-    flags = [] if settings.job.config_name == "train" else ["--config-name", settings.job.config_name]
-    for source in settings.runtime.config_sources:
+    flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
+    for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
             flags += ["--config-dir", source.path]
     return flags
@@ -187,28 +231,6 @@ def _outcome(result: "Result", folder: Path) -> str:
         f"{result.name} seed {result.seed} on {result.task}: {figures} with the checkpoint of step {result.best_step} "
         f"of {result.steps}, {result.parameters:,} parameters; {folder}"
     )
-
-
-def _report(error: Exception) -> int:
-    """Say what went wrong; the exit code."""
-    if _command is not None and _command.tracebacks:
-        traceback.print_exception(error)
-    if isinstance(error, UserError):
-        return _say(str(error), error.exit_code)
-    # PyTorch's own class is for devices alone; on a CPU it raises a RuntimeError.
-    if isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
-        return _say("out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size", 1)
-    if isinstance(error, OSError) and error.filename is not None:
-        return _say(f"{error.filename}: {error.strerror}", 1)
-    if not (_command is not None and _command.tracebacks):
-        traceback.print_exception(error)
-    return 1
-
-
-def _say(message: str, code: int) -> int:
-    # One line, whatever the library thought that worded it first.
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

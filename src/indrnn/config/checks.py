@@ -4,22 +4,23 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data import make_task
 from ..errors import UserError
-from .wording import type_problem
+from .schema import FOLDER_NAME, Config
 
-# A folder name on every file system; the two also stand in TensorBoard's list of runs.
-_FOLDER_NAME = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
+if TYPE_CHECKING:
+    from ..data import Task
+
+_TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 # Where the schema has no maximum; beyond it int32 indices, and any patience, end.
 _LARGEST_INTEGER = 2**31 - 1
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: Config) -> None:
     """Check every value against the schema's ranges and choices, then against the other values.
 
     Raises:
@@ -29,18 +30,37 @@ def check(cfg: DictConfig) -> None:
         # What a network or a task from outside takes is its own affair.
         if setting.name != "args":
             _check_range(key, value, setting.metadata)
-    _check_names(cfg)
+    run_name(cfg)
+    if not cfg.output_root:
+        raise UserError("output_root='': it names a folder; give one, or . for this one")
+    if getattr(cfg.data, "root", ".") == "":
+        raise UserError("data.root='': it names a folder; give one, or . for this one")
     _check_data(cfg)
     _check_training(cfg)
     _check_model(cfg)
 
 
-def result_keys(cfg: DictConfig) -> dict[str, Any]:
+def run_name(cfg: Config) -> str:
+    """What a run is called, in its folder's path and in reports: its name, with its tag if it has one.
+
+    Raises:
+        UserError: one of the two cannot be part of a folder's name.
+    """
+    name, tag = cfg.name, getattr(cfg, "tag", None)
+    for key, value in (("name", name), ("tag", tag)):
+        if value is not None and not re.fullmatch(FOLDER_NAME, value):
+            raise UserError(
+                f"{key}={value!r}: it names a folder; use letters, digits and _ - + = , @ % and, but not first, a dot"
+            )
+    return name if tag is None else f"{name}-{tag}"
+
+
+def result_keys(cfg: Config) -> dict[str, Any]:
     """The keys whose values can change what a run computes, dotted, with plain values."""
     return {key: value for key, setting, value in settings(cfg) if setting.metadata.get("affects_result", True)}
 
 
-def settings(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+def settings(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
     """Every key of a structured configuration: its dotted name, its field in the schema, its resolved value.
 
     Raises:
@@ -92,8 +112,8 @@ def _check_range(key: str, value: Any, limits: Any) -> None:
         return
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        known = (str(each).lower() if isinstance(each, bool) else each for each in choices)
-        raise UserError(f"{key}={value}: choose one of {', '.join(known)}")
+        words = (str(choice).lower() if isinstance(choice, bool) else choice for choice in choices)
+        raise UserError(f"{key}={value}: choose one of {', '.join(words)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     low, above = limits.get("minimum"), limits.get("above")
@@ -121,20 +141,11 @@ def _range_in_words(low: float | None, above: float | None, high: float | None, 
     return " and ".join(words)
 
 
-def _check_names(cfg: DictConfig) -> None:
-    for key in ("name", "tag"):
-        value = cfg[key]
-        if value is not None and not _FOLDER_NAME.fullmatch(value):
-            raise UserError(f"{key}={value!r}: it names a folder; use letters, digits and . _ - = + , @ %")
-    for key in ("output_root", "data.root"):
-        if OmegaConf.select(cfg, key) == "":
-            raise UserError(f"{key}='': it names a folder; give one, or . for this one")
-
-
-def least_memory(cfg: DictConfig) -> int:
+def least_memory(cfg: Config) -> int:
     """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
     evaluating, that of one layer and its input), and four numbers for each recurrent or square weight."""
-    model, trainer = cfg.model, cfg.trainer
+    model: Any = cfg.model
+    trainer = cfg.trainer
     if "_target_" in model:
         return 0  # Nothing is known of it.
     size = int(model.hidden_size)
@@ -148,37 +159,66 @@ def least_memory(cfg: DictConfig) -> int:
         inner = layers - 1
         matrices = {"LSTMConfig": 4 * (layers + inner), "RNNConfig": layers + inner}
         weights = matrices.get(getattr(OmegaConf.get_type(model), "__name__", ""), inner) * size**2
-    sequences = int(cfg.data.get("validation_size", trainer.eval_batch_size))
+    sequences: int = getattr(cfg.data, "validation_size", trainer.eval_batch_size)
     states = max(trainer.batch_size * outputs, 2 * min(trainer.eval_batch_size, sequences) * size)
-    return 4 * make_task(cfg.data).length * states + 16 * weights
+    return 4 * _task(cfg).length * states + 16 * weights
 
 
-def _check_data(cfg: DictConfig) -> None:
-    count = make_task(cfg.data).training_samples
+def _task(cfg: Config) -> "Task":
+    # Here, so that --help does not wait for what reading data takes.
+    from ..data import make_task
+
+    return make_task(cfg.data)
+
+
+def _check_data(cfg: Config) -> None:
+    count = _task(cfg).training_samples
     if count is None:
         return
-    for key in ("trainer.batch_size", "trainer.bn_samples"):
-        value = OmegaConf.select(cfg, key)
+    for key in ("batch_size", "bn_samples"):
+        value = getattr(cfg.trainer, key)
         if value > count:
-            raise UserError(f"{key}={value}: there are only {count:,} training samples; take at most as many")
+            raise UserError(f"trainer.{key}={value}: there are only {count:,} training samples; take at most as many")
 
 
-def _check_training(cfg: DictConfig) -> None:
-    if cfg.schedule.name == "plateau" and cfg.schedule.minimum_lr >= cfg.optimizer.lr:
+def _check_training(cfg: Config) -> None:
+    minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
+    if minimum >= cfg.optimizer.lr:
         raise UserError(
-            f"schedule.minimum_lr={cfg.schedule.minimum_lr}: the run would end at once; "
+            f"schedule.minimum_lr={minimum}: the run would end at once; "
             f"it must be below optimizer.lr={cfg.optimizer.lr}"
         )
 
 
-def _check_model(cfg: DictConfig) -> None:
-    model = cfg.model
-    fixed = model.get("last_layer_fixed")
+def _check_model(cfg: Config) -> None:
+    model: Any = cfg.model
+    fixed = getattr(model, "last_layer_fixed", None)
     if fixed is None or model.constraint == "none":
         return
-    length = make_task(cfg.data).length
-    bound = model.gamma ** (1 / length)
+    # Here, for it imports PyTorch.
+    from ..layers import recurrent_max
+
+    length = _task(cfg).length
+    bound = recurrent_max(length, model.gamma)
     if abs(fixed) > bound:
         raise UserError(
             f"model.last_layer_fixed={fixed}: it must be at most {bound:.6g} in size, which is model.gamma^(1/{length})"
         )
+
+
+def type_problem(text: str) -> str:
+    """``Value 'x' of type 'str' could not be converted to Float`` and its like, in words."""
+    first = text.strip().splitlines()[0] if text.strip() else "not a possible value"
+    first = re.sub(r"^While dereferencing interpolation '.*?': ", "", first)
+    wrong = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", first)
+    if wrong:
+        # A reference to a whole group would print all of it.
+        value = "a group of keys" if wrong[2] == "DictConfig" else wrong[1]
+        return f"{value} is not {_TYPE_NAMES.get(wrong[3], wrong[3])}"
+    if "is not Optional" in first:
+        return "it must have a value, not null"
+    if "is not a ListConfig" in first:
+        return "a list is needed, as [1,2]"
+    if first.startswith("Cannot convert"):
+        return "a text is needed"
+    return first

@@ -42,6 +42,8 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+# Of a folder that a name becomes, on every file system; "=" and "+" also stand in TensorBoard's list of runs.
+FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 # The largest seed that every generator takes (numpy's RandomState the least).
 MAX_SEED = 2**32 - 1

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ..config.schema import FOLDER_NAME
 from ..errors import UserError
 from ..external import blaming, call_target
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-# Of a folder that a name becomes, on every file system; "=" and "+" also stand in TensorBoard's list of runs.
-FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 
 
 class Split(Protocol):

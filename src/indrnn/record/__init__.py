@@ -1,7 +1,7 @@
 """What a run leaves behind: its folder, metrics, TensorBoard events and result; and reading them again."""
 
 from .files import replacing
-from .folder import RunFolder, open_run, run_folder, run_name
+from .folder import RunFolder, open_run, run_folder
 from .metrics import MetricsWriter, read_metrics
 from .result import (
     Result,
@@ -28,7 +28,6 @@ __all__ = [
     "read_result",
     "replacing",
     "run_folder",
-    "run_name",
     "running_code",
     "tensorboard_command",
     "tensorboard_link",

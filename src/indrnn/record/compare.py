@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
-
 from ..config.checks import result_keys, settings
 from ..config.schema import SCHEMAS, Config
 
@@ -42,7 +40,7 @@ def neutral_keys() -> frozenset[str]:
     return frozenset(neutral)
 
 
-def differences(old: dict[str, Any], cfg: DictConfig) -> list[Difference]:
+def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
     """The keys that affect the result and differ between a stored configuration and ``cfg``, in the schema's order.
 
     A key that did not exist yet when ``old`` was written counts as having had the schema's default, so that adding a
@@ -57,7 +55,7 @@ def differences(old: dict[str, Any], cfg: DictConfig) -> list[Difference]:
     return [pair for pair in pairs if pair.old != pair.new]
 
 
-def continues(differ: list[Difference], cfg: DictConfig) -> bool:
+def continues(differ: list[Difference], cfg: Config) -> bool:
     """Whether a larger max_steps is all that differs, so that ``cfg`` is the same run going on for longer."""
     return (
         [each.key for each in differ] == ["trainer.max_steps"]
@@ -67,12 +65,12 @@ def continues(differ: list[Difference], cfg: DictConfig) -> bool:
     )
 
 
-def fingerprint(cfg: DictConfig, provenance: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
     """What makes a run this one: the keys that affect its result (the seed among them) and the hashes of its data."""
     return {"config": result_keys(cfg), "data": flatten(provenance)}
 
 
-def strange(stored: dict[str, Any], cfg: DictConfig, provenance: dict[str, Any]) -> list[Difference]:
+def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
     """Where a stored `fingerprint` is that of another run. What only one of the two knows of the data is left out."""
     differ = differences(stored["config"], cfg)
     data = flatten(provenance)

@@ -22,9 +22,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..config.checks import run_name
+from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
 from .compare import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences
@@ -41,25 +43,12 @@ _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
 
-_SAFE = re.compile(r"[\w=+,@%-][\w.=+,@%-]*")
 _SHOWN = 4
 
 
-def run_folder(cfg: DictConfig) -> Path:
+def run_folder(cfg: Config) -> Path:
     """``output_root/<task>/<name>[-tag]/seed<k>``; touches no disk. Raises UserError for an unsafe name or tag."""
-    for key in ("name", "tag"):
-        value = cfg.get(key)
-        if value is not None and not _SAFE.fullmatch(str(value)):
-            raise UserError(
-                f"{key}={value!r} cannot be part of a folder name: use letters, digits and _ - + = , @ % "
-                "and, but not first, a dot"
-            )
-    return Path(str(cfg.output_root)).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
-
-
-def run_name(cfg: DictConfig) -> str:
-    """What a run is called in its folder's path, in tables and in figures: its name, with its tag if it has one."""
-    return str(cfg.name) if cfg.get("tag") is None else f"{cfg.name}-{cfg.tag}"
+    return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
 class RunFolder:
@@ -72,7 +61,7 @@ class RunFolder:
         self,
         path: Path,
         state: str,
-        cfg: DictConfig,
+        cfg: Config,
         overrides: Sequence[str],
         command: str,
         lock: FileLock | None = None,
@@ -131,7 +120,7 @@ class RunFolder:
         self.close()
 
 
-def open_run(cfg: DictConfig, overrides: Sequence[str], command: str) -> RunFolder:
+def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
     """Decide what to do with the folder of ``cfg`` (see the module's docstring) and hold it for this process.
 
     config.yaml and overrides.yaml are written at once where that loses nothing, otherwise by `RunFolder.begin`.
@@ -209,7 +198,7 @@ def load_config_file(path: Path) -> dict[str, Any]:
 _ELSEWHERE = "move it away, or keep this run apart with tag=<word> or output_root="
 
 
-def _state(path: Path, cfg: DictConfig) -> str:
+def _state(path: Path, cfg: Config) -> str:
     """fresh, resume or finished; raises UserError if ``cfg`` must not touch what lies in ``path``."""
     present = {file.name for file in written_files(path)} if path.is_dir() else set()
     if CONFIG not in present:
@@ -252,7 +241,7 @@ def _was_trained(path: Path) -> bool:
     return rows > 0 or any((path / name).exists() for name in (RESULT, CHECKPOINT, BEST))
 
 
-def _refusal(path: Path, differ: list[Difference], cfg: DictConfig) -> str:
+def _refusal(path: Path, differ: list[Difference], cfg: Config) -> str:
     shown = ", ".join(map(str, differ[:_SHOWN]))
     more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
     why = (

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from indrnn.config.checks import run_name
+from indrnn.config.schema import Config
 from indrnn.data import Split, Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
-from indrnn.record import run_name
 from indrnn.train import load_run
 from indrnn.train.evaluate import reestimate_batch_norm
 from indrnn.train.order import Stream, torch_seed
@@ -30,7 +30,7 @@ class Inspected:
     """One run: its trained network, and the same network as it was before the first update."""
 
     label: str
-    cfg: DictConfig
+    cfg: Config
     trained: nn.Module
     untrained: nn.Module
 
@@ -73,15 +73,15 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         raise UserError(f"--inspect compares runs of one task; these are of {', '.join(tasks)}")
     data = runs[0][2].data
     if data_root is not None:
-        if "root" not in data:
+        if not hasattr(data, "root"):
             raise UserError(f"--data-root: the task {data.name} reads no files")
-        data = OmegaConf.merge(data, {"root": data_root})
+        data.root = data_root
     task = make_task(data)
     splits = task.load(torch.device("cpu"))
     return [_inspected(model, cfg, splits) for _, model, cfg in runs], task, splits
 
 
-def _inspected(model: nn.Module, cfg: DictConfig, splits: Splits) -> Inspected:
+def _inspected(model: nn.Module, cfg: Config, splits: Splits) -> Inspected:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         untrained = build_model(cfg.model, make_task(cfg.data))

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from indrnn.config.checks import run_name
+from indrnn.config.schema import Config
 from indrnn.data import Task, make_task
 from indrnn.errors import UserError
-from indrnn.record import Result, read_metrics, read_result, run_name
+from indrnn.record import Result, read_metrics, read_result
 from indrnn.record.compare import flatten, neutral_keys
 from indrnn.record.folder import CONFIG, METRICS, RESULT, load_config_file
 
@@ -34,7 +36,7 @@ class Run:
     """One run folder, under the names that its configuration gives it. ``result`` is None while it is unfinished."""
 
     path: Path
-    config: DictConfig
+    config: Config
     about: Task
     result: Result | None
     metrics: dict[str, np.ndarray]
@@ -223,7 +225,7 @@ def read_run(path: Path) -> Run:
     if len(metrics["step"]) and not np.isfinite(metrics["loss"]).any():
         raise UserError(f"{path / METRICS}: none of its losses is a number")
     try:
-        config = OmegaConf.create(stored)
+        config = cast(Config, OmegaConf.create(stored))
         task = make_task(config.data)
     except (UserError, OmegaConfBaseException, ValueError, TypeError) as failure:
         raise UserError(f"{path / CONFIG}: {str(failure).splitlines()[0][:120]}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[s
     wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
     if wrong is not None:
         raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
-    differ = strange(content["fingerprint"], cast(DictConfig, cfg), provenance)
+    differ = strange(content["fingerprint"], cfg, provenance)
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
 
@@ -181,7 +181,7 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path
 CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
 
 
-def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, DictConfig]:
+def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Config]:
     """The model of a run with its weights, on the CPU and in evaluation mode, and the run's configuration.
 
     ``best`` are the weights chosen on validation, with the batch-norm statistics they were judged with (a finished run
@@ -197,7 +197,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Dic
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no {' or '.join(names)}: the run has not come far enough to write one")
-    cfg = OmegaConf.create(load_config_file(folder / CONFIG))
+    cfg = cast(Config, OmegaConf.create(load_config_file(folder / CONFIG)))
     model = build_model(cfg.model, make_task(cfg.data))
     load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
     return model.eval(), cfg

@@ -8,10 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from ..config.checks import least_memory
 from ..config.schema import Config
@@ -48,13 +46,12 @@ def resolve_device(name: str) -> torch.device:
 def check_memory(cfg: Config, device: torch.device) -> None:
     """Raises UserError if the device has less memory than the run needs at the very least: without this the system
     would end the process without a word, perhaps only at the first evaluation."""
-    composed = cast(DictConfig, cfg)
-    have, needed = _memory(device), least_memory(composed)
+    have, needed = _memory(device), least_memory(cfg)
     if have is not None and needed > have:
-        keys = ("model.hidden_size", "trainer.batch_size", "trainer.eval_batch_size")
-        values = ", ".join(f"{key}={OmegaConf.select(composed, key)}" for key in keys)
         raise UserError(
-            f"{values} and {make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
+            f"model.hidden_size={cfg.model.hidden_size}, trainer.batch_size={cfg.trainer.batch_size}, "
+            f"trainer.eval_batch_size={cfg.trainer.eval_batch_size} and "
+            f"{make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
             f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
         )
 

@@ -157,7 +157,7 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     flush_denormals(device)
     recorded = read_result(path / RESULT)
     model, cfg = load_run(path)
-    if data_root is not None and "root" in cfg.data:
+    if data_root is not None and hasattr(cfg.data, "root"):
         cfg.data.root = data_root
     task = make_task(cfg.data)
     data = task.load(device)

@@ -9,10 +9,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config.checks import check
@@ -50,11 +48,10 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
         RunError: the run failed (a loss that is not finite, a full disk).
         Interrupted: SIGINT or SIGTERM came; a checkpoint is saved, or the run is finished.
     """
-    composed = cast(DictConfig, cfg)
-    check(composed)
+    check(cfg)
     device = resolve_device(cfg.device)
     check_memory(cfg, device)
-    with open_run(composed, list(overrides), command) as folder:
+    with open_run(cfg, list(overrides), command) as folder:
         if folder.state == "finished":
             result = read_result(folder.result_path)
             _require_same_data(cfg, result, folder.path)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config.checks import run_name
 from ..config.schema import Config
 from ..data import Task
 from ..layers import recurrent_layers
@@ -34,7 +35,7 @@ def make_result(
     return Result(
         model=cfg.model.name,
         task=task.name,
-        name=cfg.name if cfg.tag is None else f"{cfg.name}-{cfg.tag}",
+        name=run_name(cfg),
         seed=cfg.seed,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         best_step=best["step"],

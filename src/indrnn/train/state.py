@@ -5,10 +5,9 @@ is; made from the configuration, rehearsed, put into a checkpoint and taken out 
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config.schema import Config
@@ -148,7 +147,7 @@ class TrainingState:
             "schedule": self.schedule.state(),
             "progressed": asdict(self.position),
             "best": self.best,
-            "fingerprint": fingerprint(cast(DictConfig, self.cfg), self.data.provenance),
+            "fingerprint": fingerprint(self.cfg, self.data.provenance),
             "segments": self.segments,
         }
 
