@@ -63,7 +63,7 @@ CHRONO = {
 }  # fmt: skip
 STUDIES: dict[str, tuple[Callable[[Trial], list[str]], list[str], list[dict[str, Any]]]] = {
     "indrnn": (indrnn, ["model=indrnn"], [SKETCH, {**SKETCH, "optimizer.lr": 4e-3, "trainer.clip_norm": "1"}]),
-    "indrnn_12layer": (indrnn, ["model=indrnn", "model.num_layers=12"], [SKETCH]),
+    "indrnn_12layer": (indrnn, ["model=indrnn_12layer"], [SKETCH]),
     "lstm": (lstm, [], [CHRONO, {**CHRONO, "optimizer.lr": 2e-3}]),
 }
 
