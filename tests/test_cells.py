@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.config.schema import AddingConfig, MNIST5kConfig
 from indrnn.data import make_task
 from indrnn.models.gru import GRUClassifier

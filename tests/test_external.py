@@ -11,7 +11,7 @@ import torch
 from indrnn.cli import evaluate as evaluate_command
 from indrnn.cli import report as report_command
 from indrnn.cli import train as train_command
-from indrnn.config import load_config
+from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.models import build_model, recurrent_weights
