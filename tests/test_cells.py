@@ -80,7 +80,7 @@ def test_a_network_trains_under_the_protocol_of_the_table(model, tmp_path):
         "trainer.bn_samples=50",
     ]
     result = train(load_config([*words, f"output_root={tmp_path}"]))
-    assert (result.model, result.steps) == (model, 6)
+    assert (result.name, result.steps) == (f"length_study_{model}", 6)
     assert result.name == f"length_study_{model}"
     for protocol in ("demo", "fast"):
         assert load_config([f"experiment={protocol}", f"model={model}"]).model.name == model

@@ -114,7 +114,7 @@ def test_help_lists_choices_and_keys_of_the_model_at_hand(run):
     assert "demo_indrnn" in text
     assert "model.num_layers=3" in text
     assert "model.forget_bias=1.0" in text
-    assert "model.gamma" not in text
+    assert "\n  model.gamma" not in text
     assert "schema" not in text
 
 

@@ -24,12 +24,12 @@ def run(program: str, command: Callable[[], int | None], tracebacks: bool = Fals
         number = signal.Signals(*stop.args or (signal.SIGINT,))
         code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
     except Exception as error:
-        code = report(program, error, tracebacks)
+        code = explain(program, error, tracebacks)
     if code:
         sys.exit(code)
 
 
-def report(program: str, error: Exception, tracebacks: bool = False) -> int:
+def explain(program: str, error: Exception, tracebacks: bool = False) -> int:
     """Say what went wrong, with a traceback if ``tracebacks`` or nobody foresaw it; returns the exit code."""
     line, code = None, 1
     if isinstance(error, UserError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from omegaconf import DictConfig
 
 from ..errors import UserError
-from . import announce, report, run
+from . import announce, explain, run
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
@@ -203,7 +203,7 @@ def _job(composed: DictConfig) -> None:
     except Exception as error:
         if _command is None or _command.process != os.getpid() or isinstance(error, BrokenPipeError):
             raise
-        code = report(PROGRAM, error, _command.tracebacks)
+        code = explain(PROGRAM, error, _command.tracebacks)
         if code > 128:
             # Stopped by a signal: the jobs of a sweep that follow are to stop, too.
             sys.exit(code)

@@ -49,7 +49,8 @@ def check_memory(cfg: Config, device: torch.device) -> None:
     have, needed = _memory(device), least_memory(cfg)
     if have is not None and needed > have:
         raise UserError(
-            f"model.hidden_size={getattr(cfg.model, 'hidden_size', None)}, trainer.batch_size={cfg.trainer.batch_size}, "
+            f"model.hidden_size={getattr(cfg.model, 'hidden_size', None)}, "
+            f"trainer.batch_size={cfg.trainer.batch_size}, "
             f"trainer.eval_batch_size={cfg.trainer.eval_batch_size} and "
             f"{make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
             f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
