@@ -304,4 +304,4 @@ def test_reproduce_runs_as_a_script():
     command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), "--list"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(printed) == sum(len(row.seeds) for row in ROWS)
-    assert printed[0].startswith("mnist/indrnn/seed0")
+    assert printed[0].startswith("mnist/fast_indrnn/seed0")
