@@ -1,24 +1,37 @@
 """Curves of training runs: one line a model (the mean over its seeds, with a band), all models in the same axes; and
 final error against sequence length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .runs import Group, Run, mean_answer_level
-from .style import BASELINE, Look, figure, legend_below, looks_by_model, save, short_number
+from .runs import Group, Run, in_words, mean_answer_level
+from .style import (
+    BASELINE,
+    Look,
+    figure,
+    label_lines,
+    legend_below,
+    looks_by_model,
+    save,
+    say_above,
+    short_number,
+)
 from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.
 LOG_RATIO = 8
+MARKED = 40  # evaluations of a line that are all marked
+LONGEST_LABEL = 34  # letters beside a line
 
 NOTE_SEEDS = "Line: mean of n seeds; band: smallest to largest"
 NOTE_LONGER = "; thin lines: seeds that ran on longer"
@@ -78,16 +91,16 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
     if not drawn[0].measures_accuracy:
         level = mean_answer_level(drawn, "validation")
         label = "Validation mean squared error, log scale"
-        paths = _against_both(drawn, look, "val", "loss", label, folder / "error", partial(_mean_squared_axis, level))
+        paths = _against_both(drawn, look, "loss", label, folder / "error", partial(_mean_squared_axis, level))
         level = mean_answer_level(drawn, "train")
         return paths + _against_steps(drawn, look, folder / "loss", "Training error (mse)", level)
     classes = drawn[0].about.output_size
     percent = partial(_percent_axis, classes)
-    paths = _against_both(drawn, look, "val", "accuracy", "Validation accuracy (%)", folder / "accuracy", percent)
+    paths = _against_both(drawn, look, "accuracy", "Validation accuracy (%)", folder / "accuracy", percent)
     best = max((run.best_validation_accuracy or 0.0 for group in drawn for run in group.runs), default=0.0)
     if best > 0.9:
-        label = "Validation error (%, log scale)"
-        paths += _against_both(drawn, look, "val", "accuracy", label, folder / "error", partial(_error_axis, classes))
+        label = "Validation error (%), log scale"
+        paths += _against_both(drawn, look, "accuracy", label, folder / "error", partial(_error_axis, classes))
     # What is reached without having learnt anything.
     guessing = ([float(np.log(classes))], f"guessing: ln {classes} = {np.log(classes):.2f}")
     return paths + _against_steps(drawn, look, folder / "loss", "Training loss (nats)", guessing)
@@ -100,61 +113,71 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     lengths = sorted({group.about.length for group in adding})
     if len(lengths) < 2:
         return []
-    by_name: dict[str, list[Group]] = {}
+    by_name: dict[str, dict[int, Group]] = {}
     for group in adding:
-        by_name.setdefault(group.name, []).append(group)
-    look = looks_by_model({name: members[0].model for name, members in by_name.items()})
+        by_name.setdefault(group.name, {})[group.about.length] = group
+    words = in_words(adding)
+    look = looks_by_model({group.name: group.model for group in adding})
     with figure(height=3.8) as (drawing, axes):
-        axes.set_xscale("log")
         log_values(axes)
         for pick in (min, max):
-            levels = [
-                pick(mean_answer_level([g for g in adding if g.about.length == length], "test")[0])
-                for length in lengths
-            ]
-            axes.plot(lengths, levels, zorder=1, **BASELINE)
-        labels = {}
-        for name, members in by_name.items():
-            one = look[name]
-            errors = [[result.test_loss for result in group.results] for group in members]
-            x = [group.about.length for group in members]
-            axes.fill_between(x, [*map(min, errors)], [*map(max, errors)], color=one.color, alpha=0.2, linewidth=0)
-            means = [sum(values) / len(values) for values in errors]
-            axes.plot(x, means, color=one.color, linestyle=one.linestyle, marker=one.marker)
-            labels[name] = f"{name} (n = {extent([len(values) for values in errors])})"
-        axes.xaxis.set_major_locator(FixedLocator(lengths))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("Sequence length T (time steps, log scale)")
-        axes.set_ylabel("Test mean squared error, log scale")
+            same_length = ([group for group in adding if group.about.length == length] for length in lengths)
+            levels = [pick(mean_answer_level(members, "test")[0]) for members in same_length]
+            axes.plot(range(len(lengths)), levels, zorder=1, **BASELINE)
+        labels, ends, missing = {}, {}, []
+        for number, (name, members) in enumerate(by_name.items()):
+            # Side by side, so that none hides another where all have learnt nothing.
+            x = [lengths.index(length) + 0.06 * (number - (len(by_name) - 1) / 2) for length in members]
+            errors = [[result.test_loss for result in group.results] for group in members.values()]
+            means = [fmean(values) for values in errors]
+            style = look[name]
+            axes.vlines(x, [*map(min, errors)], [*map(max, errors)], color=style.color, linewidth=3, alpha=0.35)
+            axes.plot(x, means, color=style.color, linestyle=style.linestyle, marker=style.marker, linewidth=1.2)
+            labels[name] = f"{words[name]} (n = {extent([len(values) for values in errors])})"
+            ends[name] = (x[-1], means[-1])
+            absent = [f"{length:,}" for length in lengths if length not in members]
+            if absent:
+                missing.append(f"{words[name]} was not run at T = {', '.join(absent)}")
+        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+        axes.set_xlabel("Sequence length T (time steps); models side by side")
+        say_above(axes, "Test mean squared error, log scale")
         steps = extent([result.steps for group in adding for result in group.results])
+        notes = ["Mark: mean of n seeds; bar: smallest to largest"] * any(len(group.results) > 1 for group in adding)
+        level = mean_answer_level(adding, "test")[1]
         title = f"{adding[0].about.series}: error after {steps} updates"
-        note = NOTE_SEEDS if any(len(group.results) > 1 for group in adding) else None
-        finish(drawing, title, labels, look, mean_answer_level(adding, "test")[1], note)
+        finish(drawing, axes, title, labels, ends, look, level, "; ".join(notes + missing) or None)
         return save(drawing, folder, "length_study")
 
 
 def _against_both(
     groups: Sequence[Group],
     look: dict[str, Look],
-    split: str,
     value: str,
     label: str,
     target: Path,
     prepare: Callable[[Axes], tuple[Callable[[np.ndarray], np.ndarray], tuple[list[float], str]]],
 ) -> list[Path]:
-    """One quantity against steps (left) and against wall-clock seconds (right)."""
-    with figure(1, 2, height=3.6, sharey=True) as (drawing, (left, right)):
-        for axes, x in ((left, "step"), (right, "seconds")):
+    """One validation quantity against steps, and beside it against seconds where times compare."""
+    kinds = ("step", "seconds") if _times_compare(groups) else ("step",)
+    with figure(1, len(kinds), height=3.6, sharey=True, squeeze=False) as (drawing, [panels]):
+        ends = []
+        for axes, x in zip(panels, kinds, strict=True):
             transform, level = prepare(axes)
             unit = _time_axis(axes, groups) if x == "seconds" else _step_axis(axes, groups)
             for group in groups:
-                curves = [_curve(run, split, value, x, unit) for run in group.drawn]
-                _draw(axes, [(a, transform(b)) for a, b in curves], look[group.name])
-        left.set_ylabel(label)
-        _finish_task(drawing, groups, look, level[1])
+                curves = [_curve(run, "val", value, x, unit) for run in group.drawn]
+                end = _draw(axes, [(a, transform(b)) for a, b in curves], look[group.name])
+                if x == "step" and end is not None:
+                    ends.append((group, *end))
+        say_above(panels[0], label)
+        _finish_task(drawing, panels[0], groups, ends, look, level[1])
         return save(drawing, target.parent, target.name)
+
+
+def _times_compare(groups: Sequence[Group]) -> bool:
+    """Whether there are several groups, and all of them ran on one device."""
+    devices = {run.result and run.result.device_name for group in groups for run in group.drawn}
+    return len(groups) > 1 and len(devices) == 1 and None not in devices
 
 
 def _against_steps(
@@ -168,11 +191,14 @@ def _against_steps(
         edges = np.linspace(0, last, POINTS + 1)
         if axes.get_xscale() == "log":
             edges = np.unique(np.concatenate([np.geomspace(1, last, POINTS + 1), [last]]))
+        ends = []
         for group in groups:
             curves = [_curve(run, "train", "loss", "step", 1.0) for run in group.drawn]
-            _draw(axes, [binned(x, y, edges) for x, y in curves if len(x)], look[group.name])
-        axes.set_ylabel(f"{label}, log scale")
-        _finish_task(drawing, groups, look, level[1])
+            end = _draw(axes, [binned(x, y, edges) for x, y in curves if len(x)], look[group.name])
+            if end is not None:
+                ends.append((group, *end))
+        say_above(axes, f"{label}, log scale")
+        _finish_task(drawing, axes, groups, ends, look, level[1])
         return save(drawing, target.parent, target.name)
 
 
@@ -182,22 +208,34 @@ def _curve(run: Run, split: str, value: str, x: str, unit: float) -> tuple[np.nd
     return at[order] / unit, y[order]
 
 
-def _draw(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], look: Look) -> None:
+def _draw(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], look: Look) -> tuple[float, float] | None:
+    """Returns the line's last point; None if there is no line."""
     curve = band(curves, log=axes.get_xscale() == "log")
     if curve is None:
-        return
+        return None
     axes.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.2, linewidth=0)
-    # Shares of the axes' diagonal, so that markers keep apart on a logarithmic axis too.
-    places = (0.05, 0.13)
-    axes.plot(curve.x, curve.mean, color=look.color, linestyle=look.linestyle, marker=look.marker, markevery=places)
+    # Every evaluation is marked where there are few; else marks keep apart by shares of the axes' diagonal, on a
+    # logarithmic axis too.
+    marks = None if len(curve.x) <= MARKED else (0.05, 0.13)
+    axes.plot(curve.x, curve.mean, color=look.color, linestyle=look.linestyle, marker=look.marker, markevery=marks)
     for x, y in curve.rest:
-        axes.plot(x, y, color=look.color, linestyle=look.linestyle, linewidth=0.7, alpha=0.8)
+        mark = look.marker if len(x) == 1 else ""
+        axes.plot(x, y, color=look.color, linestyle=look.linestyle, marker=mark, linewidth=0.7, alpha=0.8)
+    return (float(curve.x[-1]), float(curve.mean[-1])) if len(curve.x) else None
 
 
 def finish(
-    drawing: Figure, title: str, labels: dict[str, str], look: dict[str, Look], level: str, note: str | None
+    drawing: Figure,
+    axes: Axes,
+    title: str,
+    labels: Mapping[str, str],
+    ends: Mapping[str, tuple[float, float]],
+    look: Mapping[str, Look],
+    level: str,
+    note: str | None,
 ) -> None:
-    """Title and legend: an entry for each name in ``labels``, then the level that takes no learning."""
+    """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
+    level that takes no learning."""
     drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     ones = [look[name] for name in labels]
     handles = [Line2D([], [], color=one.color, linestyle=one.linestyle, marker=one.marker) for one in ones]
@@ -206,12 +244,20 @@ def finish(
     legend_below(drawing, handles, [*labels.values(), *filter(None, [level])], note)
 
 
-def _finish_task(drawing: Figure, groups: Sequence[Group], look: dict[str, Look], level: str) -> None:
-    labels = {group.name: group.label for group in groups}
+def _finish_task(
+    drawing: Figure,
+    axes: Axes,
+    groups: Sequence[Group],
+    ends: Sequence[tuple[Group, float, float]],
+    look: dict[str, Look],
+    level: str,
+) -> None:
+    words = in_words(groups)
+    labels = {group.name: f"{words[group.name]} ({group.count})" for group in groups}
     several = [group for group in groups if len(group.drawn) > 1]
     longer = any(len({run.steps for run in group.drawn}) > 1 for group in several)
     note = NOTE_SEEDS + NOTE_LONGER * longer if several else None
-    finish(drawing, groups[0].title, labels, look, level, note)
+    finish(drawing, axes, groups[0].title, labels, {group.name: (x, y) for group, x, y in ends}, look, level, note)
 
 
 def _step_axis(axes: Axes, groups: Sequence[Group]) -> float:

@@ -22,14 +22,18 @@ from indrnn.train import load_run
 from indrnn.train.evaluate import reestimate_batch_norm
 from indrnn.train.order import Stream, torch_seed
 
+from .runs import MODELS
+
 SEQUENCES = 32  # that gradients are averaged over
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """One run: its trained network, and the same network as it was before the first update."""
+    """One run: its trained network, and the same network as it was before the first update. ``label``: its model in
+    words, with the run's name and seed where several have that model; ``stem``: the same for file names."""
 
     label: str
+    stem: str
     cfg: Config
     trained: nn.Module
     untrained: nn.Module
@@ -78,17 +82,20 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         data.root = data_root
     task = make_task(data)
     splits = task.load(torch.device("cpu"))
-    return [_inspected(model, cfg, splits) for _, model, cfg in runs], task, splits
+    models = [cfg.model.name for _, _, cfg in runs]
+    return [_inspected(model, cfg, splits, models.count(cfg.model.name) == 1) for _, model, cfg in runs], task, splits
 
 
-def _inspected(model: nn.Module, cfg: Config, splits: Splits) -> Inspected:
+def _inspected(model: nn.Module, cfg: Config, splits: Splits, only: bool) -> Inspected:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         untrained = build_model(cfg.model, make_task(cfg.data))
     samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
     reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
     networks = [network.double().eval().requires_grad_(False) for network in (model, untrained)]
-    return Inspected(f"{run_name(cfg)}, seed {cfg.seed}", cfg, *networks)
+    label = MODELS.get(cfg.model.name, cfg.model.name)
+    label = label if only else f"{label} ({run_name(cfg)}, seed {cfg.seed})"
+    return Inspected(label, f"{run_name(cfg)}-seed{cfg.seed}", cfg, *networks)
 
 
 def spread_indices(size: int, count: int) -> Tensor:

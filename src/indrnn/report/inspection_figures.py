@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .inspection import (
     SEQUENCES,
@@ -21,11 +21,11 @@ from .inspection import (
     layer_memories,
     load_inspected,
 )
-from .style import BASELINE, GREY, Look, figure, legend_below, looks_by_model, save, short_number
+from .style import BASELINE, GREY, Look, figure, legend_below, looks_by_model, save, say_above, short_number
 from .table import markdown_table
 
 NEVER = "≥: share of units that keep half for that long; never: share with |u| ≥ 1, which do not forget."
-SHORTEST, LONGEST = 0.1, 1e5  # steps: the ends of the memory axis
+NEAREST = 1e-5  # to 1: the end of the axis of 1 - |u|
 
 
 def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tuple[str, list[Path]]:
@@ -85,33 +85,36 @@ def memory_rows(memories: Sequence[LayerMemory], length: int) -> list[dict[str, 
 def _draw_memory(
     run: Inspected, memories: Sequence[LayerMemory], length: int, title: str, folder: Path, look: Look
 ) -> list[Path]:
-    height = 1.5 + 0.3 * max(len(memories), 4)
-    with figure(1, 2, height=height, sharey=True, width_ratios=(1, 1.25)) as (drawing, (left, right)):
+    height = 1.9 + 0.3 * max(len(memories), 4)
+    with figure(1, 2, height=height, sharey=True, width_ratios=(1, 1.35)) as (drawing, (left, right)):
         for row, layer in enumerate(memories):
-            u, life = layer.u.numpy(), layer.half_life.numpy()
+            u = layer.u.numpy()
             # Units side by side in their order: deterministic, and dense spots stay visible.
             y = row + np.linspace(-0.32, 0.32, len(u))
             dots: dict[str, Any] = {"s": 5, "color": look.color, "alpha": 0.45, "linewidths": 0}
             left.scatter(u, y, **dots)
             left.plot([np.median(u)] * 2, [row - 0.4, row + 0.4], color="black", linewidth=1.6)
-            finite = np.isfinite(life)
-            right.scatter(life[finite].clip(SHORTEST, LONGEST), y[finite], **dots)
-            right.text(LONGEST * 3, row, f"{100 * layer.share_forever:.0f} %", ha="left", va="center", fontsize=8)
-        right.text(LONGEST * 3, -0.75, "never", ha="left", va="center", fontsize=8, fontweight="bold")
+            below = 1 - np.abs(u)
+            forgets = below > 0
+            right.scatter(below[forgets].clip(NEAREST, 1), y[forgets], **dots)
+            right.text(NEAREST / 3, row, f"{100 * layer.share_forever:.0f} %", ha="left", va="center", fontsize=8)
+        right.text(NEAREST / 3, -0.75, "never", ha="left", va="center", fontsize=8, fontweight="bold")
         left.set_yticks(range(len(memories)), [str(depth + 1) for depth in range(len(memories))])
         left.set_ylim(len(memories) - 0.4, -1.1)
         left.set_ylabel("Layer")
         left.set_xlabel("Recurrent weight u of each unit")
         left.axvline(1, **BASELINE)
         right.set_xscale("log")
-        right.set_xlim(SHORTEST / 1.5, LONGEST * 1.5)
+        right.set_xlim(1.5, NEAREST / 1.5)  # longer memory to the right
         right.xaxis.set_major_locator(LogLocator(numticks=10))
-        right.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: ("≥ " if value >= LONGEST else "") + short_number(value))
-        )
         right.xaxis.set_minor_formatter(NullFormatter())
-        right.axvline(length, **BASELINE)
-        right.set_xlabel("Steps until half is forgotten, ln 0.5 / ln |u|")
+        right.axvline(1 - 0.5 ** (1 / length), **BASELINE)
+        right.set_xlabel("1 − |u|, log scale")
+        steps = right.secondary_xaxis("top")
+        lives = (1, 10, 100, 1_000, 10_000)
+        steps.set_xticks([1 - 0.5 ** (1 / life) for life in lives], [short_number(life) for life in lives])
+        steps.set_xticks([], minor=True)
+        steps.set_xlabel("Steps until half is forgotten, ln 0.5 / ln |u|")
         drawing.suptitle(
             f"{run.label}: memory of its units\n{title}", x=0.01, ha="left", fontsize=10, fontweight="bold"
         )
@@ -120,10 +123,9 @@ def _draw_memory(
             Line2D([], [], color="black", linewidth=1.6),
             Line2D([], [], **BASELINE),
         ]
-        labels = ["a unit", "median", f"u = 1 and T = {length:,}"]
-        legend_below(drawing, handles, labels, "Never: share of units with |u| ≥ 1")
-        name = run.label.replace(", seed ", "-seed")
-        return save(drawing, folder, f"memory-{name}")
+        labels = ["a unit", "median", f"u = 1; half is left after T = {length:,}"]
+        legend_below(drawing, handles, labels, "Never: share of units with |u| ≥ 1, which do not forget")
+        return save(drawing, folder, f"memory-{run.stem}")
 
 
 def _draw_gradients(
@@ -151,7 +153,7 @@ def _draw_gradients(
                     handles.append(Line2D([], [], **options))
                     labels.append(f"{label}, {stage}, {letter}$_t$")
         axes.set_xlabel("Time step t (the loss comes after the last)")
-        axes.set_ylabel("Norm of ∂loss/∂state$_t$, log scale")
+        say_above(axes, "Norm of ∂loss/∂state$_t$, log scale")
         _limit(axes, [values for pair in norms.values() for stage in pair for values in (stage.hidden, stage.cell)])
         drawing.suptitle(
             f"How far back the gradient of the loss reaches\n{title}", x=0.01, ha="left", fontsize=10, fontweight="bold"
@@ -208,7 +210,11 @@ def _draw_digit(
         for place in axes[:, 1]:
             place.set_xlim(0.5, len(pixels) + 0.5)
         axes[-1, 1].set_xlabel("Time steps read")
-        drawing.colorbar(shown, ax=axes[1:, 0], location="left", label="Probability", fraction=0.5, aspect=14)
+        bar = drawing.colorbar(
+            shown, ax=axes[:, 1], location="right", label="Probability", shrink=sum(ratios[1:]) / sum(ratios) - 0.08,
+            anchor=(0, 0), fraction=0.05, aspect=14 * len(probabilities),
+        )  # fmt: skip
+        bar.outline.set_visible(False)
         drawing.suptitle(
             f"A {digit} (the first validation image), read one pixel a step\n{title}",
             x=0.01, ha="left", fontsize=10, fontweight="bold",

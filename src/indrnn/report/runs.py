@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,17 @@ _TEXT, _WHOLE, _OPTIONAL = (str,), (int,), (str, type(None))
 _KEYS: dict[str, tuple[type, ...]] = {
     "name": _TEXT, "seed": _WHOLE, "tag": _OPTIONAL, "model.name": _TEXT, "data.name": _TEXT,
     "trainer.batch_size": _WHOLE, "trainer.precision": _TEXT,
+}  # fmt: skip
+
+
+MODELS = {
+    "indrnn": "IndRNN", "indrnn_residual": "residual IndRNN", "indrnn_dense": "dense IndRNN", "lstm": "LSTM",
+    "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM, chrono initialisation", "rnn": "RNN",
+}  # fmt: skip
+# Settings in words, those first that say most.
+SETTINGS = {
+    "model.num_layers": "{} layers", "model.hidden_size": "{} units", "optimizer.lr": "lr {}",
+    "trainer.max_steps": "{} updates", "trainer.batch_size": "batch {}", "trainer.precision": "{}",
 }  # fmt: skip
 
 
@@ -142,15 +154,41 @@ class Group:
         return (self.mean_test_loss, self.name)
 
     @property
-    def label(self) -> str:
-        """For legends: the name, how many seeds are averaged, and what is left out of the average."""
+    def count(self) -> str:
+        """For legends: how many seeds are averaged, and what is left out of the average."""
         if not self.finished:
-            return f"{self.name} (n = {len(self.runs)}, unfinished)"
-        return f"{self.name} (n = {len(self.finished)}{', others unfinished' if self.unfinished else ''})"
+            return f"n = {len(self.runs)}, unfinished"
+        return f"n = {len(self.finished)}{', others unfinished' if self.unfinished else ''}"
 
     @property
     def title(self) -> str:
         return self.about.title
+
+
+def in_words(groups: Sequence[Group]) -> dict[str, str]:
+    """What people call each group: its model, and where several have that, the first setting that tells them apart; the
+    name of the run folders where there is no such setting."""
+    by_model: dict[str, dict[str, Run]] = {}
+    for group in groups:
+        by_model.setdefault(group.model, {}).setdefault(group.name, group.runs[0])
+    words: dict[str, str] = {}
+    for model, runs in by_model.items():
+        title = MODELS.get(model, model)
+        for key, phrase in SETTINGS.items():
+            values = {name: run.settings.get(key) for name, run in runs.items()}
+            if None not in values.values() and len(set(values.values())) == len(runs) > 1:
+                words |= {name: f"{title}, {phrase.format(_number(value))}" for name, value in values.items()}
+                break
+        else:
+            words |= {name: title if len(runs) == 1 else f"{title} ({name})" for name in runs}
+    return words
+
+
+def _number(value: object) -> str:
+    """0.0002 -> 2e-4, 4000 -> 4,000."""
+    if isinstance(value, float):
+        return re.sub(r"\.?0*e([-+])0*(?=\d)", lambda sign: f"e{sign[1].strip('+')}", f"{value:e}")
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def mean_answer_level(groups: Iterable[Group], part: str) -> tuple[list[float], str]:

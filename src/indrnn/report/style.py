@@ -4,19 +4,22 @@ Colours are those of Okabe & Ito (2008), told apart by the colour-blind; line st
 for a print in grey.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from indrnn.errors import UserError
 from indrnn.record.files import one_line
@@ -109,15 +112,53 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> None:
+def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> Legend:
     """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
     # Columns of equal width: as many as fit the figure at about 0.062 inch a letter.
     width = 0.75 + 0.062 * max(len(label) for label in labels)
     columns = max(1, min(len(labels), int(drawing.get_figwidth() / width)))
-    drawing.legend(
+    return drawing.legend(
         handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2,
         title=note, title_fontproperties={"size": 7.5},
     )  # fmt: skip
+
+
+LINE = 10.5  # points: how far apart two lines of small print stand
+
+
+def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> bool:
+    """Write each line's label (x and y of its last point, text, colour) beside its end, moved apart where two would
+    touch. False, and nothing is written, where they do not fit: some line ends early, or there are too many."""
+    drawing.draw_without_rendering()
+    points = 72 / drawing.dpi
+    box = axes.get_window_extent()
+    x, y = axes.transData.transform([end[:2] for end in ends]).T
+    if len(ends) * LINE > box.height * points or x.min() < box.x1 - 0.12 * box.width:
+        return False
+    order = np.argsort(y, kind="stable")
+    wanted = (y[order] - box.y0) * points
+    places = wanted.copy()
+    for _ in range(200):
+        for low, high in pairwise(range(len(places))):
+            overlap = LINE - (places[high] - places[low])
+            if overlap > 1e-6:
+                places[low] -= overlap / 2
+                places[high] += overlap / 2
+        places = places.clip(min=0) - max(0.0, float(places.max()) - box.height * points)
+    for which, place, height in zip(order, places, wanted, strict=True):
+        at_x, at_y, text, color = ends[which]
+        axes.annotate(
+            text, (at_x, at_y), (6, place - height), textcoords="offset points",
+            color=color, fontsize=8.5, va="center", annotation_clip=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
+    return True
+
+
+def say_above(axes: Axes, quantity: str) -> None:
+    """What the y axis measures, written above its upper end, where it can be read without turning the head and is
+    never too long for the axis."""
+    axes.set_title(quantity, fontsize=8.5, color=GREY)
 
 
 def short_number(value: float) -> str:
