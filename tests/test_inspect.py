@@ -146,7 +146,7 @@ def runs(tmp_path_factory):
 
 def test_untrained_is_the_network_before_its_first_update(runs):
     inspected, *_ = load_inspected([runs / "mnist5k/indrnn/seed0", runs / "mnist5k/lstm/seed0"], None)
-    assert [run.label for run in inspected] == ["indrnn, seed 0", "lstm, seed 0"]
+    assert [run.label for run in inspected] == ["IndRNN", "LSTM"]
     for run in inspected:
         for trained, untrained in zip(run.trained.parameters(), run.untrained.parameters(), strict=True):
             torch.testing.assert_close(trained, untrained, rtol=0, atol=1e-8)
@@ -162,12 +162,12 @@ def test_the_pictures_of_two_models_are_drawn_together(runs, tmp_path, capsys):
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     stems = ("memory-indrnn-seed0", "gradients", "digit")
     assert made == {f"mnist5k/{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
-    assert "## indrnn, seed 0: memory of each layer" in printed
+    assert "## IndRNN: memory of each layer" in printed
     assert "layers.1" in printed
     gradients = (tmp_path / "mnist5k/gradients.svg").read_text(encoding="utf-8")
-    for text in ("indrnn, seed 0, trained", "lstm, seed 0, untrained", "log scale", "5,000-image subset"):
+    for text in ("IndRNN, trained", "LSTM, untrained", "log scale", "5,000-image subset"):
         assert text in gradients
-    assert "lstm, seed 0: after the last step" in (tmp_path / "mnist5k/digit.svg").read_text(encoding="utf-8")
+    assert "LSTM: after the last step" in (tmp_path / "mnist5k/digit.svg").read_text(encoding="utf-8")
 
 
 def test_a_permuted_task_shows_the_image_as_it_looks(runs, tmp_path):

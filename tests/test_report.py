@@ -1,9 +1,11 @@
 """indrnn-report: what a reader finds in the tables and figures, and what a wrong folder answers."""
 
+import base64
 import csv
 import os
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from indrnn.errors import UserError
 from indrnn.record import MetricsWriter
 from indrnn.report.curves import band, binned
 from indrnn.report.page import by_task, write_report
-from indrnn.report.runs import collect, find_runs, read_run
-from indrnn.report.style import looks, looks_by_model
+from indrnn.report.runs import collect, find_runs, in_words, read_run
+from indrnn.report.style import figure, label_lines, looks, looks_by_model
 from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
 
 SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
@@ -50,7 +52,7 @@ def test_the_report_has_every_file_and_ends_with_the_tensorboard_command_and_lin
     printed = capsys.readouterr().out.splitlines()
     made = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
     figures = {f"mnist/{stem}.{kind}" for stem in ("accuracy", "error", "loss") for kind in ("png", "svg")}
-    assert made == {"summary.csv", "table.md"} | figures
+    assert made == {"report.html", "summary.csv", "table.md"} | figures
     assert printed[-2].endswith(f"tensorboard --logdir {runs}")
     assert "http://localhost:6006/?pinnedCards=" in printed[-1]
     table = (tmp_path / "report" / "table.md").read_text(encoding="utf-8").splitlines()
@@ -147,7 +149,7 @@ def test_the_length_study_draws_error_against_length_and_states_the_updates(tmp_
     ]
     assert tmp_path / "report/length_study.png" in paths
     svg = (tmp_path / "report/length_study.svg").read_text(encoding="utf-8")
-    for text in ("error after 600 updates", "1,000", "lstm (n = 1)"):
+    for text in ("error after 600 updates", "1,000", "LSTM (n = 1)"):
         assert text in svg
 
 
@@ -173,7 +175,7 @@ def test_the_level_drawn_for_the_adding_problem_is_that_of_the_split(tmp_path):
 def test_figures_name_the_seeds_the_chance_level_and_the_units_as_text(runs, tmp_path):
     write_report([runs], tmp_path / "report")
     svg = (tmp_path / "report/mnist/accuracy.svg").read_text(encoding="utf-8")
-    for text in ("indrnn (n = 3)", "lstm (n = 3)", "chance: 10 %", "Validation accuracy (%)", "batch of 32", "seconds"):
+    for text in ("IndRNN (n = 3)", "LSTM (n = 3)", "chance: 10 %", "Validation accuracy (%)", "batch of 32", "seconds"):
         assert text in svg
 
 
@@ -313,3 +315,71 @@ def test_a_curve_has_the_rows_of_its_split_that_have_a_value(tmp_path):
     assert (step.tolist(), accuracy.tolist()) == ([10], [0.2])
     seconds, loss = run.curve("val", "loss", x="seconds")
     assert (seconds.tolist(), loss.tolist()) == ([2.5, 3.5], [1.9, 1.8])
+
+
+class Page(HTMLParser):
+    """What a browser would show: the text, and where its pictures come from."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.sources = [], []
+        self.feed(text)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_has_tables_figures_and_differing_settings_and_needs_no_other_file(runs, tmp_path):
+    write_report([runs], tmp_path / "report")
+    page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert len(page.sources) == 3  # accuracy, error and loss
+    for source in page.sources:
+        assert base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")).startswith(b"<?xml")
+    cells = [word for word in page.words if word.strip()]
+    for group in collect([runs]):
+        assert percent([result.test_accuracy for result in group.results]) in cells
+    at = cells.index("model.name")
+    assert cells[at : at + 3] == ["model.name", "indrnn", "lstm"]
+
+
+def test_open_shows_the_page(runs, tmp_path, monkeypatch, capsys):
+    pages = []
+    monkeypatch.setattr("webbrowser.open", lambda page: not pages.append(page))
+    monkeypatch.setattr("indrnn.report.page.draw", lambda *_: [])
+    main([str(runs), "--out", str(tmp_path / "my report"), "--open"])
+    assert pages == [(tmp_path / "my report" / "report.html").as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda page: False)
+    with pytest.raises(SystemExit) as ended:
+        main([str(runs), "--out", str(tmp_path / "my report"), "--open"])
+    assert ended.value.code == 2
+    assert "open it by hand" in capsys.readouterr().err
+
+
+def test_groups_are_called_by_their_model_and_what_sets_them_apart(tmp_path):
+    fabricate(tmp_path, "indrnn", **SMALL)
+    for tag, rate in (("a", 2e-4), ("b", 1e-3)):
+        folder = fabricate(tmp_path, "lstm", tag=tag, **SMALL)
+        text = (folder / "config.yaml").read_text().replace("lr: 0.0002", f"lr: {rate}")
+        (folder / "config.yaml").write_text(text)
+    words = in_words(collect([tmp_path]))
+    assert words == {"indrnn": "IndRNN", "lstm-a": "LSTM, lr 2e-4", "lstm-b": "LSTM, lr 1e-3"}
+
+
+def test_times_are_drawn_only_where_they_compare(tmp_path):
+    fabricate(tmp_path / "runs", "indrnn", **SMALL)
+    fabricate(tmp_path / "runs", "lstm", device="AMD EPYC", **SMALL)
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    assert "Training time" not in (tmp_path / "report/mnist/accuracy.svg").read_text(encoding="utf-8")
+
+
+def test_labels_at_line_ends_keep_apart_or_are_left_to_a_legend():
+    with figure() as (drawing, axes):
+        axes.plot([0, 1], [0, 1])
+        assert label_lines(drawing, axes, [(1, 1, "upper", "black"), (1, 1, "lower", "black")])
+        drawing.draw_without_rendering()
+        first, second = (text.get_window_extent() for text in axes.texts)
+        assert not first.overlaps(second)
+        assert not label_lines(drawing, axes, [(1, 1, "late", "black"), (0.5, 1, "ends early", "black")])

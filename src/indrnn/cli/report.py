@@ -9,8 +9,9 @@ from indrnn.errors import UserError
 from . import announce, run
 
 DESCRIPTION = """\
-Collect run folders into summary.csv, table.md and figures (PNG and SVG): validation accuracy against updates and
-against wall-clock time, training loss, and for several lengths of a task (the adding problem) error against length.
+Collect run folders into report.html (one page with everything, for any browser), summary.csv, table.md and figures
+(PNG and SVG): validation accuracy against updates and, where times compare, against wall-clock time, training loss,
+and for several lengths of a task (the adding problem) error against length.
 With --inspect: pictures of what trained networks do; give one IndRNN and one LSTM run to compare their gradients.
 """
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data-root", metavar="FOLDER", help="with --inspect: where MNIST lies, if no longer where the run had it"
     )
+    command.add_argument("--open", action="store_true", help="show report.html in the browser")
     return command
 
 
@@ -54,11 +56,19 @@ def _report(options: argparse.Namespace) -> None:
     for folder in folders:
         print(f"curves live: {tensorboard_command(folder)}")
     print(f"both pinned: {tensorboard_link()}")
+    if options.open:
+        import webbrowser
+
+        page = next(path for path in paths if path.suffix == ".html").resolve()
+        if not webbrowser.open(page.as_uri()):
+            raise UserError(f"no browser was found to open {page}; open it by hand")
 
 
 def _inspect(options: argparse.Namespace) -> None:
     if options.folder:
         raise UserError(f"--inspect takes all folders after it; put {options.folder[0]} there")
+    if options.open:
+        raise UserError("--open shows report.html, which --inspect does not write")
     announce("indrnn-report", "loading PyTorch, the data and the networks")
     from indrnn.report.inspection_figures import inspect_runs
 

@@ -237,11 +237,16 @@ def finish(
     """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
     level that takes no learning."""
     drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    ones = [look[name] for name in labels]
-    handles = [Line2D([], [], color=one.color, linestyle=one.linestyle, marker=one.marker) for one in ones]
-    if level:
-        handles.append(Line2D([], [], **BASELINE))
-    legend_below(drawing, handles, [*labels.values(), *filter(None, [level])], note)
+    handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
+    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL:
+        # The legend first, for it decides how high the axes are.
+        legend = legend_below(drawing, handles, entries, note)
+        if label_lines(drawing, axes, [(*ends[name], labels[name], look[name].color) for name in labels]):
+            return
+        legend.remove()
+    styles = [look[name] for name in labels]
+    lines = [Line2D([], [], color=style.color, linestyle=style.linestyle, marker=style.marker) for style in styles]
+    legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
 
 
 def _finish_task(

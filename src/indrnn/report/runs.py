@@ -35,6 +35,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
 MODELS = {
     "indrnn": "IndRNN", "indrnn_residual": "residual IndRNN", "indrnn_dense": "dense IndRNN", "lstm": "LSTM",
     "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM, chrono initialisation", "rnn": "RNN",
+    "gru": "GRU", "mingru": "minGRU",
 }  # fmt: skip
 # Settings in words, those first that say most.
 SETTINGS = {

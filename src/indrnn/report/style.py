@@ -115,7 +115,7 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
 def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> Legend:
     """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
     # Columns of equal width: as many as fit the figure at about 0.062 inch a letter.
-    width = 0.75 + 0.062 * max(len(label) for label in labels)
+    width = 0.75 + 0.062 * max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(drawing.get_figwidth() / width)))
     return drawing.legend(
         handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2,

@@ -58,7 +58,7 @@ def markdown_report(groups: Sequence[Group]) -> str:
     parts = []
     for task in dict.fromkeys(group.task for group in groups):
         of_task = [group for group in groups if group.task == task]
-        parts += [f"## {of_task[0].title}", markdown_table(task_rows(of_task)), *_bullets(_task_notes(of_task))]
+        parts += [f"## {of_task[0].title}", markdown_table(task_rows(of_task)), *_bullets(task_notes(of_task))]
     return "\n\n".join([*parts, *_bullets(general_notes(groups))]) + "\n"
 
 
@@ -73,7 +73,7 @@ def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     return rows + [_unfinished_row(group, run) for group in groups for run in group.unfinished]
 
 
-def _task_notes(groups: Sequence[Group]) -> list[str]:
+def task_notes(groups: Sequence[Group]) -> list[str]:
     notes = []
     if groups[0].about.caveat:
         notes.append(groups[0].about.caveat)
