@@ -81,6 +81,5 @@ def test_a_network_trains_under_the_protocol_of_the_table(model, tmp_path):
     ]
     result = train(load_config([*words, f"output_root={tmp_path}"]))
     assert (result.name, result.steps) == (f"length_study_{model}", 6)
-    assert result.name == f"length_study_{model}"
     for protocol in ("demo", "fast"):
-        assert load_config([f"experiment={protocol}", f"model={model}"]).model.name == model
+        assert load_config([f"experiment={protocol}", f"model={model}"]).name == f"{protocol}_{model}"
