@@ -58,3 +58,29 @@ print(torch.equal(output[0], h) and torch.equal(output[1], h_n))
 """
     done = subprocess.run([sys.executable, "-c", run, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_onnx_gets_pytorchs_own_operators_with_an_open_batch(nonlinearity, monkeypatch):
+    """torch.onnx.export traces the model by torch.export with this flag set; it knows no operator of ours."""
+    torch.manual_seed(0)
+    model = IndRNN(3, 4, 2, nonlinearity, batch_first=True, bidirectional=True, norm="batch").eval()
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    program = torch.export.export(model, (torch.randn(2, 7, 3),), dynamic_shapes=({0: torch.export.Dim("B", max=512)},))
+    assert not [node for node in program.graph.nodes if "indrnn" in str(node.target)]
+    monkeypatch.undo()
+    x = torch.randn(5, 7, 3)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_onnx_runs_what_was_exported(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    model = IndRNN(3, 4, batch_first=True).eval()
+    x = torch.randn(2, 7, 3)
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    output, _ = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(x)[0])

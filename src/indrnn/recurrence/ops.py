@@ -69,9 +69,30 @@ def recurrence(
     u = u.to(state)
     h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
+    if torch.onnx.is_in_onnx_export():
+        return _decomposed(x, u, h0, bias, statistics, nonlinearity, reverse)
     operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
     h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
+
+
+def _decomposed(
+    x: Tensor,
+    u: Tensor,
+    h0: Tensor | None,
+    bias: Tensor | None,
+    statistics: bool,
+    nonlinearity: str,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The recurrence in PyTorch's own operators, for ONNX, which knows no others: the scan, whose number of passes is
+    that of the example's time steps, or the loop where the scan does not know σ."""
+    backend = load_backend("scan")
+    if nonlinearity not in backend.NONLINEARITIES:
+        backend = load_backend("reference")
+    h, last, mean, variance = backend.forward(x, u, h0, bias, nonlinearity, statistics, reverse)
+    nothing = u.new_empty(0)
+    return h, last, nothing if mean is None else mean, nothing if variance is None else variance
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
