@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from indrnn.config.compose import load_config
-from indrnn.config.schema import MNIST5kConfig
 from indrnn.data import Splits, Task, make_task
 from indrnn.train import state, train
+from parts import mnist5k as mnist5k_data
 
 T = 20
 OVERRIDES = (
@@ -50,7 +50,7 @@ def small_splits() -> Splits:
 
 def small_task(splits: Splits | None = None) -> Task:
     splits = splits or small_splits()
-    return dataclasses.replace(make_task(MNIST5kConfig()), length=T, load=lambda device: splits)
+    return dataclasses.replace(make_task(mnist5k_data()), length=T, load=lambda device: splits)
 
 
 def small_config(root: Path, *overrides: str):

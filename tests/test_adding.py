@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from indrnn.config.schema import AddingConfig
 from indrnn.data import make_task
 from indrnn.data.adding_stream import _mix
+from parts import adding as adding_data
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "validation", "test")
 
 
 def adding(length=50, **keys):
-    return make_task(AddingConfig(length=length, **keys)).load(CPU)
+    return make_task(adding_data(length=length, **keys)).load(CPU)
 
 
 @pytest.mark.parametrize("length", [2, 3, 17, 100, 783])
@@ -35,7 +35,7 @@ def test_a_marker_in_each_half_and_their_values_sum_as_target(length, part):
 def test_sizes_and_shapes_are_declared():
     task = adding(500, validation_size=7, test_size=9)
     assert (task.train.size, task.validation.size, task.test.size) == (None, 7, 9)
-    about = make_task(AddingConfig(length=500))
+    about = make_task(adding_data(length=500))
     assert (about.length, about.input_size, about.output_size, about.loss) == (500, 2, 1, "mse")
     assert task.provenance == {
         "sha256": {},
@@ -149,7 +149,7 @@ def test_the_level_without_learning_is_that_of_the_split_itself(part, length):
 @pytest.mark.gpu
 def test_the_same_on_the_gpu_and_inside_a_cuda_graph():
     cuda = torch.device("cuda")
-    config = AddingConfig(length=1000, data_seed=3)
+    config = adding_data(length=1000, data_seed=3)
     rows = torch.arange(50)
     expected = make_task(config).load(CPU).train.batch(rows)
     split = make_task(config).load(cuda).train

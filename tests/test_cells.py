@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from indrnn.config.compose import load_config
-from indrnn.config.schema import AddingConfig, MNIST5kConfig
 from indrnn.data import make_task
 from indrnn.models.gru import GRUClassifier
 from indrnn.models.mingru import MinGRU, MinGRUClassifier, log_g
 from indrnn.train import train
+from parts import adding as adding_data
+from parts import mnist5k as mnist5k_data
 
 
 def step_by_step(layer: MinGRU, x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_g_is_continuous_and_positive():
 
 
 @pytest.mark.parametrize("network", [GRUClassifier, MinGRUClassifier])
-@pytest.mark.parametrize("data", [MNIST5kConfig(), AddingConfig(length=30)])
+@pytest.mark.parametrize("data", [mnist5k_data(), adding_data(length=30)])
 def test_a_network_has_one_output_a_class_and_trains(network, data):
     task = make_task(data)
     model = network(task, hidden_size=8)

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from indrnn.config.schema import AddingConfig, MNIST5kConfig, MNISTConfig
 from indrnn.data import make_task, mnist
 from indrnn.data.mnist import ImageSplit, stratified_split
 from indrnn.errors import UserError
+from parts import adding as adding_data
+from parts import mnist as mnist_data
+from parts import mnist5k as mnist5k_data
 
 CPU = torch.device("cpu")
 
 
 def permuted(permutation):
-    return MNISTConfig(name="mnist_permuted", permutation=permutation)
+    return mnist_data(name="mnist_permuted", permutation=permutation)
 
 
 # Names and shapes
@@ -25,14 +27,14 @@ def permuted(permutation):
 @pytest.mark.parametrize(
     ("config", "folder", "name"),
     [
-        (MNISTConfig(), "mnist", "mnist"),
+        (mnist_data(), "mnist", "mnist"),
         (permuted("seed92916"), "mnist_permuted", "mnist_permuted"),
         (permuted("bitrev"), "mnist_permuted-bitrev", "mnist_permuted"),
         (permuted("random:07"), "mnist_permuted-random-7", "mnist_permuted"),
         (permuted("file:../my orders/a b?.npy"), "mnist_permuted-file-a_b_", "mnist_permuted"),
-        (MNISTConfig(permutation="numpy0"), "mnist_permuted-numpy0", "mnist_permuted"),
-        (MNIST5kConfig(), "mnist5k", "mnist5k"),
-        (MNIST5kConfig(permutation="bitrev"), "mnist5k_permuted-bitrev", "mnist5k_permuted"),
+        (mnist_data(permutation="numpy0"), "mnist_permuted-numpy0", "mnist_permuted"),
+        (mnist5k_data(), "mnist5k", "mnist5k"),
+        (mnist5k_data(permutation="bitrev"), "mnist5k_permuted-bitrev", "mnist5k_permuted"),
     ],
 )
 def test_image_tasks_have_their_folder_and_shape(config, folder, name):
@@ -42,14 +44,14 @@ def test_image_tasks_have_their_folder_and_shape(config, folder, name):
 
 
 def test_the_adding_problems_folder_tells_its_length():
-    config = AddingConfig(length=500)
+    config = adding_data(length=500)
     task = make_task(config)
     assert (task.folder, task.name, task.length) == ("adding-T500", "adding", 500)
 
 
 def test_what_cannot_be_a_task_is_refused_in_one_line():
     for config, named in (
-        (MNISTConfig(name="fashion"), "mnist5k"),
+        (mnist_data(name="fashion"), "mnist5k"),
         (permuted("shuffle"), "bitrev"),
         (permuted(None), "seed92916"),
     ):
@@ -134,7 +136,7 @@ def test_each_byte_is_scaled_to_minus_one_to_one():
 
 
 def test_a_batch_may_be_changed_without_changing_the_data():
-    task = make_task(MNIST5kConfig()).load(CPU)
+    task = make_task(mnist5k_data()).load(CPU)
     x, y = task.train.batch(torch.arange(4))
     copies = x.clone(), y.clone()
     x.zero_()
@@ -155,7 +157,7 @@ def test_mnist5k_has_500_of_each_digit_and_its_hash():
 
 
 def test_mnist5k_is_split_in_three_stratified_parts():
-    task = make_task(MNIST5kConfig()).load(CPU)
+    task = make_task(mnist5k_data()).load(CPU)
     seen = []
     for split, size in ((task.train, 3500), (task.validation, 500), (task.test, 1000)):
         assert split.size == size
@@ -176,19 +178,19 @@ def test_mnist5k_is_split_in_three_stratified_parts():
 
 
 def test_mnist5k_sizes_and_seed_can_be_chosen():
-    one = make_task(MNIST5kConfig(validation_size=123, test_size=77, split_seed=1)).load(CPU)
-    two = make_task(MNIST5kConfig(validation_size=123, test_size=77, split_seed=2)).load(CPU)
+    one = make_task(mnist5k_data(validation_size=123, test_size=77, split_seed=1)).load(CPU)
+    two = make_task(mnist5k_data(validation_size=123, test_size=77, split_seed=2)).load(CPU)
     assert (one.train.size, one.validation.size, one.test.size) == (4800, 123, 77)
     hashes = [task.provenance["split"]["validation_sha256"] for task in (one, two)]
     assert hashes[0] != hashes[1]
     with pytest.raises(UserError, match=r"data\.validation_size=4000 and data\.test_size=1000"):
-        make_task(MNIST5kConfig(validation_size=4000, test_size=1000)).load(CPU)
+        make_task(mnist5k_data(validation_size=4000, test_size=1000)).load(CPU)
 
 
 def test_mnist5k_can_be_permuted():
     rows = torch.arange(10)
-    x, _ = make_task(MNIST5kConfig()).load(CPU).test.batch(rows)
-    px, _ = make_task(MNIST5kConfig(permutation="bitrev")).load(CPU).test.batch(rows)
+    x, _ = make_task(mnist5k_data()).load(CPU).test.batch(rows)
+    px, _ = make_task(mnist5k_data(permutation="bitrev")).load(CPU).test.batch(rows)
     assert torch.equal(px[:, 1], x[:, 512])
     assert torch.equal(px.sort(dim=1).values, x.sort(dim=1).values)
 
@@ -212,8 +214,8 @@ def test_an_altered_asset_is_refused(monkeypatch, tmp_path):
 @pytest.mark.gpu
 def test_image_batches_are_the_same_on_the_gpu_and_inside_a_cuda_graph():
     rows = torch.tensor([5, 3, 3, 3499])
-    expected = make_task(MNIST5kConfig()).load(CPU).train.batch(rows)
-    split = make_task(MNIST5kConfig()).load(torch.device("cuda")).train
+    expected = make_task(mnist5k_data()).load(CPU).train.batch(rows)
+    split = make_task(mnist5k_data()).load(torch.device("cuda")).train
     static = rows.cuda()
     split.batch(static)
     torch.cuda.synchronize()

@@ -19,6 +19,7 @@ import torchvision
 from indrnn.config.schema import MNISTConfig
 from indrnn.data import download, make_task
 from indrnn.errors import UserError
+from parts import mnist as mnist_data
 
 CPU = torch.device("cpu")
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -57,7 +58,7 @@ def place(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def config(root: Path, **keys) -> MNISTConfig:
-    return MNISTConfig(root=str(root), **{"validation_size": 50, **keys})
+    return mnist_data(root=str(root), **{"validation_size": 50, **keys})
 
 
 Answer = Callable[[BaseHTTPRequestHandler, str], None]
@@ -389,7 +390,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, files, monkeypatch):
 
 def test_a_validation_split_of_everything_is_refused():
     with pytest.raises(UserError, match=r"data\.validation_size=60000 leave no image"):
-        make_task(MNISTConfig(validation_size=60_000))
+        make_task(mnist_data(validation_size=60_000))
 
 
 # The real files
@@ -399,7 +400,7 @@ def test_a_validation_split_of_everything_is_refused():
 class TestRealMNIST:
     @pytest.mark.parametrize(("held_out", "left"), [(5000, 55_000), (3000, 57_000)])
     def test_both_splits_are_exact_and_stratified(self, held_out, left):
-        task = make_task(MNISTConfig(root=REAL_ROOT, validation_size=held_out)).load(CPU)
+        task = make_task(mnist_data(root=REAL_ROOT, validation_size=held_out)).load(CPU)
         assert (task.train.size, task.validation.size, task.test.size) == (left, held_out, 10_000)
         counts = [torch.bincount(s.batch(torch.arange(s.size))[1]) for s in (task.train, task.validation)]
         share = (counts[0] + counts[1]) * held_out / 60_000
@@ -409,7 +410,7 @@ class TestRealMNIST:
         from torchvision.datasets import MNIST
 
         theirs = MNIST(REAL_ROOT, train=False)
-        x, y = make_task(MNISTConfig(root=REAL_ROOT)).load(CPU).test.batch(torch.arange(10_000))
+        x, y = make_task(mnist_data(root=REAL_ROOT)).load(CPU).test.batch(torch.arange(10_000))
         assert torch.equal(y, theirs.targets)
         torch.testing.assert_close(x, 2 * theirs.data.reshape(10_000, 784, 1).float() / 255 - 1, atol=1e-7, rtol=0)
         assert x.min() == -1

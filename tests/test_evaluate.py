@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from indrnn.config.schema import AddingConfig
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.train.evaluate import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
+from parts import adding as adding_data
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
 def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
     split = ArraySplit(40, 2)
     split.y = torch.linspace(0, 1, 40)
-    objective = Objective(make_task(AddingConfig()))
+    objective = Objective(make_task(adding_data()))
 
     class Mean(nn.Module):
         def forward(self, x):

@@ -5,29 +5,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from indrnn.config import schema
 from indrnn.config.compose import config_dir, load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer, last_layer_lower_bound, recurrent_layers, recurrent_max
 from indrnn.models import MODELS, LSTMClassifier, build_model
+from parts import part
 
-MODEL_SCHEMAS = {
-    "indrnn": schema.IndRNNConfig,
-    "indrnn_residual": schema.IndRNNResidualConfig,
-    "indrnn_dense": schema.IndRNNDenseConfig,
-    "lstm": schema.LSTMConfig,
-    "lstm_matched": schema.LSTMConfig,
-    "lstm_chrono": schema.LSTMConfig,
-    "rnn": schema.RNNConfig,
-}
 INDRNNS = ("indrnn", "indrnn_residual", "indrnn_dense")
 SMALL = {
     "indrnn": {"hidden_size": 8, "num_layers": 3},
     "indrnn_residual": {"hidden_size": 8, "num_blocks": 2},
     "indrnn_dense": {"hidden_size": 6, "block_layers": [2, 1], "growth": 4, "bottleneck": 2},
     "lstm": {"hidden_size": 8, "num_layers": 2},
-    "lstm_matched": {"hidden_size": 9},
     "lstm_chrono": {"hidden_size": 8, "bias_init": "chrono"},
     "rnn": {"hidden_size": 8},
 }
@@ -36,13 +26,8 @@ T = 784
 
 def config(name: str, length: int | None = None, **model: object) -> DictConfig:
     """MNIST, or the adding problem of a given length."""
-    data = schema.MNISTConfig() if length is None else schema.AddingConfig(length=length)
-    return OmegaConf.create(
-        {
-            "model": OmegaConf.structured(MODEL_SCHEMAS[name](name=name, **model)),
-            "data": OmegaConf.structured(data),
-        }
-    )
+    data = part("data", "mnist") if length is None else part("data", "adding", length=length)
+    return OmegaConf.create({"model": part("model", name, **model), "data": data})
 
 
 def build(name: str, length: int | None = None, seed: int = 0, **model: object) -> nn.Module:
@@ -199,15 +184,12 @@ def test_sequences_do_not_influence_each_other_in_evaluation(name):
     torch.testing.assert_close(model(x)[1:3], model(x[1:3]))
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("name", INDRNNS)
-def test_every_norm_in_every_position(name, norm, position):
-    model = build(name, 17, norm=norm, norm_position=position, weight_init="kaiming", **SMALL[name])
-    kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-    found = [each for each in model.modules() if isinstance(each, nn.BatchNorm1d | nn.LayerNorm)]
-    assert len(found) == (0 if norm == "none" else len(recurrent_layers(model)))
-    assert all(isinstance(each, kinds[norm]) for each in found)
+def test_each_recurrence_has_its_norm(name, norm):
+    model = build(name, 17, norm=norm, weight_init="kaiming", **SMALL[name])
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert len(norms) == (0 if norm == "none" else len(recurrent_layers(model)))
     output = model(torch.randn(3, 17, 2))
     output.sum().backward()
     assert output.isfinite().all()

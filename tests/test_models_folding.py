@@ -9,27 +9,27 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from indrnn.config import schema
 from indrnn.data import make_task
 from indrnn.layers import IndRNNLayer
 from indrnn.models import build_model
+from parts import part
 
 T = 13
 NETWORKS = {
-    "indrnn": schema.IndRNNConfig(num_layers=3, hidden_size=7),
-    "indrnn_residual": schema.IndRNNResidualConfig(num_blocks=2, hidden_size=6),
-    "indrnn_dense": schema.IndRNNDenseConfig(hidden_size=6, block_layers=[2, 1], growth=4, bottleneck=2),
+    "indrnn": part("model", "indrnn", num_layers=3, hidden_size=7),
+    "indrnn_residual": part("model", "indrnn_residual", num_blocks=2, hidden_size=6),
+    "indrnn_dense": part("model", "indrnn_dense", hidden_size=6, block_layers=[2, 1], growth=4, bottleneck=2),
 }
 
 
 def network(name: str, dropout: float) -> nn.Module:
-    model = OmegaConf.structured(NETWORKS[name])
+    model = copy.deepcopy(NETWORKS[name])
     model.weight_init = "kaiming"
     model.recurrent_init = "symmetric"
     model.dropout = dropout
     if name == "indrnn_dense":
         model.dropout_features = dropout / 2
-    cfg = OmegaConf.create({"model": model, "data": OmegaConf.structured(schema.AddingConfig(length=T))})
+    cfg = OmegaConf.create({"model": model, "data": part("data", "adding", length=T)})
     torch.manual_seed(0)
     built = build_model(cfg.model, make_task(cfg.data)).double()
     # Kaiming's a = 8 leaves small activations, and fresh batch norms have weight 1 and bias 0: neither tests much.

@@ -10,22 +10,20 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from indrnn.config.compose import load_config
-from indrnn.config.schema import SCHEMAS, Config
+from indrnn.config.compose import Composer, load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import MetricsWriter, open_run, read_metrics, run_folder
 from indrnn.record.folder import load_config_file
 
-CHOICES = {"model": "indrnn", "data": "mnist5k", "optimizer": "base", "schedule": "staircase", "trainer": "base"}
+COMPOSER = Composer()
 
 
 def config(root, *overrides):
-    """What composing with these overrides gives, without Hydra's half second."""
-    given = dict(override.split("=", 1) for override in overrides)
-    choices = {group: given.pop(group, default) for group, default in CHOICES.items()}
-    cfg = OmegaConf.structured(Config(**{group: SCHEMAS[group][choice]() for group, choice in choices.items()}))
-    values = OmegaConf.from_dotlist([f"{key}={value}" for key, value in {"output_root": root, **given}.items()])
-    return OmegaConf.merge(cfg, values)
+    """What composing with these overrides gives; the files are read once."""
+    data = [] if any(override.startswith("data=") for override in overrides) else ["data=mnist5k"]
+    cfg = COMPOSER.compose([*data, *overrides])
+    cfg.output_root = str(root)
+    return cfg
 
 
 def opened(root, *overrides):
@@ -143,15 +141,30 @@ def test_a_run_that_never_trained_blocks_nothing(tmp_path):
 
 
 def test_a_key_added_to_the_schema_later_does_not_disown_old_runs(tmp_path):
+    for model, earlier in (("lstm", "lstm"), ("lstm_matched", "lstm_matched"), ("indrnn", "indrnn")):
+        choices = (f"model={model}", "schedule=plateau", "schedule.restore_best=false")
+        path = leave(tmp_path, *choices)
+        stored = OmegaConf.load(path / "config.yaml")
+        stored.model.name = earlier
+        if model == "indrnn":
+            stored.model.norm_position = "after"
+        else:
+            del stored.model["weight_init"], stored.model["bias_init"]
+        del stored.schedule["restore_best"]
+        OmegaConf.save(stored, path / "config.yaml")
+        with opened(tmp_path, *choices) as run:
+            assert run.state == "resume"
+        with pytest.raises(UserError, match="restore_best: false -> true"):
+            opened(tmp_path, *choices[:-1])
+
+
+def test_a_former_choice_that_is_left_out_is_another_run(tmp_path):
     path = leave(tmp_path)
     stored = OmegaConf.load(path / "config.yaml")
-    del stored.model["weight_init"]
-    del stored.trainer["clip_value"]
+    stored.model.norm_position = "before"
     OmegaConf.save(stored, path / "config.yaml")
-    with opened(tmp_path) as run:
-        assert run.state == "resume"
-    with pytest.raises(UserError, match="weight_init: small_uniform -> kaiming"):
-        opened(tmp_path, "model.weight_init=kaiming")
+    with pytest.raises(UserError, match="norm_position: before -> "):
+        opened(tmp_path)
 
 
 def test_a_key_that_is_gone_from_the_schema_counts_as_a_difference(tmp_path):

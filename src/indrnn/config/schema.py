@@ -1,14 +1,13 @@
 """The schema of the configuration: every key, its type, its range and what it means.
 
-The dataclasses are the only place where a key, a type or a range is declared. ``configs/*.yaml`` give the values, one
-file a choice, each starting with ``defaults: [/schema/<group>/<name>@_here_]``; `indrnn.config.checks` reads the
-ranges from the field metadata.
+The dataclasses are the only place where a key, a type or a range is declared, and hold no value. The values stand in
+``configs/*.yaml``, one file a choice, each starting with ``defaults: [/schema/<group>/<name>@_here_]``. The ranges are
+in the field metadata, for `indrnn.config.checks`.
 
 A field with ``affects_result=False`` cannot change what a run computes (where data lies, what is logged): two runs
 that differ only there are the same run.
 """
 
-from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,6 @@ from omegaconf import MISSING
 
 
 def setting(
-    default: Any = MISSING,
     doc: str = "",
     *,
     minimum: float | None = None,
@@ -28,18 +26,18 @@ def setting(
 ) -> Any:
     """Declare one key. ``minimum``/``maximum`` are allowed values, ``above``/``below`` are not; lists are checked
     element by element; ``None`` passes where the type is optional."""
-    metadata = {
-        "doc": doc,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": choices,
-        "affects_result": affects_result,
-    }
-    if isinstance(default, list | dict):
-        return field(default=NO_DEFAULT, default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(
+        default=MISSING,
+        metadata={
+            "doc": doc,
+            "minimum": minimum,
+            "maximum": maximum,
+            "above": above,
+            "below": below,
+            "choices": choices,
+            "affects_result": affects_result,
+        },
+    )
 
 
 # Of a folder that a name becomes, on every file system; "=" and "+" also stand in TensorBoard's list of runs.
@@ -64,97 +62,92 @@ class ExternalModelConfig(ModelConfig):
     """A network from anywhere on Python's path."""
 
     _target_: str = setting(doc="module.Class, called as Class(task, **args) with the task's `indrnn.data.Task`")
-    args: dict[str, Any] = setting({}, "what else it is called with; every key that is to be set must stand here")
+    args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"doc": "what else it is called with"},
+    )
 
 
 @dataclass
 class IndRNNBaseConfig(ModelConfig):
     """What every IndRNN network shares."""
 
-    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
-    nonlinearity: str = setting("relu", "of the recurrence", choices=NONLINEARITIES)
-    gamma: float = setting(2.0, "RECURRENT_MAX = gamma^(1/T): how much a state may grow over the sequence", minimum=1.0)
+    hidden_size: int = setting("recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
+    nonlinearity: str = setting("of the recurrence", choices=NONLINEARITIES)
+    gamma: float = setting("RECURRENT_MAX = gamma^(1/T): how much a state may grow over the sequence", minimum=1.0)
     constraint: str = setting(
-        "clip",
         "how |u| <= RECURRENT_MAX is kept: clip in the forward pass, project after each update, or not at all",
         choices=("clip", "project", "none"),
     )
-    norm: str = setting("batch", "normalisation beside each recurrence", choices=("batch", "layer", "none"))
-    norm_position: str = setting(
-        "after", "where it stands: before or after the recurrence", choices=("before", "after")
-    )
-    dropout: float = setting(0.0, "probability; one mask a sequence, shared by all time steps", minimum=0.0, below=1.0)
+    norm: str = setting("batch norm over batch and time after each recurrence, or none", choices=("batch", "none"))
+    dropout: float = setting("probability; one mask a sequence, shared by all time steps", minimum=0.0, below=1.0)
     weight_init: str = setting(
-        "small_uniform",
         "input weights: U(-0.001, 0.001), N(0, 0.001), or Kaiming uniform with a=8",
         choices=("small_uniform", "small_normal", "kaiming"),
     )
     recurrent_init: str = setting(
-        "positive",
         "u of the lower layers: U[0, RECURRENT_MAX] or U[-RECURRENT_MAX, RECURRENT_MAX]",
         choices=("positive", "symmetric"),
     )
     last_layer_min: bool = setting(
-        True, "u of the last layer from [LAST_LAYER_LOWER_BOUND, RECURRENT_MAX]; false: drawn like the others"
+        "u of the last layer from [LAST_LAYER_LOWER_BOUND, RECURRENT_MAX]; false: drawn like the others"
     )
-    last_layer_fixed: float | None = setting(None, "start every u of the last layer at this value instead")
-    backend: str = setting("auto", "implementation of the recurrence", choices=BACKENDS)
+    last_layer_fixed: float | None = setting("start every u of the last layer at this value instead")
+    backend: str = setting("implementation of the recurrence", choices=BACKENDS)
 
 
 @dataclass
 class IndRNNConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn", choices=("indrnn",))
-    num_layers: int = setting(6, "IndRNN layers", minimum=1, maximum=MAX_LAYERS)
+    name: str = setting(choices=("indrnn",))
+    num_layers: int = setting("IndRNN layers", minimum=1, maximum=MAX_LAYERS)
 
 
 @dataclass
 class IndRNNResidualConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn_residual", choices=("indrnn_residual",))
+    name: str = setting(choices=("indrnn_residual",))
     num_blocks: int = setting(
-        5, "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1, maximum=MAX_LAYERS
+        "pre-activation blocks of two recurrences; one more recurrence follows", minimum=1, maximum=MAX_LAYERS
     )
 
 
 @dataclass
 class IndRNNDenseConfig(IndRNNBaseConfig):
-    name: str = setting("indrnn_dense", choices=("indrnn_dense",))
-    hidden_size: int = setting(96, "features of the stem, before the first block", minimum=1, maximum=MAX_WIDTH)
-    block_layers: list[int] = setting([8, 6, 4], "dense layers in each block", minimum=1, maximum=MAX_LAYERS)
-    growth: int = setting(16, "features each dense layer adds", minimum=1, maximum=MAX_WIDTH)
+    name: str = setting(choices=("indrnn_dense",))
+    hidden_size: int = setting("features of the stem, before the first block", minimum=1, maximum=MAX_WIDTH)
+    block_layers: list[int] = setting("dense layers in each block", minimum=1, maximum=MAX_LAYERS)
+    growth: int = setting("features each dense layer adds", minimum=1, maximum=MAX_WIDTH)
     bottleneck: int = setting(
-        4, "width of a dense layer's first recurrence, in multiples of growth", minimum=1, maximum=MAX_LAYERS
+        "width of a dense layer's first recurrence, in multiples of growth", minimum=1, maximum=MAX_LAYERS
     )
     dropout: float = setting(
-        0.1, "after the bottleneck and the transitions; shared by all time steps", minimum=0.0, below=1.0
+        "after the bottleneck and the transitions; shared by all time steps", minimum=0.0, below=1.0
     )
-    dropout_features: float = setting(0.2, "after the stem and each dense layer's output", minimum=0.0, below=1.0)
+    dropout_features: float = setting("after the stem and each dense layer's output", minimum=0.0, below=1.0)
 
 
 @dataclass
 class LSTMConfig(ModelConfig):
-    name: str = setting("lstm", choices=("lstm", "lstm_matched", "lstm_chrono"))
-    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
-    num_layers: int = setting(1, "LSTM layers", minimum=1, maximum=MAX_LAYERS)
+    name: str = setting(choices=("lstm",))
+    hidden_size: int = setting("recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
+    num_layers: int = setting("LSTM layers", minimum=1, maximum=MAX_LAYERS)
     weight_init: str = setting(
-        "glorot",
         "glorot: Glorot uniform input weights and orthogonal recurrent ones; pytorch: U(-1/sqrt(H), 1/sqrt(H))",
         choices=("glorot", "pytorch"),
     )
     bias_init: str = setting(
-        "forget",
         "forget: forget_bias on the forget gates; chrono: forget gates log U[1, T - 1], input gates the negative",
         choices=("forget", "chrono"),
     )
-    forget_bias: float = setting(1.0, "initial bias of the forget gate, in total, with bias_init=forget")
-    dropout: float = setting(0.0, "between layers and before the classifier", minimum=0.0, below=1.0)
+    forget_bias: float = setting("initial bias of the forget gate, in total, with bias_init=forget")
+    dropout: float = setting("between layers and before the classifier", minimum=0.0, below=1.0)
 
 
 @dataclass
 class RNNConfig(ModelConfig):
-    name: str = setting("rnn", choices=("rnn",))
-    hidden_size: int = setting(128, "recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
-    num_layers: int = setting(1, "layers of torch.nn.RNN", minimum=1, maximum=MAX_LAYERS)
-    nonlinearity: str = setting("relu", "of torch.nn.RNN", choices=("relu", "tanh"))
+    name: str = setting(choices=("rnn",))
+    hidden_size: int = setting("recurrent units a layer", minimum=1, maximum=MAX_WIDTH)
+    num_layers: int = setting("layers of torch.nn.RNN", minimum=1, maximum=MAX_LAYERS)
+    nonlinearity: str = setting("of torch.nn.RNN", choices=("relu", "tanh"))
 
 
 @dataclass
@@ -167,20 +160,20 @@ class ExternalDataConfig(DataConfig):
     """A task from anywhere on Python's path."""
 
     _target_: str = setting(doc="module.function, called as function(**args), which returns an `indrnn.data.Task`")
-    args: dict[str, Any] = setting({}, "what it is called with; every key that is to be set must stand here")
+    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "what it is called with"})
 
 
 @dataclass
 class MNISTConfig(DataConfig):
     """Sequential MNIST: 784 pixels, one a time step."""
 
-    name: str = setting("mnist", choices=("mnist", "mnist_permuted"))
-    root: str = setting("data", "folder that holds or receives the MNIST files", affects_result=False)
-    mirror: str | None = setting(None, "folder or URL to take the files from first", affects_result=False)
-    validation_size: int = setting(5000, "images held out of the 60,000, stratified", minimum=10, maximum=59_000)
-    split_seed: int = setting(0, "of the train/validation split", minimum=0, maximum=MAX_SEED)
+    name: str = setting(choices=("mnist", "mnist_permuted"))
+    root: str = setting("folder that holds or receives the MNIST files", affects_result=False)
+    mirror: str | None = setting("folder or URL to take the files from first", affects_result=False)
+    validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
+    split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(
-        None, "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>, file:<path>"
+        "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>, file:<path>"
     )
 
 
@@ -188,32 +181,32 @@ class MNISTConfig(DataConfig):
 class MNIST5kConfig(DataConfig):
     """The bundled 5,000 images (500 a digit), for demos and tests."""
 
-    name: str = setting("mnist5k", choices=("mnist5k",))
-    validation_size: int = setting(500, "images, stratified", minimum=10, maximum=4000)
-    test_size: int = setting(1000, "images, stratified", minimum=10, maximum=4000)
-    split_seed: int = setting(0, "of the train/validation/test split", minimum=0, maximum=MAX_SEED)
-    permutation: str | None = setting(None, "as for mnist")
+    name: str = setting(choices=("mnist5k",))
+    validation_size: int = setting("images, stratified", minimum=10, maximum=4000)
+    test_size: int = setting("images, stratified", minimum=10, maximum=4000)
+    split_seed: int = setting("of the train/validation/test split", minimum=0, maximum=MAX_SEED)
+    permutation: str | None = setting("as for mnist")
 
 
 @dataclass
 class AddingConfig(DataConfig):
     """The adding problem, generated on the fly."""
 
-    name: str = setting("adding", choices=("adding",))
-    length: int = setting(100, "time steps", minimum=2, maximum=1_000_000)
-    validation_size: int = setting(1000, "sequences", minimum=1, maximum=MAX_SEQUENCES)
-    test_size: int = setting(10_000, "sequences", minimum=1, maximum=MAX_SEQUENCES)
-    data_seed: int = setting(0, "of the generated numbers", minimum=0, maximum=MAX_SEED)
+    name: str = setting(choices=("adding",))
+    length: int = setting("time steps", minimum=2, maximum=1_000_000)
+    validation_size: int = setting("sequences", minimum=1, maximum=MAX_SEQUENCES)
+    test_size: int = setting("sequences", minimum=1, maximum=MAX_SEQUENCES)
+    data_seed: int = setting("of the generated numbers", minimum=0, maximum=MAX_SEED)
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = setting("adam", choices=("adam", "adamw"))
-    lr: float = setting(2e-4, "learning rate at the start (at the peak for cosine and one_cycle)", above=0.0)
-    weight_decay: float = setting(0.0, "on all but u and biases", minimum=0.0)
-    beta1: float = setting(0.9, minimum=0.0, below=1.0)
-    beta2: float = setting(0.999, minimum=0.0, below=1.0)
-    eps: float = setting(1e-8, above=0.0)
+    name: str = setting(choices=("adam",))
+    lr: float = setting("learning rate at the start (at the peak for cosine and one_cycle)", above=0.0)
+    weight_decay: float = setting("on all but u and biases", minimum=0.0)
+    beta1: float = setting(minimum=0.0, below=1.0)
+    beta2: float = setting(minimum=0.0, below=1.0)
+    eps: float = setting(above=0.0)
 
 
 @dataclass
@@ -223,14 +216,14 @@ class ScheduleConfig:
 
 @dataclass
 class ConstantConfig(ScheduleConfig):
-    name: str = setting("constant", choices=("constant",))
+    name: str = setting(choices=("constant",))
 
 
 @dataclass
 class StaircaseConfig(ScheduleConfig):
-    name: str = setting("staircase", choices=("staircase",))
-    every: int = setting(600_000, "steps between drops", minimum=1)
-    factor: float = setting(0.1, "multiplies the rate at each drop", above=0.0, below=1.0)
+    name: str = setting(choices=("staircase",))
+    every: int = setting("steps between drops", minimum=1)
+    factor: float = setting("multiplies the rate at each drop", above=0.0, below=1.0)
 
 
 @dataclass
@@ -238,47 +231,46 @@ class PlateauConfig(ScheduleConfig):
     """The rate drops when `patience` evaluations bring no gain; the patience shrinks with each drop; the run ends
     when the rate falls below `minimum_lr`."""
 
-    name: str = setting("plateau", choices=("plateau",))
-    factor: float = setting(0.1, above=0.0, below=1.0)
-    patience: list[int] = setting([100, 50, 25], "evaluations without gain; the last repeats", minimum=1)
-    minimum_lr: float = setting(1e-6, above=0.0)
-    restore_best: bool = setting(False, "at a drop, go back to the best weights so far and the optimizer's state then")
+    name: str = setting(choices=("plateau",))
+    factor: float = setting(above=0.0, below=1.0)
+    patience: list[int] = setting("evaluations without gain; the last repeats", minimum=1)
+    minimum_lr: float = setting(above=0.0)
+    restore_best: bool = setting("at a drop, go back to the best weights so far and the optimizer's state then")
 
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    name: str = setting("cosine", choices=("cosine",))
-    warmup: float = setting(0.05, "share of the steps with a rising rate", minimum=0.0, below=1.0)
-    final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
+    name: str = setting(choices=("cosine",))
+    warmup: float = setting("share of the steps with a rising rate", minimum=0.0, below=1.0)
+    final: float = setting("rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
 
 
 @dataclass
 class OneCycleConfig(ScheduleConfig):
-    name: str = setting("one_cycle", choices=("one_cycle",))
-    warmup: float = setting(0.3, "share of the steps with a rising rate", above=0.0, below=1.0)
-    initial: float = setting(0.04, "rate at the start, as a share of the peak", above=0.0, maximum=1.0)
-    final: float = setting(0.0, "rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
+    name: str = setting(choices=("one_cycle",))
+    warmup: float = setting("share of the steps with a rising rate", above=0.0, below=1.0)
+    initial: float = setting("rate at the start, as a share of the peak", above=0.0, maximum=1.0)
+    final: float = setting("rate at the end, as a share of the peak", minimum=0.0, maximum=1.0)
 
 
 @dataclass
 class TrainerConfig:
-    batch_size: int = setting(32, "sequences a step", minimum=2)
-    max_steps: int = setting(60_000, "the run ends here at the latest", minimum=1)
-    eval_every: int = setting(1000, "steps between evaluations on the validation set", minimum=1)
-    log_every: int = setting(100, "steps between rows of training loss", minimum=1, affects_result=False)
-    checkpoint_every: int = setting(1000, "steps between checkpoints", minimum=1, affects_result=False)
-    eval_batch_size: int = setting(250, "sequences a forward pass of an evaluation", minimum=1)
+    batch_size: int = setting("sequences a step", minimum=2)
+    max_steps: int = setting("the run ends here at the latest", minimum=1)
+    eval_every: int = setting("steps between evaluations on the validation set", minimum=1)
+    log_every: int = setting("steps between rows of training loss", minimum=1, affects_result=False)
+    checkpoint_every: int = setting("steps between checkpoints", minimum=1, affects_result=False)
+    eval_batch_size: int = setting("sequences a forward pass of an evaluation", minimum=1)
     bn_samples: int = setting(
-        500, "training samples that batch-norm statistics are re-estimated from before each evaluation", minimum=2
+        "training samples that batch-norm statistics are re-estimated from before each evaluation", minimum=2
     )
-    clip_norm: float | None = setting(5.0, "largest global gradient norm; null: no limit", above=0.0)
-    clip_value: float | None = setting(None, "largest gradient value; null: no limit", above=0.0)
+    clip_norm: float | None = setting("largest global gradient norm; null: no limit", above=0.0)
+    clip_value: float | None = setting("largest gradient value; null: no limit", above=0.0)
     target_accuracy: float | None = setting(
-        0.99, "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
+        "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
     )
-    precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
+    precision: str = setting(choices=("float32", "tf32", "bfloat16"))
     cuda_graph: Any = setting(
-        "auto",
         "on CUDA, run the whole training step as one graph: auto where it can be captured, true: or fail",
         choices=("auto", True, False),
         affects_result=False,
@@ -292,21 +284,17 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    # Without the files, no choice of a file is known.
-    name: str = setting(
-        "${model.name}", "of the run folder: the experiment and the model, as far as the command chooses them"
-    )
-    tag: str | None = setting(None, "appended to the name, to keep variants apart")
-    seed: int = setting(0, "of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
-    device: str = setting("auto", "auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
-    output_root: str = setting("outputs", "run folders go below it", affects_result=False)
+    name: str = setting("of the run folder: the experiment and the model, as far as the command chooses them")
+    tag: str | None = setting("appended to the name, to keep variants apart")
+    seed: int = setting("of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
+    device: str = setting("auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    output_root: str = setting("run folders go below it", affects_result=False)
     resume: str = setting(
-        "auto",
         "continue an unfinished run of the same config, or never",
         choices=("auto", "never"),
         affects_result=False,
     )
-    overwrite: bool = setting(False, "delete what the run folder holds and start again", affects_result=False)
+    overwrite: bool = setting("delete what the run folder holds and start again", affects_result=False)
 
 
 # group -> choice -> class; a YAML file of configs/<group>/ refers to one of these as /schema/<group>/<choice>.

@@ -37,9 +37,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "indrnn_residual": ResidualIndRNN,
     "indrnn_dense": DenseIndRNN,
     "lstm": LSTMClassifier,
-    # The same network; configs/model/lstm_matched.yaml gives it as many parameters as the IndRNN, and runs of its own.
-    "lstm_matched": LSTMClassifier,
-    "lstm_chrono": LSTMClassifier,
     "rnn": RNNClassifier,
 }
 

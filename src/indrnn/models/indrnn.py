@@ -57,7 +57,6 @@ def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
     return {
         "nonlinearity": model.nonlinearity,
         "norm": model.norm,
-        "norm_position": model.norm_position,
         "recurrent_max_abs": recurrent_max(task.length, model.gamma),
         "constraint": model.constraint,
         "input_init": model.weight_init,

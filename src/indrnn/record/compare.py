@@ -11,6 +11,17 @@ ABSENT = "(absent)"
 SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 
 
+# What keys meant before they existed, for the network or schedule of the name that has them.
+EARLIER_MEANING: dict[tuple[str, str], dict[str, Any]] = {
+    ("model", "lstm"): {"weight_init": "glorot", "bias_init": "forget"},
+    ("schedule", "plateau"): {"restore_best": False},
+}
+# Networks that were told apart by a size or an initialisation.
+EARLIER_NAMES = {"lstm_matched": "lstm", "lstm_chrono": "lstm"}
+# What the only choice that is left of a former key was called.
+FORMER_KEYS = {("model", "norm_position"): "after"}
+
+
 class Difference(NamedTuple):
     key: str
     old: Any
@@ -31,6 +42,21 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def in_terms_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration as it would be written now, so that a change of the schema disowns no recorded run."""
+    today = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    model = today["model"]
+    if model.get("name") in EARLIER_NAMES:
+        model["name"] = EARLIER_NAMES[model["name"]]
+    for (group, name), values in EARLIER_MEANING.items():
+        if today[group].get("name") == name:
+            today[group] = {**values, **today[group]}
+    for (group, key), value in FORMER_KEYS.items():
+        if today[group].get(key) == value:
+            del today[group][key]
+    return today
+
+
 def neutral_keys() -> frozenset[str]:
     """The keys that the schema declares with affects_result=False, such as data.root."""
     neutral = {field.name for field in dataclasses.fields(Config) if _is_neutral(field)}
@@ -41,16 +67,12 @@ def neutral_keys() -> frozenset[str]:
 
 
 def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
-    """The keys that affect the result and differ between a stored configuration and ``cfg``, in the schema's order.
-
-    A key that did not exist yet when ``old`` was written counts as having had the schema's default, so that adding a
-    key to the schema does not disown the runs recorded before.
-    """
+    """The keys that affect the result and differ between a stored configuration, in terms of today, and ``cfg``, in the
+    schema's order."""
     before = flatten(old)
     after = result_keys(cfg)
-    defaults = {key: _default(field) for key, field, _ in settings(cfg)}
-    gone = before.keys() - defaults.keys() - neutral_keys()
-    pairs = [Difference(key, before.get(key, defaults[key]), new) for key, new in after.items()]
+    gone = before.keys() - {key for key, _, _ in settings(cfg)} - neutral_keys()
+    pairs = [Difference(key, before.get(key, ABSENT), new) for key, new in after.items()]
     pairs += [Difference(key, before[key], ABSENT) for key in before if key in gone]
     return [pair for pair in pairs if pair.old != pair.new]
 
@@ -72,7 +94,14 @@ def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
 
 def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
     """Where a stored `fingerprint` is that of another run. What only one of the two knows of the data is left out."""
-    differ = differences(stored["config"], cfg)
+    config: dict[str, Any] = {}
+    for key, value in stored["config"].items():
+        group, _, name = key.partition(".")
+        if name:
+            config.setdefault(group, {})[name] = value
+        else:
+            config[key] = value
+    differ = differences(in_terms_of_today(config), cfg)
     data = flatten(provenance)
     return ([] if continues(differ, cfg) else differ) + [
         Difference(f"data.{key}", old, data[key])
@@ -83,12 +112,6 @@ def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> 
 
 def _is_neutral(field: dataclasses.Field) -> bool:
     return field.metadata.get("affects_result") is False
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return ABSENT if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _shown(value: Any) -> str:

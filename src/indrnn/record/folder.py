@@ -29,7 +29,7 @@ from ..config.checks import run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
-from .compare import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences
+from .compare import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences, in_terms_of_today
 from .files import TEMPORARY, one_line, sync_folder, write_atomically
 from .tensorboard import EVENTS
 
@@ -183,7 +183,7 @@ def written_files(path: Path) -> list[Path]:
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values. Raises UserError with one line if it is none."""
+    """A run's config.yaml as plain values, in terms of today's schema. Raises UserError with one line if it is none."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as failure:
@@ -192,7 +192,7 @@ def load_config_file(path: Path) -> dict[str, Any]:
     groups = ("model", "data", "trainer", "schedule")
     if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in groups):
         raise UserError(f"{path} is not the configuration of a run; {_ELSEWHERE}")
-    return {str(key): value for key, value in config.items()}
+    return in_terms_of_today({str(key): value for key, value in config.items()})
 
 
 _ELSEWHERE = "move it away, or keep this run apart with tag=<word> or output_root="

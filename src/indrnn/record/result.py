@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import indrnn
 
 from ..errors import UserError
+from .compare import EARLIER_NAMES
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def read_result(path: Path) -> Result:
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; move it away to run again")
     given = {name: values[name] for name in types if name in values}
+    given["model"] = EARLIER_NAMES.get(str(given["model"]), given["model"])
     for name, value in given.items():
         if not _fits(value, types[name]):
             raise UserError(f"{path} is damaged: {name} is {json.dumps(value)[:40]}; move it away to run again")

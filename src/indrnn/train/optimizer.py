@@ -24,7 +24,7 @@ from ..config.schema import (
 )
 from ..errors import UserError
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = {"adam": torch.optim.Adam}
 
 
 def decayed_parameters(model: nn.Module) -> list[Tensor]:
@@ -37,7 +37,7 @@ def decayed_parameters(model: nn.Module) -> list[Tensor]:
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Weight decay is added to the gradient (adam) or applied to the weight (adamw).
+    """Weight decay is added to the gradient.
 
     All groups share one learning-rate tensor, to be changed in place (`rate_tensor`). Raises UserError for an unknown
     name.
