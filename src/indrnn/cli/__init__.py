@@ -22,9 +22,12 @@ def run(program: str, command: Callable[[], int | None], tracebacks: bool = Fals
         code = 1
     except KeyboardInterrupt as stop:
         number = signal.Signals(*stop.args or (signal.SIGINT,))
-        code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
+        code = 128 + number
+        if leads():
+            say(program, f"stopped by {number.name}; nothing is lost", code)
     except Exception as error:
-        code = explain(program, error, tracebacks)
+        # Several processes fail alike while they read the command.
+        code = explain(program, error, tracebacks) if leads() else getattr(error, "exit_code", 1)
     if code:
         sys.exit(code)
 
@@ -53,3 +56,8 @@ def say(program: str, message: str, code: int) -> int:
 def announce(program: str, doing: str) -> None:
     """Say on stderr what is about to take more than a moment."""
     print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks, of those that torchrun started together."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from omegaconf import DictConfig
 
 from ..errors import UserError
-from . import announce, explain, run
+from . import announce, explain, leads, run
 
 if TYPE_CHECKING:
     from ..config.compose import Composer
@@ -183,7 +183,7 @@ def _job(composed: DictConfig) -> None:
     """One job, in this process or, with another launcher of Hydra, in one of its own."""
     from hydra.core.hydra_config import HydraConfig
 
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules and leads():
         announce(PROGRAM, "loading PyTorch")
     try:
         from indrnn.record import command_line, run_folder
@@ -199,13 +199,16 @@ def _job(composed: DictConfig) -> None:
         sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
         # A job of a sweep is repeated by its own overrides, not by the sweep's.
         command = shlex.join([PROGRAM, *_flags(hydra), *overrides]) if sweep else command_line()
-        print(_outcome(train(cfg, overrides=overrides, command=command), run_folder(cfg)), flush=True)
+        result = train(cfg, overrides=overrides, command=command)
+        if leads():
+            print(_outcome(result, run_folder(cfg)), flush=True)
     except Exception as error:
         if _command is None or _command.process != os.getpid() or isinstance(error, BrokenPipeError):
             raise
         code = explain(PROGRAM, error, _command.tracebacks)
-        if code > 128:
-            # Stopped by a signal: the jobs of a sweep that follow are to stop, too.
+        if code > 128 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # Stopped by a signal, or one of several processes that have ended: the jobs of a sweep that follow cannot
+            # be made.
             sys.exit(code)
         _command.failures.append(code)
 

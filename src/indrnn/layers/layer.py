@@ -4,6 +4,7 @@ Letters: B batch, T time steps, D input features, H hidden units, N all time ste
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,16 @@ class Steps:
         return rows.new_full((B * T, rows.shape[-1]), padding).index_copy(0, places, rows).view(B, T, -1)
 
 
+class BatchShare(Protocol):
+    """Joins the part of a batch that a layer sees to the parts that other processes have of it."""
+
+    def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance (H,) of n values a unit here, to those of all parts, and the number of all values."""
+
+    def mask(self, like: Tensor, keep: float) -> Tensor:
+        """The rows (b, H) that belong to this part, of a dropout mask drawn for the whole batch."""
+
+
 class IndRNNLayer(Weights):
     """dropout(norm(h)) with h_t = σ(W x_t + b + u ⊙ h_{t-1}) (Li et al. 2018, arXiv 1803.04831, eq. 2).
 
@@ -162,6 +173,9 @@ class IndRNNLayer(Weights):
 
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,); the norm's own are in the module `norm`.
     """
+
+    share: BatchShare | None = None
+    """Set where several processes train together (`indrnn.train.distributed`)."""
 
     def __init__(
         self,
@@ -257,7 +271,10 @@ class IndRNNLayer(Weights):
         scale = shift = None
         z_last = last
         if folded is not None:
-            scale, shift = _affine_of(folded, mean, variance, h.numel() // h.shape[-1])
+            n: int | Tensor = h.numel() // h.shape[-1]
+            if statistics and self.share is not None:
+                mean, variance, n = self.share.join(mean, variance, h.numel() // h.shape[-1])
+            scale, shift = _affine_of(folded, mean, variance, n)
         elif norm is not None:
             # the last step anew from its copy, so that a reader of it alone leaves the rest without gradient
             h, z_last = _normalise(norm, h), _normalise(norm, last)
@@ -274,6 +291,8 @@ class IndRNNLayer(Weights):
         if not self.training or self.dropout == 0:
             return None
         keep = 1 - self.dropout
+        if self.share is not None:
+            return self.share.mask(last, keep)
         return torch.empty_like(last).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
@@ -300,7 +319,9 @@ def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def _affine_of(norm: nn.BatchNorm1d, mean: Tensor | None, variance: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+def _affine_of(
+    norm: nn.BatchNorm1d, mean: Tensor | None, variance: Tensor | None, n: int | Tensor
+) -> tuple[Tensor, Tensor]:
     """scale and shift (H,) such that ``norm(h) = scale ⊙ h + shift``; the running statistics are updated as
     ``norm(h)`` would.
 
@@ -315,7 +336,7 @@ def _affine_of(norm: nn.BatchNorm1d, mean: Tensor | None, variance: Tensor | Non
     if _uses_batch_statistics(norm):
         assert mean is not None
         assert variance is not None
-        if n < 2:
+        if isinstance(n, int) and n < 2:
             raise ValueError(f"batch norm needs more than one value per unit in training, got {n}")
         if norm.training:
             _update_running(norm, mean.detach(), variance.detach() * (n / (n - 1)))

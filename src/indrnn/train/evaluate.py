@@ -19,6 +19,7 @@ from ..record import Result, read_result
 from ..record.folder import RESULT
 from .checkpoint import load_run
 from .device import bfloat16_refusal, computing, flush_denormals, resolve_device, set_precision
+from .distributed import ALONE, Processes
 
 
 class Objective:
@@ -71,8 +72,15 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in modules if module.track_running_stats]
 
 
+def norm_batches(count: int, batch_size: int) -> int:
+    """In how many batches, as equal as can be, statistics are estimated from ``count`` sequences."""
+    return -(-count // batch_size)
+
+
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, split: Split, indices: Tensor, batch_size: int) -> None:
+def reestimate_batch_norm(
+    model: nn.Module, split: Split, indices: Tensor, batch_size: int, processes: Processes = ALONE
+) -> None:
     """Replace all running statistics by their means over the sequences of `split` at `indices` (n,), dropout off.
 
     From IndRNN's small initial weights activations grow so fast that running averages lag far behind. Each batch norm
@@ -89,8 +97,8 @@ def reestimate_batch_norm(model: nn.Module, split: Split, indices: Tensor, batch
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
             norm.train()
-        for batch in indices.tensor_split(-(-len(indices) // batch_size)):
-            model(split.batch(batch)[0])
+        for batch in indices.tensor_split(norm_batches(len(indices), batch_size)):
+            model(split.batch(processes.part(batch))[0])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -100,29 +108,35 @@ def reestimate_batch_norm(model: nn.Module, split: Split, indices: Tensor, batch
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, objective: Objective, batch_size: int, device: torch.device,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], None] = lambda: None, processes: Processes = ALONE,
 ) -> Evaluation:  # fmt: skip
-    """Loss and accuracy over all of `split` in evaluation mode. ``between`` is called before each batch; what it raises
-    ends the evaluation. Waits for the device once, at the end."""
+    """Loss and accuracy over all of `split` in evaluation mode, its batches shared out between ``processes``.
+
+    ``between`` is called before each batch; what it raises ends the evaluation. Waits for the device once, at the end.
+    """
     if split.size is None:
         raise ValueError("a split without an end cannot be evaluated as a whole")
     model.eval()
-    losses, correct, targets, batches = [], [], [], []
-    for start in range(0, split.size, batch_size):
-        between()
-        indices = torch.arange(start, min(start + batch_size, split.size), device=device)
+    n = split.size
+    losses, correct, targets = [], [], []
+    batches = torch.arange(n, device=device).split(batch_size)
+    for number, indices in enumerate(batches):
+        if number % processes.size == 0:
+            between()
         x, y = split.batch(indices)
-        loss, right = objective(model(x).float(), y)
+        if number % processes.size == processes.rank:
+            loss, right = objective(model(x).float(), y)
+        else:
+            loss = right = torch.zeros((), device=device)
         losses.append(loss)
         correct.append(right)
         targets.append(y)
-        batches.append(indices)
-    n = split.size
+    figures = torch.stack([torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()])
+    loss_of, correct_of = processes.sum_(figures)
     weights = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
-    loss_of = torch.stack(losses).cpu().double()
     mean_loss = float(loss_of @ weights) / n
     bad = [batch for batch, finite in zip(batches, loss_of.isfinite().tolist(), strict=True) if not finite]
-    answers = int(torch.stack(correct).sum())
+    answers = int(correct_of.sum())
     y = torch.cat(targets).cpu()
     classes = objective.classes
     chance = float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n

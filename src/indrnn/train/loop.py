@@ -8,7 +8,6 @@ best.pt), a checkpoint. Everything that decides how training goes on is in
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..config.checks import check
 from ..config.schema import Config
 from ..data import Split, make_task
 from ..errors import RunError, UserError
-from ..record import Result, RunFolder, open_run, read_result, write_result
+from ..record import Result, RunFolder, open_run, read_result, run_folder, write_result
 from .checkpoint import (
     copied_weights,
     load_weights,
@@ -29,9 +28,10 @@ from .checkpoint import (
 from .console import Interrupted, Interrupts
 from .device import check_memory, computing, resolve_device, synchronise
 from .diagnose import first_non_finite
+from .distributed import ALONE, Processes, ProcessLost, joined_processes, whole_batches
 from .evaluate import Evaluation, evaluate, reestimate_batch_norm
 from .optimizer import rate_tensor
-from .recorder import Recorder
+from .recorder import Recorder, SilentRecorder
 from .segments import changes, make_result
 from .state import TrainingState
 
@@ -40,8 +40,9 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     """Train, evaluate and record the run that ``cfg`` describes.
 
     A run folder that is finished is read, not run again; an unfinished one is gone on with. ``overrides`` and
-    ``command`` are recorded. For the whole process it sets PyTorch's seed and float32 precision, flushes denormals and
-    lets the allocator keep freed memory.
+    ``command`` are recorded. Processes that torchrun started together make one run (`indrnn.train.distributed`). For
+    the whole process it sets PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed
+    memory.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
@@ -49,38 +50,53 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
         Interrupted: SIGINT or SIGTERM came; a checkpoint is saved, or the run is finished.
     """
     check(cfg)
-    device = resolve_device(cfg.device)
-    check_memory(cfg, device)
-    with open_run(cfg, list(overrides), command) as folder:
-        if folder.state == "finished":
-            result = read_result(folder.result_path)
-            _require_same_data(cfg, result, folder.path)
-            print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
-            return result
-        print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
-        return Training(cfg, folder, device).run()
+    with joined_processes(cfg.device) as processes:
+        device = resolve_device(cfg.device)
+        check_memory(cfg, device)
+        with _open(cfg, list(overrides), command, processes) as folder:
+            if folder.state == "finished":
+                return processes.from_leader(lambda: _finished(cfg, folder))
+            if processes.leads:
+                print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
+            return Training(cfg, folder, device, processes).run()
 
 
-def _require_same_data(cfg: Config, result: Result, path: Path) -> None:
-    """The configuration is that of the finished run, but a file that it names may have changed since."""
+def _open(cfg: Config, overrides: list[str], command: str, processes: Processes) -> RunFolder:
+    """The run folder, held by the process that leads; the others know where it is and in which state."""
+    if not processes.leads:
+        state = processes.from_leader(lambda: "")
+        return RunFolder(run_folder(cfg), state, cfg, overrides, command)
+    folder = open_run(cfg, overrides, command)
+    processes.from_leader(lambda: folder.state)
+    return folder
+
+
+def _finished(cfg: Config, folder: RunFolder) -> Result:
+    """The result of a run that is not run again: its configuration is the same, but a file that this names may have
+    changed since."""
+    result, path = read_result(folder.result_path), folder.path
     changed = make_task(cfg.data).changed
     words = changed(result.data) if changed else None
     if words is not None:
         raise UserError(
             f"{words} than the finished run in {path} had; keep both with tag=<word>, or replace it with overwrite=true"
         )
+    print(f"{path} is finished: nothing to do", file=sys.stderr)
+    return result
 
 
 class Training:
     """One run in this process. Use: ``Training(cfg, folder, device).run()``."""
 
-    def __init__(self, cfg: Config, folder: RunFolder, device: torch.device) -> None:
-        self.cfg, self.folder, self.device = cfg, folder, device
-        self.state = TrainingState(cfg, device)
+    def __init__(self, cfg: Config, folder: RunFolder, device: torch.device, processes: Processes = ALONE) -> None:
+        self.cfg, self.folder, self.device, self.processes = cfg, folder, device, processes
+        self.state = TrainingState(cfg, device, processes)
         self.position, self.model, self.data = self.state.position, self.state.model, self.state.data
         self.objective, self.order, self.schedule = self.state.objective, self.state.order, self.state.schedule
         self._rate: float | None = None
         self._clock: float | None = None
+        self._signal = 0
+        self._random: Tensor | None = None
 
     def run(self) -> Result:
         """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (if it came too late to
@@ -88,14 +104,15 @@ class Training:
         checkpoint is whole in either case."""
         position, folder = self.position, self.folder
         self.state.prepare(folder)
-        folder.begin()
-        self._rewrite_best()
         resume_step = position.observed if folder.state == "resume" else None
-        with (
-            Recorder(self.cfg, folder, self.state.task, position.step, resume_step) as self.recorder,
-            Interrupts() as self.interrupts,
-        ):
-            label = self.recorder.label
+        if self.processes.leads:
+            folder.begin()
+            self._rewrite_best()
+            recorder = Recorder(self.cfg, folder, self.state.task, position.step, resume_step)
+        else:
+            recorder = SilentRecorder()
+        with recorder as self.recorder, Interrupts() as self.interrupts:
+            label = f"{folder.path.parent.name} seed {self.cfg.seed}"
             try:
                 if folder.state == "resume":
                     elsewhere = self._made_elsewhere()
@@ -103,7 +120,7 @@ class Training:
                 self._train()
                 result = self._finish()
             except _Stop:
-                raise Interrupted(self._stopped_message(), self.interrupts.received or 0) from None
+                raise Interrupted(self._stopped_message(), self._signal) from None
         if self.interrupts.received:
             raise Interrupted(f"stopped after {label} was finished: {folder.path}", self.interrupts.received)
         return result
@@ -111,6 +128,19 @@ class Training:
     # Training
 
     def _train(self) -> None:
+        try:
+            self._train_to_the_end()
+        except ProcessLost as lost:
+            if not self.processes.leads or self.device.type != "cpu":
+                again = f"the last checkpoint is {self.folder.checkpoint_path}; go on with the same command"
+                raise ProcessLost(f"{lost}; {again}") from lost
+            # Of the step that was broken off, nothing has reached the weights.
+            if self._random is not None:
+                torch.set_rng_state(self._random)
+            self._save()
+            raise ProcessLost(f"{lost}; {self._stopped_message()}") from lost
+
+    def _train_to_the_end(self) -> None:
         saved = self.position.step
         while True:
             try:
@@ -120,7 +150,7 @@ class Training:
                 raise
             ended = self._has_ended()
             due = self.position.step % self.cfg.trainer.checkpoint_every == 0
-            if ended or self.interrupts.received or due:
+            if ended or self._asked_to_stop() or due:
                 if self.position.step != saved or ended:
                     self._save()
                     saved = self.position.step
@@ -137,7 +167,10 @@ class Training:
         if rate != self._rate:
             rate_tensor(self.state.optimizer).fill_(rate)
             self._rate = rate
+        if self.processes.size > 1:
+            self._random = torch.get_rng_state()
         self.state.step(self.order.indices(self.position.step))
+        self._random = None
         self.position.step += 1
         self.recorder.step_made()
 
@@ -196,7 +229,7 @@ class Training:
         samples = self.order.norm_samples(trainer.bn_samples, self.position.step)
         try:
             with computing(trainer.precision, self.device):
-                reestimate_batch_norm(self.model, self.data.train, samples, trainer.eval_batch_size)
+                reestimate_batch_norm(self.model, self.data.train, samples, trainer.eval_batch_size, self.processes)
                 return self._evaluate(self.data.validation, "validation loss")
         finally:
             self.model.train()
@@ -204,7 +237,9 @@ class Training:
     def _evaluate(self, split: Split, figure: str) -> Evaluation:
         """Raises RunError, naming the figure, if the loss is not finite."""
         size = self.cfg.trainer.eval_batch_size
-        evaluation = evaluate(self.model, split, self.objective, size, self.device, self._stop_if_asked)
+        evaluation = evaluate(
+            self.model, split, self.objective, size, self.device, self._stop_if_asked, processes=self.processes
+        )
         if evaluation.bad is not None:
             self._fail(figure, self.position.step, split, evaluation.bad, training=False)
         return evaluation
@@ -228,7 +263,8 @@ class Training:
             }
             if self.schedule.restores_best:
                 self.state.best["optimizer"] = optimizer_state(self.model, self.state.optimizer)
-            save_checkpoint(self.folder.best_path, self.state.best)
+            if self.processes.leads:
+                save_checkpoint(self.folder.best_path, self.state.best)
         elif go_back:
             best_step = self.state.best["step"]
             self.recorder.say(f"step {step}: the learning rate drops; going on from the best step, {best_step}")
@@ -249,8 +285,9 @@ class Training:
             peak_memory=state.peak_memory(),
         )  # fmt: skip
         self.recorder.result(result)
-        save_weights(folder.weights_path, best["model"])
-        write_result(folder.result_path, result)
+        if self.processes.leads:
+            save_weights(folder.weights_path, best["model"])
+            write_result(folder.result_path, result)
         return result
 
     def _when(self) -> tuple[int, float, float]:
@@ -263,7 +300,8 @@ class Training:
     def _save(self) -> None:
         self._read_meter()
         self.position.peak_memory = self.state.peak_memory() or 0
-        save_checkpoint(self.folder.checkpoint_path, self.state.content())
+        if self.processes.leads:
+            save_checkpoint(self.folder.checkpoint_path, self.state.content())
 
     def _rewrite_best(self) -> None:
         """best.pt as checkpoint.pt knows it: a kill may have come between the two."""
@@ -280,8 +318,13 @@ class Training:
             self.position.seconds += time.perf_counter() - self._clock
             self._clock = None
 
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal has come, to any of the processes."""
+        self._signal = self.processes.agree(self.interrupts.received or 0)
+        return self._signal > 0
+
     def _stop_if_asked(self) -> None:
-        if self.interrupts.received:
+        if self._asked_to_stop():
             raise _Stop
 
     def _stopped_message(self) -> str:
@@ -294,9 +337,10 @@ class Training:
 
     def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.
-        where = first_non_finite(
-            self.model, self.objective, split, indices, self.cfg.trainer.precision, self.device, training
-        )  # fmt: skip
+        with whole_batches(self.model):
+            where = first_non_finite(
+                self.model, self.objective, split, indices, self.cfg.trainer.precision, self.device, training
+            )
         path = self.folder.checkpoint_path
         good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise RunError(

@@ -67,14 +67,17 @@ def segment(
     precision: str,
     code: dict[str, Any],
     fallbacks: dict[str, str],
+    processes: int,
 ) -> dict[str, Any]:
     """What computes a run from ``step`` on, in plain values for checkpoints and result.json; a run that was interrupted
-    has several. ``code`` is `indrnn.record.running_code`; ``fallbacks``: what was to be used and is not, and why."""
+    has several. ``code`` is `indrnn.record.running_code`; ``fallbacks``: what was to be used and is not, and why;
+    ``processes``: how many computed it together."""
     return {
         "step": step,
         "git": code,
         "device": device.type,
         **environment(device),
+        "processes": processes,
         "precision": precision,
         "backend": backend_of(model, device, precision),
         "fallbacks": dict(fallbacks),

@@ -34,7 +34,8 @@ from .device import (
     set_precision,
     synchronise,
 )
-from .evaluate import Objective
+from .distributed import ALONE, Processes
+from .evaluate import Objective, norm_batches
 from .optimizer import build_optimizer, build_schedule
 from .order import DataOrder, Stream, torch_seed
 from .segments import passed_over, segment
@@ -60,7 +61,7 @@ class Position:
 class TrainingState:
     """Built as at step 0; `prepare` makes it ready for the step that comes next."""
 
-    def __init__(self, cfg: Config, device: torch.device) -> None:
+    def __init__(self, cfg: Config, device: torch.device, processes: Processes = ALONE) -> None:
         # The code as it is loaded, not as it may lie there once the data is.
         self._code = running_code()
         # Before any operator wakes worker threads.
@@ -68,16 +69,20 @@ class TrainingState:
         keep_freed_memory()
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
-        self.cfg, self.device = cfg, device
+        self.cfg, self.device, self.processes = cfg, device, processes
         self.task = make_task(cfg.data)
-        self.data = self.task.load(device)
+        self.data = processes.one_a_machine_first(lambda: self.task.load(device))
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         self.model = build_model(cfg.model, self.task).to(device)
         self.objective = Objective(self.task)
         self.order = DataOrder(self.data.train.size, cfg.trainer.batch_size, cfg.seed, device)
         self.optimizer = build_optimizer(self.model, cfg.optimizer, device)
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, cfg.trainer.max_steps)
-        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.data.train, cfg.trainer, device)
+        trainer = cfg.trainer
+        samples = len(self.order.norm_samples(trainer.bn_samples, 0))
+        norm_batch = samples // norm_batches(samples, trainer.eval_batch_size)
+        share = processes.share(self.model, trainer.batch_size, norm_batch)
+        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.data.train, trainer, device, share)
         self.meter = self.update.meter
         self.position = Position()
         self.best: dict[str, Any] | None = None
@@ -90,7 +95,7 @@ class TrainingState:
         """Rehearse a step, then take over what the folder's checkpoint holds, if the run goes on from one."""
         path, content = folder.checkpoint_path, None
         if folder.state == "resume":
-            content = read_checkpoint(path)
+            content = self.processes.from_leader(lambda: read_checkpoint(path))
             require_same_run(content, self.cfg, self.data.provenance, path)
             load_weights(self.model, content["model"], path)
         precision = self.cfg.trainer.precision
@@ -112,7 +117,9 @@ class TrainingState:
             self.best = content["best"]
             # Before there were segments, a checkpoint held the number of threads alone.
             self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
-        self.segments.append(segment(self.position.step, self.model, self.device, precision, self._code, fallbacks))
+        self.segments.append(
+            segment(self.position.step, self.model, self.device, precision, self._code, fallbacks, self.processes.size)
+        )
 
     def _rehearse(self, fallbacks: dict[str, str]) -> None:
         """Make a step ahead of the run, so that compiling, allocating or capturing is done before the clock starts and

@@ -17,6 +17,7 @@ from ..data import Split
 from ..errors import RunError, UserError
 from ..layers import project_recurrent_weights_
 from .device import computing
+from .distributed import Share
 from .evaluate import Objective
 
 WARM_UP = 3  # on a side stream, so that libraries make their workspaces and autograd its streams before the capture
@@ -93,7 +94,9 @@ class TrainingStep:
         split: Split,
         cfg: TrainerConfig,
         device: torch.device,
+        share: Share | None = None,
     ) -> None:
+        """``share``: of the batch, where several processes train together."""
         self.model = model
         self.optimizer = optimizer
         self.objective = objective
@@ -102,6 +105,7 @@ class TrainingStep:
         self.clip_value: float | None = cfg.clip_value
         self.precision: str = cfg.precision
         self.device = device
+        self.share = share
         self.parameters = list(model.parameters())
         self.meter = Meter(device)
         # The fused optimizers skip their update where this is 1, without asking the host (it exists for GradScaler).
@@ -109,13 +113,20 @@ class TrainingStep:
         optimizer.found_inf = self._skip  # type: ignore[attr-defined]
 
     def __call__(self, indices: Tensor) -> None:
+        share = self.share
+        if share is not None:
+            indices = indices[share.rows]
         x, y = self.split.batch(indices)
         self.optimizer.zero_grad(set_to_none=True)
         with computing(self.precision, self.device):
             output = self.model(x)
         loss, correct = self.objective(output.float(), y)
+        if share is not None:
+            loss = loss * share.weight
         loss.backward()
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if share is not None:
+            loss, correct = share.sum_gradients(grads, loss, correct)
         norm = nn.utils.get_total_norm(grads)
         self._skip.copy_(self.meter.add(loss.detach(), correct, norm))
         if self.clip_value is not None:
