@@ -116,9 +116,6 @@ class _Group(Processes):
                     f"{key} leaves {count} sequences for {self.size} processes, and each needs one; raise it, or use "
                     "fewer processes"
                 )
-        for tensor in model.state_dict().values():
-            # Initial values may differ in their last bits between unlike machines.
-            _transfer(partial(dist.broadcast, tensor, src=0))
         share = Share(self, batch_size, self._rows(batch_size))
         folded = {id(layer.norm) for _, layer in recurrent_layers(model) if layer.norm_position == "after"}
         for name, module in list(model.named_modules()):
@@ -134,6 +131,9 @@ class _Group(Processes):
                     setattr(module, child_name, _SharedDropout(child.p, share))
         for _, layer in recurrent_layers(model):
             layer.share = share
+        # Initial values may differ in their last bits between unlike machines.
+        for tensor in model.state_dict().values():
+            _transfer(partial(dist.broadcast, tensor, src=0))
         return share
 
 
