@@ -35,7 +35,6 @@ CASES = {
 }
 SLOW_CASES = {
     "residual": ("model=indrnn_residual", "model.hidden_size=8", "model.num_blocks=2", "model.dropout=0.1"),
-    "dense": ("model=indrnn_dense", "model.hidden_size=8", "model.block_layers=[2,2]", "model.growth=4"),
     "plateau": (
         *INDRNN, "schedule=plateau", "schedule.patience=[1]", "schedule.restore_best=true", "trainer.eval_every=5",
     ),

@@ -104,10 +104,10 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
 def test_a_signal_during_an_evaluation_breaks_it_off_without_a_trace(tmp_path, unbroken):
     evaluate = loop.evaluate
 
-    def interrupted(model, split, objective, batch_size, device, between):
+    def interrupted(model, split, objective, batch_size, device, between, **processes):
         if len(split.read) >= 3:  # the second evaluation
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(model, split, objective, batch_size, device, between)
+        return evaluate(model, split, objective, batch_size, device, between, **processes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
