@@ -4,6 +4,7 @@ import json
 import os
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from indrnn.errors import RunError
 from indrnn.record import TensorBoardWriter, tensorboard_command, tensorboard_link
+from indrnn.record.tensorboard import SCALARS, confusion_matrix, digits_page
 
 
 def read(path):
@@ -31,7 +33,7 @@ def hparams_of(path):
 
 def test_scalars_and_histograms_arrive(tmp_path):
     with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
-        writer.scalars(10, {"train/loss": 0.5, "val/accuracy": None})
+        writer.scalars(10, {"train/loss": 0.5, "eval/accuracy": None})
         assert steps_of(tmp_path, "train/loss") == [10]  # at once, not when the writer is closed
         writer.histogram("recurrent_weight/layer0", torch.linspace(0.99, 1.0, 128), 10)
         writer.histogram("recurrent_weight/layer0", torch.ones(128, requires_grad=True), 20)
@@ -42,6 +44,23 @@ def test_scalars_and_histograms_arrive(tmp_path):
     assert (first.step, second.step) == (10, 20)
     assert first.histogram_value.num == 128
     assert sum(count > 0 for count in first.histogram_value.bucket) == 30
+
+
+def test_a_scalar_says_what_it_is_and_pictures_and_text_arrive(tmp_path):
+    with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
+        writer.scalars(10, dict.fromkeys(SCALARS, 1.0))
+        writer.text("command", "`indrnn-train model=indrnn`")
+        answers, targets = np.array([1, 1, 0]), np.array([1, 0, 0])
+        writer.picture("test/confusion", confusion_matrix(answers, targets, 2), 10)
+        digits = digits_page(np.zeros((3, 4, 5)), answers, np.array([0.9, 0.6, 1.0]), targets)
+        writer.picture("test/digits", digits, 10)
+    events = read(tmp_path)
+    described = {tag: events.summary_metadata[tag].summary_description for tag in SCALARS}
+    assert described == SCALARS
+    assert events.Tags()["images"] == ["test/confusion", "test/digits"]
+    assert [axes.get_title() for axes in digits.axes] == ["1, 90 %", "1, 60 % (a 0)", "0, 100 %"]
+    text = events.Tensors("command/text_summary")[0].tensor_proto.string_val[0]
+    assert text == b"`indrnn-train model=indrnn`"
 
 
 def test_a_resumed_run_does_not_zigzag(tmp_path):
@@ -73,7 +92,8 @@ def test_each_run_folder_is_one_run_with_one_line_of_hyperparameters(tmp_path):
                 model = {"name": name, "gamma": 2.0} if name == "indrnn" else {"name": name, "forget_bias": 1.0}
                 values = {"model": model, "tag": None, "patience": [2, 1], "seed": 0, "lr": 2e-4, "graph": True}
                 writer.scalars(20, {"train/loss": 1.0})
-                writer.hparams(values, {"test/accuracy": 0.75, "test/loss": None})
+                writer.scalars(20, {"test/accuracy": 0.75, "test/loss": None})
+                writer.hparams(values)
     runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
     assert sorted(runs.Runs()) == ["mnist/indrnn/seed0", "mnist/lstm/seed0"]
     session = hparams_of(tmp_path / "mnist" / "indrnn" / "seed0")
@@ -97,7 +117,7 @@ def test_the_layout_overlays_the_runs_by_tags_that_exist(tmp_path):
     [category] = layout_pb2.Layout.FromString(content).category
     assert category.title == "comparison"
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
-    assert charts["validation accuracy"] == ["val/accuracy$"]
+    assert charts["validation accuracy"] == ["eval/accuracy$"]
     assert charts["training loss"] == ["train/loss$"]
 
 
@@ -127,7 +147,7 @@ def test_the_link_pins_the_curves_and_the_command_finds_the_folder():
     assert (link.scheme, link.netloc, link.fragment) == ("http", "localhost:7007", "timeseries")
     state = parse_qs(link.query, strict_parsing=True)
     pinned = json.loads(state["pinnedCards"][0])
-    assert pinned == [{"plugin": "scalars", "tag": "val/accuracy"}, {"plugin": "scalars", "tag": "train/loss"}]
+    assert pinned == [{"plugin": "scalars", "tag": "eval/accuracy"}, {"plugin": "scalars", "tag": "train/loss"}]
     assert state["smoothing"] == ["0"]
     assert state["runColorGroup"] == ["regex:([^/]+)/seed"]
     # A terminal makes all of it clickable, and a shell may be given it unquoted but for the &.

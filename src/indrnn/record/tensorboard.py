@@ -13,24 +13,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
+
 from .compare import flatten
 from .files import append, one_line
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 EVENTS = "events.out.tfevents."
-PINNED = ("val/accuracy", "train/loss")
+PINNED = ("eval/accuracy", "train/loss")
 
+# Every scalar, and what stands beside its chart. Pages sort by tag: validation accuracy is what one sees first.
+SCALARS = {
+    "eval/accuracy": "Share of right answers on the validation split; the best checkpoint is chosen by it.",
+    "eval/loss": "Mean loss on the validation split.",
+    "optimizer/grad_norm": "Norm of the whole gradient before clipping, mean since the last point.",
+    "optimizer/lr": "Learning rate of the last step.",
+    "speed/steps_per_second": "Updates a second since the last point, evaluations apart.",
+    "test/accuracy": "Share of right answers on the test split, read once, with the best checkpoint.",
+    "test/loss": "Mean loss on the test split, read once, with the best checkpoint.",
+    "train/accuracy": "Share of right answers on the training batches since the last point.",
+    "train/loss": "Mean loss of the training batches since the last point.",
+}
 # Charts that overlay all runs. TensorBoard matches a chart's tags as regular expressions from their beginning.
 _CHARTS = {
-    "validation accuracy": "val/accuracy$",
+    "validation accuracy": "eval/accuracy$",
     "training loss": "train/loss$",
-    "validation loss": "val/loss$",
+    "validation loss": "eval/loss$",
     "training accuracy": "train/accuracy$",
-    "gradient norm": "grad_norm$",
-    "steps per second": "steps_per_second$",
-    "learning rate": "lr$",
+    "gradient norm": "optimizer/grad_norm$",
+    "steps per second": "speed/steps_per_second$",
+    "learning rate": "optimizer/lr$",
 }
 _BINS = 30
 
@@ -46,7 +61,6 @@ class TensorBoardWriter:
         from tensorboard.compat.proto import event_pb2
 
         self._identity = {"model": model_name, "task": task}
-        self._step = resume_step or 0
         self.path = _next_file(Path(path))
         with one_line("write", self.path):
             self._descriptor: int | None = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
@@ -58,10 +72,15 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """One point for each tag; None (accuracy in a task without classes) is left out."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
-        self._step = max(self._step, step)
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+        points = [
+            Summary.Value(
+                tag=tag, simple_value=value, metadata=SummaryMetadata(summary_description=SCALARS.get(tag, ""))
+            )
+            for tag, value in values.items()
+            if value is not None
+        ]
         if points:
             self._add(Summary(value=points), step)
 
@@ -71,8 +90,23 @@ class TensorBoardWriter:
 
         self._add(histogram(tag, tensor.detach().double().cpu().numpy(), bins=_BINS), step)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float | None]) -> None:
-        """The run's line in the HPARAMS page. ``values`` may be nested; ``metrics`` become scalars at the last step.
+    def text(self, tag: str, text: str) -> None:
+        """Markdown for the TEXT page."""
+        from torch.utils.tensorboard.summary import text as summary
+
+        self._add(summary(tag, text), 0)
+
+    def picture(self, tag: str, drawing: "Figure", step: int) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from torch.utils.tensorboard.summary import image
+
+        canvas = FigureCanvasAgg(drawing)
+        canvas.draw()
+        self._add(image(tag, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC"), step)
+
+    def hparams(self, values: Mapping[str, Any]) -> None:
+        """The run's line in the HPARAMS page, which shows the last points of its scalars beside it. ``values`` may be
+        nested.
 
         No summary of the experiment as a whole is written: TensorBoard would take one run's for all, and leave out the
         keys that only other models have. Without it, it collects keys and metrics over all runs.
@@ -81,7 +115,6 @@ class TensorBoardWriter:
 
         shown = {key: _plain(value) for key, value in flatten({**self._identity, **values}).items()}
         self._add(hparams_pb(shown, trial_id="/".join(self.path.absolute().parts[-4:-1])), 0)
-        self.scalars(self._step, metrics)
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -150,3 +183,39 @@ def _layout() -> Any:
 def _plain(value: Any) -> float | str:
     """TensorBoard has no None and no lists here; whole numbers as text are shown as 6, not 6.0000, with check boxes."""
     return value if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def digits_page(images: "np.ndarray", answers: "np.ndarray", probabilities: "np.ndarray", targets: "np.ndarray") -> Any:
+    """Images (n, rows, columns), each with the answer and its probability; a wrong one in red with the right answer."""
+    from matplotlib.figure import Figure
+
+    columns = 8
+    drawing = Figure(figsize=(9, 1.35 * -(-len(images) // columns)), layout="constrained")
+    for place, (image, answer, probability, target) in enumerate(
+        zip(images, answers, probabilities, targets, strict=True), start=1
+    ):
+        axes = drawing.add_subplot(-(-len(images) // columns), columns, place)
+        axes.imshow(image, cmap="Greys", vmin=0, vmax=1)
+        axes.set_axis_off()
+        right = answer == target
+        says = f"{answer}, {100 * probability:.0f} %" + ("" if right else f" (a {target})")
+        axes.set_title(says, fontsize=9, color="black" if right else "#c00000")
+    return drawing
+
+
+def confusion_matrix(answers: "np.ndarray", targets: "np.ndarray", classes: int) -> Any:
+    """How often each class (row) got each answer (column)."""
+    from matplotlib.figure import Figure
+
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (targets, answers), 1)
+    drawing = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = drawing.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="Answer", ylabel="Class", xticks=range(classes), yticks=range(classes))
+    axes.set_title("Test split, best checkpoint: how often each class got each answer", fontsize=9)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+    return drawing

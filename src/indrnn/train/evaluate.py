@@ -42,6 +42,9 @@ class Objective:
         return None if self.classes is None else correct / n
 
 
+KEPT = 32
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Figures over a split. ``chance`` is what needs no network: the share of the most frequent class, or the mean
@@ -54,6 +57,12 @@ class Evaluation:
     chance: float
     bad: Tensor | None = None
     """Indices of the first batch whose loss is not finite."""
+    outputs: Tensor | None = None
+    """What the network said of each sequence (n, K), on the CPU; None without classes."""
+    targets: Tensor | None = None
+    """The right answers (n,), on the CPU."""
+    inputs: Tensor | None = None
+    """The first sequences (KEPT at most, T, D), on the CPU, so that nothing need be read twice to be shown."""
 
     @property
     def score(self) -> float:
@@ -118,18 +127,23 @@ def evaluate(
         raise ValueError("a split without an end cannot be evaluated as a whole")
     model.eval()
     n = split.size
-    losses, correct, targets = [], [], []
+    losses, correct, outputs, targets = [], [], [], []
     batches = torch.arange(n, device=device).split(batch_size)
     for number, indices in enumerate(batches):
         if number % processes.size == 0:
             between()
         x, y = split.batch(indices)
         if number % processes.size == processes.rank:
-            loss, right = objective(model(x).float(), y)
+            output = model(x).float()
+            loss, right = objective(output, y)
         else:
+            output = torch.zeros(len(y), objective.classes or 1, device=device)
             loss = right = torch.zeros((), device=device)
+        if number == 0:
+            first = x[:KEPT]
         losses.append(loss)
         correct.append(right)
+        outputs.append(output)
         targets.append(y)
     figures = torch.stack([torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()])
     loss_of, correct_of = processes.sum_(figures)
@@ -140,7 +154,10 @@ def evaluate(
     y = torch.cat(targets).cpu()
     classes = objective.classes
     chance = float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n
-    return Evaluation(mean_loss, objective.accuracy(answers, n), answers, n, chance, bad[0] if bad else None)
+    said = None if classes is None else processes.sum_(torch.cat(outputs).cpu())
+    accuracy = objective.accuracy(answers, n)
+    first_bad = bad[0] if bad else None
+    return Evaluation(mean_loss, accuracy, answers, n, chance, first_bad, said, y, first.cpu())
 
 
 @dataclass(frozen=True)

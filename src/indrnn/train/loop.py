@@ -279,6 +279,7 @@ class Training:
         with computing(self.cfg.trainer.precision, self.device):
             test = self._evaluate(self.data.test, "test loss")
         self.recorder.test(*self._when(), test)
+        self.recorder.pictures(position.step, test)
         result = make_result(
             self.cfg, folder.command, state.task, state.data.provenance, state.model, state.segments, best, test,
             steps=position.step, epochs=state.order.epochs(position.step), seconds=position.seconds,
