@@ -302,7 +302,9 @@ def test_step_ratios():
     ours = step.StepRow("indrnn", 6, 128, 32, "float32", "eager", median_seconds=2.0, over_products=1.4)
     lstm = step.StepRow("lstm", 1, 144, 32, "float32", "eager", median_seconds=3.0)
     slower = dataclasses.replace(lstm, B=128)  # nothing to compare it with
+    bfloat16 = dataclasses.replace(ours, precision="bfloat16", median_seconds=1.0, over_products=0.7)
     assert [ratio for _, ratio in step.step_ratios([ours, lstm, slower])] == [1.4, 1.5]
+    assert [ratio for _, ratio in step.step_ratios([ours, bfloat16, lstm])] == [1.4, 0.7, 1.5, 3.0]
 
 
 @pytest.mark.gpu

@@ -456,3 +456,10 @@ def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "make_task", lambda data: task)
     result = run_small(tmp_path, "device=cuda", "model.backend=auto")
     assert (result.backend, result.segments[-1]["fallbacks"]) == ("triton", {})
+
+
+def test_an_lstm_in_bfloat16_on_a_cpu_says_and_records_that_it_is_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: None)
+    with pytest.warns(UserWarning, match="changes nothing, the run is in float32: on a CPU only IndRNN layers"):
+        result = trained(load_config([*LSTM, "trainer.precision=bfloat16", f"output_root={tmp_path}"]))
+    assert "bfloat16" in result.segments[-1]["fallbacks"]

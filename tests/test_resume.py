@@ -83,8 +83,8 @@ def test_a_run_killed_between_any_two_writes_goes_on_exactly(tmp_path, unbroken)
         assert figures(folder_of(root)) == unbroken, f"killed before write {count} ({writes[count]})"
 
 
-@pytest.mark.parametrize("step", [1, 4, 10, 13, 29, 30])
-def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
+def stop_after(patch, step):
+    """A signal after that many steps, as a scheduler sends it."""
     advance = loop.Training._advance
 
     def interrupted(self):
@@ -92,13 +92,30 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
         if self.position.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    patch.setattr(loop.Training, "_advance", interrupted)
+
+
+@pytest.mark.parametrize("step", [1, 4, 10, 13, 29, 30])
+def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Training, "_advance", interrupted)
+        stop_after(patch, step)
         with pytest.raises(loop.Interrupted) as caught:
             run_small(tmp_path)
     assert caught.value.exit_code == 143
     run_small(tmp_path)
     assert figures(folder_of(tmp_path)) == unbroken
+
+
+def test_a_run_in_bfloat16_goes_on_exactly(tmp_path, monkeypatch):
+    """On any CPU: one without the instructions computes the same, but slowly, and is refused for that alone."""
+    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: None)
+    run_small(tmp_path / "unbroken", "trainer.precision=bfloat16")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 13)
+        with pytest.raises(loop.Interrupted):
+            run_small(tmp_path / "broken", "trainer.precision=bfloat16")
+    run_small(tmp_path / "broken", "trainer.precision=bfloat16")
+    assert figures(folder_of(tmp_path / "broken")) == figures(folder_of(tmp_path / "unbroken"))
 
 
 def test_a_signal_during_an_evaluation_breaks_it_off_without_a_trace(tmp_path, unbroken):

@@ -51,7 +51,7 @@ used:
         return renamed
 """
 
-from .folding import AffineSequence, concatenate, linear, materialise
+from .folding import AffineSequence, concatenate, linear, materialise, sequences_in
 from .init import clip_recurrent_weight, last_layer_lower_bound, recurrent_max
 from .layer import IndRNNLayer, project_recurrent_weights_, recurrent_layers
 from .rnn import IndRNN, IndRNNCell
@@ -69,4 +69,5 @@ __all__ = [
     "project_recurrent_weights_",
     "recurrent_layers",
     "recurrent_max",
+    "sequences_in",
 ]

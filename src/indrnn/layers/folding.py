@@ -8,14 +8,31 @@ a mask (B, H). Neither needs passes over memory of its own, because whatever rea
     W (mask ⊙ (scale ⊙ h + shift)) + b = (W ⊙ scale ⊙ mask) h + (W (shift ⊙ mask) + b).
 
 `AffineSequence` keeps h, scale, shift and mask apart until then. Autograd differentiates the small factors.
+
+Within `sequences_in(torch.bfloat16)` h is bfloat16, and so are the factors of its products, which are summed in
+float32; scale, shift, mask, the folded matrix until it is multiplied, h_last and everything else keep their dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_dtype: ContextVar[torch.dtype | None] = ContextVar("sequences_in", default=None)
+
+
+@contextmanager
+def sequences_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within it the layers compute their sequences in `dtype`; None: in that of their input and weights."""
+    before = _dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _dtype.reset(before)
 
 
 @dataclass(frozen=True)
@@ -23,8 +40,8 @@ class AffineSequence:
     """z = mask ⊙ (scale ⊙ h + shift), not yet computed. What is None is left out.
 
     h (B, T, H), or (N, H), the N steps there are, where sequences differ in length; h_last (B, H), a copy of the last
-    step (reading that instead of ``h[:, -1]`` keeps the gradient of h from being materialised); scale and shift (H,),
-    both or neither; mask (B, H), one a sequence for all time steps.
+    step, unrounded (reading that, not ``h[:, -1]``, keeps the gradient of h from being materialised); scale and shift
+    (H,), both or neither; mask (B, H), one a sequence for all time steps.
     """
 
     h: Tensor
@@ -38,7 +55,7 @@ class AffineSequence:
         return _apply(self, self.h, 1)
 
     def last(self) -> Tensor:
-        """z at the last step (B, H), in the dtype of h; the other steps are not computed."""
+        """z at the last step (B, H), in the dtype of h_last; the other steps are not computed."""
         return _apply(self, self.h_last, 0)
 
 
@@ -53,16 +70,15 @@ def _apply(sequence: AffineSequence, h: Tensor, time_dims: int) -> Tensor:
 
 def materialise(sequence: Tensor | AffineSequence) -> Tensor:
     """The tensor (B, T, H), whichever form it comes in."""
-    return sequence.materialise() if isinstance(sequence, AffineSequence) else sequence
+    return sequence.materialise() if isinstance(sequence, AffineSequence) else _cast(sequence)
 
 
 def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """z Wᵀ + b for every step: (B, T, H) with weight (K, H) and bias (K,) gives (B, T, K)."""
     if not isinstance(sequence, AffineSequence):
-        return F.linear(sequence, weight, bias)
+        return _product(sequence, weight, bias)
     if sequence.mask is None:
-        weight, bias = _fold(sequence, weight, bias)
-        return F.linear(sequence.h, weight, bias)
+        return _product(sequence.h, *_fold(sequence, weight, bias))
     y, added = project(sequence, weight, bias)
     return y if added is None else y + (added.unsqueeze(1) if added.dim() == 2 else added)
 
@@ -70,17 +86,26 @@ def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | Non
 def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """`linear` with the last addition left to the reader: y (B, T, K) and what to add, (K,) or (B, K) or None."""
     if not isinstance(sequence, AffineSequence):
-        return F.linear(sequence, weight), bias
+        return _product(sequence, weight), bias
     if sequence.mask is None:
         weight, bias = _fold(sequence, weight, bias)
-        return F.linear(sequence.h, weight), bias
+        return _product(sequence.h, weight), bias
     mask = sequence.mask
     factor = mask if sequence.scale is None else mask * sequence.scale
     folded = (weight * factor.unsqueeze(1)).to(weight.dtype)  # (B, K, H): a matrix a sequence
-    y = torch.bmm(sequence.h, folded.mT)
+    y = torch.bmm(_cast(sequence.h), _cast(folded).mT)
     if sequence.shift is None:
         return y, bias
     return y, F.linear((sequence.shift * mask).to(weight.dtype), weight, bias)
+
+
+def _cast(value: Tensor) -> Tensor:
+    dtype = _dtype.get()
+    return value if dtype is None else value.to(dtype)
+
+
+def _product(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(_cast(h), _cast(weight), None if bias is None else _cast(bias))
 
 
 def _fold(sequence: AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -98,7 +98,7 @@ def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
 
 def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
     """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for all others."""
-    dtype = _sequence_dtype(precision, device)
+    dtype = _sequence_dtype(precision)
     names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
     if names:
         return "+".join(sorted(names))
@@ -108,13 +108,13 @@ def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
 
 def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
     """Each backend that backend=auto would rather have taken, and why it cannot compute the recurrences."""
-    dtype, reasons = _sequence_dtype(precision, device), dict[str, str]()
+    dtype, reasons = _sequence_dtype(precision), dict[str, str]()
     for _, layer in recurrent_layers(model):
         if layer.backend == "auto":
             reasons |= auto_backend(device, dtype, layer.nonlinearity)[1]
     return reasons
 
 
-def _sequence_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the recurrences see: products give bfloat16 under autocast, but float32 on a CPU."""
-    return torch.bfloat16 if precision == "bfloat16" and device.type != "cpu" else torch.float32
+def _sequence_dtype(precision: str) -> torch.dtype:
+    """What the recurrences see (see `device.computing`)."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config.schema import Config
 from ..data import make_task
+from ..layers import recurrent_layers
 from ..models import build_model
 from ..record import RunFolder, running_code
 from ..record.compare import fingerprint
@@ -101,6 +102,12 @@ class TrainingState:
         precision = self.cfg.trainer.precision
         # What was to be used and is not -> why.
         fallbacks = passed_over(self.model, self.device, precision)
+        if precision == "bfloat16" and self.device.type == "cpu" and not recurrent_layers(self.model):
+            fallbacks["bfloat16"] = "on a CPU only IndRNN layers compute in it"
+            warnings.warn(
+                f"trainer.precision=bfloat16 changes nothing, the run is in float32: {fallbacks['bfloat16']}",
+                stacklevel=2,
+            )
         self._rehearse(fallbacks)
         if content is None:
             restore_optimizer(self.model, self.optimizer, {})
