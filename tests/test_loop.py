@@ -109,11 +109,11 @@ def test_the_test_split_is_read_once_and_last_and_statistics_come_from_training_
     monkeypatch.setattr(state, "make_task", lambda data: spied)
     reestimate = loop.reestimate_batch_norm
 
-    def spy(model, split, indices, batch_size):
+    def spy(model, split, indices, *rest):
         assert split is splits.train
         log.append("statistics")
         read = len(splits.validation.read)
-        reestimate(model, split, indices, batch_size)
+        reestimate(model, split, indices, *rest)
         assert len(splits.validation.read) == read
 
     monkeypatch.setattr(loop, "reestimate_batch_norm", spy)
