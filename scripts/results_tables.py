@@ -2,6 +2,7 @@
 speedrun.md and the figures; and the copying and checking of those run folders. Used by reproduce.py and speedrun.py."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from results_rows import PROTOCOLS, ROWS, SOURCES, Row
 from indrnn.errors import UserError
 from indrnn.record import wilson_interval
 from indrnn.record.files import write_atomically
-from indrnn.record.folder import BEST, TIMING, WEIGHTS
+from indrnn.record.folder import BEST, CONFIG, TIMING, WEIGHTS
 from indrnn.report.page import draw
 from indrnn.report.runs import Group, Run, collect, read_run
 from indrnn.report.table import duration, extent, general_notes, markdown_table, percent, spread, task_rows
@@ -50,11 +51,18 @@ def publish(folder: Path, runs: Path) -> Path:
     for name in (*FILES, *KEPT_TOO):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
+    config = target / CONFIG
+    # Where the files were on the machine that made the run says nothing about it, and means nothing elsewhere.
+    config.write_text(re.sub(r"(?m)^(\s*root|output_root): .*$", _place, config.read_text()))
     if not (folder / WEIGHTS).is_file():
         from indrnn.train.checkpoint import read_checkpoint, save_weights
 
         save_weights(target / WEIGHTS, read_checkpoint(folder / BEST)["model"])
     return target
+
+
+def _place(line: re.Match[str]) -> str:
+    return f"{line[1]}: {'outputs' if line[1] == 'output_root' else 'data'}"
 
 
 def problems(folder: Path) -> list[str]:
