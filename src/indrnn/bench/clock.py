@@ -6,9 +6,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Clock:
         self.stream = torch.cuda.Stream(device) if self.cuda else None
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager[Any]:
         """The context in which a contender must be prepared: on CUDA the stream that may later be captured, since
         autograd runs a backward pass on the stream of its forward pass."""
         return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,7 +107,9 @@ def write_exactness(on: Checked, out: Path, say: Say) -> None:
     say(f"wrote {path}")
 
 
-def _close(ratios: list[tuple[str, float | None]], path: Path, written: list[Path], where: dict, say: Say) -> None:
+def _close(
+    ratios: list[tuple[str, float | None]], path: Path, written: list[Path], where: dict[str, Any], say: Say
+) -> None:
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
     text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{ratio_table(ratios)}\n"
     write_atomically(path, text, UserError)

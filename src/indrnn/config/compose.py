@@ -161,7 +161,7 @@ class Composer:
             for name in loader.get_group_options(_FOR_MODEL):
                 cfg = compose(f"{_FOR_MODEL}/{name}")
                 plain = OmegaConf.to_container(cfg, resolve=False)
-                content[name] = {key: OmegaConf.select(cfg, key) for key in _leaf_keys(cast(dict, plain))}
+                content[name] = {key: OmegaConf.select(cfg, key) for key in _leaf_keys(cast(dict[str, Any], plain))}
         return content
 
     @contextmanager
@@ -235,7 +235,7 @@ def _check_choices(overrides: Sequence[Override], loader: ConfigLoader) -> None:
 
 def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
     """Look the key of every override up in ``cfg``, the configuration that the chosen files compose to."""
-    plain = cast(dict, OmegaConf.to_container(cfg, resolve=False))
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     del plain["hydra"]
     known = dict.fromkeys(_leaf_keys(plain))
     choices = {str(key): str(value) for key, value in cfg.hydra.runtime.choices.items()}

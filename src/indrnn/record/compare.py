@@ -110,7 +110,7 @@ def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> 
     ]
 
 
-def _is_neutral(field: dataclasses.Field) -> bool:
+def _is_neutral(field: dataclasses.Field[Any]) -> bool:
     return field.metadata.get("affects_result") is False
 
 

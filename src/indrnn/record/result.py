@@ -102,7 +102,7 @@ def read_result(path: Path) -> Result:
     return Result(**given)
 
 
-def _required(each: dataclasses.Field) -> bool:
+def _required(each: dataclasses.Field[Any]) -> bool:
     return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,6 +33,9 @@ POINTS = 200  # drawn at most in a line; more cannot be seen, and make large fil
 LOG_RATIO = 8
 MARKED = 40  # evaluations of a line that are all marked
 LONGEST_LABEL = 34  # letters beside a line
+
+# How recorded values are drawn, and the level that needs no learning, with its words.
+Drawn = tuple[Callable[[Any], Any], tuple[list[float], str]]
 
 NOTE_SEEDS = "Line: mean of n seeds; band: smallest to largest"
 NOTE_LONGER = "; thin lines: seeds that ran on longer"
@@ -301,14 +305,14 @@ def _log_note(axes: Axes) -> str:
     return ", log scale" if axes.get_xscale() == "log" else ""
 
 
-def _percent_axis(classes: int, axes: Axes):
+def _percent_axis(classes: int, axes: Axes) -> Drawn:
     axes.set_ylim(0, 101)
     level = ([100 / classes], f"chance: {100 / classes:.3g} %")
     draw_baseline(axes, level[0])
     return (lambda share: 100 * share), level
 
 
-def _error_axis(classes: int, axes: Axes):
+def _error_axis(classes: int, axes: Axes) -> Drawn:
     log_values(axes)
     level = ([100 - 100 / classes], f"chance: {100 - 100 / classes:.3g} %")
     draw_baseline(axes, level[0])
@@ -316,7 +320,7 @@ def _error_axis(classes: int, axes: Axes):
     return (lambda share: np.maximum(100 * (1 - share), 0.01)), level
 
 
-def _mean_squared_axis(level: tuple[list[float], str], axes: Axes):
+def _mean_squared_axis(level: tuple[list[float], str], axes: Axes) -> Drawn:
     log_values(axes)
     draw_baseline(axes, level[0])
     return (lambda value: value), level

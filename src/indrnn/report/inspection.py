@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def gradient_norms(model: nn.Module, split: Split, classes: bool) -> GradientNor
 def _replaced_output(module: IndRNNLayer | nn.RNNBase, states: list[tuple[Tensor, ...]]) -> Iterator[None]:
     """Within the block, ``module`` is run step by step, and ``states`` gets its state after each step."""
 
-    def unroll(_: nn.Module, arguments: tuple, __: object) -> object:
+    def unroll(_: nn.Module, arguments: tuple[Any, ...], __: object) -> object:
         handle.remove()  # the steps below call the module again
         sequence = arguments[0]
         state: tuple[Tensor, ...] = ()
@@ -170,7 +171,9 @@ def _replaced_output(module: IndRNNLayer | nn.RNNBase, states: list[tuple[Tensor
         handle.remove()
 
 
-def _advance(module: IndRNNLayer | nn.RNNBase, x: Tensor | AffineSequence, state: tuple[Tensor, ...]) -> tuple:
+def _advance(
+    module: IndRNNLayer | nn.RNNBase, x: Tensor | AffineSequence, state: tuple[Tensor, ...]
+) -> tuple[Any, ...]:
     """One step: the output that the classifier reads, and the new state. The first state is zeros that need a gradient,
     from which all later ones inherit it, since no weight needs one."""
     batch = len(x.h if isinstance(x, AffineSequence) else x)

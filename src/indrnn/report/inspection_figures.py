@@ -168,7 +168,7 @@ def _positive(values: np.ndarray) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
 
-def _limit(axes: Axes, curves: Sequence) -> None:
+def _limit(axes: Axes, curves: Sequence[Any]) -> None:
     """Below 1e-30 of the largest there is nothing to compare, and float32 training has long lost it."""
     largest = max(float(values.max()) for values in curves if values is not None)
     if largest > 0:

@@ -4,7 +4,7 @@ Colours are those of Okabe & Ito (2008), told apart by the colour-blind; line st
 for a print in grey.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
@@ -88,7 +88,9 @@ def looks_by_model(models: Mapping[str, str]) -> dict[str, Look]:
 
 
 @contextmanager
-def figure(rows: int = 1, columns: int = 1, *, width: float = 7.2, height: float = 3.4, **options):
+def figure(
+    rows: int = 1, columns: int = 1, *, width: float = 7.2, height: float = 3.4, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
     """A figure and its axes in the report's style; sizes in inches (7.2 is a printed page's text width)."""
     with matplotlib.rc_context(SETTINGS):
         drawing, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
@@ -112,7 +114,7 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def legend_below(drawing: Figure, handles: list, labels: list[str], note: str | None = None) -> Legend:
+def legend_below(drawing: Figure, handles: list[Any], labels: list[str], note: str | None = None) -> Legend:
     """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
     # Columns of equal width: as many as fit the figure at about 0.062 inch a letter.
     width = 0.75 + 0.062 * max(map(len, labels), default=0)

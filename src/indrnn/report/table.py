@@ -30,7 +30,7 @@ def summary_csv(groups: Sequence[Group]) -> str:
     return csv_text([SUMMARY_COLUMNS, *([row.get(column) for column in SUMMARY_COLUMNS] for row in rows)])
 
 
-def _summary_row(run: Run) -> dict:
+def _summary_row(run: Run) -> dict[str, Any]:
     row = {
         "task": run.task,
         "name": run.name,

@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import RunError, UserError
 from ..layers import recurrent_layers
@@ -228,8 +230,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(gpu)
     elif device == "mps":
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
-    store, rank, size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"indrnn{next(_groups)}", store)
+    store, rank, size = next(rendezvous("env://"))
+    store = PrefixStore(f"indrnn{next(_groups)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
         _transfer(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size))
