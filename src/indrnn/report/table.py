@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
+from typing import Any
 
 from indrnn.record.files import csv_text
 
