@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..config.compose import Composer
     from ..config.schema import Config
     from ..record import Result
+    from .sweep import Plan
 
 PROGRAM = "indrnn-train"
 _USAGE = """\
@@ -40,9 +41,8 @@ class _Command:
     what stopped it and leaves its code here."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
         self.tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        self.failures: list[int] = []
+        self.code = 0
 
 
 _command: _Command | None = None
@@ -78,7 +78,7 @@ def _run() -> int:
         print(f"indrnn {__version__}")
     else:
         _answer(options)
-    return max(_command.failures, default=0)
+    return _command.code
 
 
 def _options() -> argparse.Namespace:
@@ -111,7 +111,9 @@ def _answer(options: argparse.Namespace) -> None:
     from hydra.errors import HydraException
 
     from ..config.compose import Composer, config_dir, one_line
+    from .sweep import Sweep
 
+    plans: list[Plan] = []
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
@@ -119,9 +121,19 @@ def _answer(options: argparse.Namespace) -> None:
         if options.help:
             print(_help(composer, options.overrides))
             return
-        _check_jobs(composer, options)
+        plans = _check_jobs(composer, options)
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+        with Sweep(plans) as sweep:
+            try:
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+            except Exception:
+                # What stopping leaves half done in a launcher has been asked for.
+                if not sweep.stopped_by:
+                    raise
+            finally:
+                code = sweep.finish()
+        assert _command is not None
+        _command.code = _command.code or code
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
     except OSError as error:
@@ -159,17 +171,21 @@ def _typed(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_jobs(composer: "Composer", options: argparse.Namespace) -> None:
-    """Compose and check every job of the command, so that the last of a sweep cannot fail over a typing error."""
+def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan]":
+    """Compose and check every job of the command, so that the last of a sweep cannot fail over a typing error. Returns
+    the jobs, as far as they are known."""
     from ..config.checks import check, result_keys
     from ..record import run_folder
+    from .sweep import Plan
 
     sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
     seen: dict[Path, dict[str, Any]] = {}
+    plans: list[Plan] = []
     for overrides in composer.jobs(options.overrides) if sweep else [options.overrides]:
         cfg = composer.compose(overrides)
         check(cfg)
         folder, keys = run_folder(cfg), result_keys(cfg)
+        plans.append(Plan(folder, cfg.trainer.max_steps))
         before = seen.setdefault(folder, keys)
         if before != keys:
             key = next(key for key in {**before, **keys} if before.get(key) != keys.get(key))
@@ -177,40 +193,52 @@ def _check_jobs(composer: "Composer", options: argparse.Namespace) -> None:
                 f"{key} differs between jobs of the same run folder {folder}; keep them apart, "
                 f"for example with 'tag={key.rsplit('.', 1)[-1]}-${{{key}}}'"
             )
+    # Another sweeper draws the jobs as it goes.
+    return [] if any(word.startswith("hydra/sweeper=") for word in options.overrides) else plans
 
 
-def _job(composed: DictConfig) -> None:
-    """One job, in this process or, with another launcher of Hydra, in one of its own."""
+def _job(composed: DictConfig) -> float | None:
+    """One job, in this process or, with another launcher of Hydra, in one of its own. One of a sweep returns its
+    validation score."""
     from hydra.core.hydra_config import HydraConfig
 
     if "torch" not in sys.modules and leads():
         announce(PROGRAM, "loading PyTorch")
-    try:
-        from indrnn.record import command_line, run_folder
-        from indrnn.train import train
+    hydra = HydraConfig.get()
+    tracebacks = _command is not None and _command.tracebacks
+    if _in_sweep(hydra):
+        from .sweep import run_job
 
-        cfg = cast("Config", composed)
-        # The name is drawn from what Hydra knows of this job, which the next job replaces.
-        cfg.name = str(cfg.name)
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("indrnn").setLevel(logging.INFO)
-        hydra = HydraConfig.get()
-        overrides = [str(word) for word in hydra.overrides.task]
-        sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN"
-        # A job of a sweep is repeated by its own overrides, not by the sweep's.
-        command = shlex.join([PROGRAM, *_flags(hydra), *overrides]) if sweep else command_line()
-        result = train(cfg, overrides=overrides, command=command)
-        if leads():
-            print(_outcome(result, run_folder(cfg)), flush=True)
+        return run_job(composed, hydra, _train, lambda error: explain(PROGRAM, error, tracebacks))
+    try:
+        _train(composed, hydra)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        if _command is None or _command.process != os.getpid() or isinstance(error, BrokenPipeError):
-            raise
-        code = explain(PROGRAM, error, _command.tracebacks)
-        if code > 128 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            # Stopped by a signal, or one of several processes that have ended: the jobs of a sweep that follow cannot
-            # be made.
-            sys.exit(code)
-        _command.failures.append(code)
+        assert _command is not None
+        _command.code = explain(PROGRAM, error, tracebacks)
+    return None
+
+
+def _in_sweep(hydra: Any) -> bool:
+    return hydra.mode is not None and hydra.mode.name == "MULTIRUN"
+
+
+def _train(cfg: DictConfig, hydra: Any) -> "Result":
+    from indrnn.record import command_line, run_folder
+    from indrnn.train import train
+
+    # The name is drawn from what Hydra knows of this job, which the next job replaces.
+    cfg.name = str(cfg.name)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("indrnn").setLevel(logging.INFO)
+    overrides = [str(word) for word in hydra.overrides.task]
+    # A job of a sweep is repeated by its own overrides, not by the sweep's.
+    command = shlex.join([PROGRAM, *_flags(hydra), *overrides]) if _in_sweep(hydra) else command_line()
+    result = train(cast("Config", cfg), overrides=overrides, command=command)
+    if leads():
+        print(_outcome(result, run_folder(cast("Config", cfg))), flush=True)
+    return result
 
 
 def _flags(hydra: Any) -> list[str]:

@@ -31,7 +31,7 @@ from .checks import check, type_problem
 from .schema import SCHEMAS, Config
 
 # Plugins of Hydra that the extra "sweep" installs.
-_SWEEP_PLUGINS = {("hydra/launcher", name) for name in ("joblib", "submitit_local", "submitit_slurm")}
+_SWEEP_PLUGINS = {("hydra/launcher", name) for name in ("joblib", "ray", "submitit_local", "submitit_slurm")}
 # What an experiment sets for one model only.
 _FOR_MODEL = "experiment/for_model"
 

@@ -51,6 +51,10 @@ def run_folder(cfg: Config) -> Path:
     return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
+class FolderInUseError(UserError):
+    """Another process has the run folder."""
+
+
 class RunFolder:
     """A run folder held by this process until `close` (or the end of a ``with`` block). Made by `open_run`.
 
@@ -159,7 +163,7 @@ def _locked(folder: Path) -> FileLock:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(
+            raise FolderInUseError(
                 f"run folder {folder} is in use by another process; wait for it to end, or keep this run apart with "
                 "tag=<word>"
             ) from None

@@ -80,7 +80,8 @@ class Interrupted(RunError):  # noqa: N818
 
 
 class Interrupts:
-    """Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None.
+    """Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None; also of SIGUSR2
+    where something handles it, as submitit does: a cluster's notice ahead of the time limit or a preemption.
 
     Outside the main thread, where Python allows no handlers, signals act as they did.
     """
@@ -93,7 +94,10 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            numbers = [*self.SIGNALS]
+            if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
+                numbers.append(signal.SIGUSR2)
+            self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,280 @@
+"""A sweep (``indrnn-train -m``) as its command sees it, whichever of Hydra's launchers runs the jobs: a thread budget
+for each, progress of all in one place, a table at the end.
+
+The job, perhaps in a process on another machine, and the command meet in the sweep's folder: ``job<k>.json`` says what
+became of job k, and ``stopped`` tells the jobs that have not begun that the command was stopped.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+
+from ..errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ..record import Result
+
+LINE_EVERY = 30.0  # seconds between two lines of progress
+STOPPED = "stopped"
+
+
+@dataclass
+class Record:
+    """What is known of a job. state: running, done, skipped (finished before, or another process has it), failed,
+    stopped, or not run."""
+
+    job: int
+    folder: str
+    state: str = "not run"
+    code: int = 0
+    score: float | None = None
+    remark: str = ""
+    host: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job of the sweep before it runs."""
+
+    folder: Path
+    max_steps: int
+
+
+class Sweep:
+    """The command's side. ``plans`` are empty where a sweeper draws the jobs as it goes."""
+
+    current: "Sweep | None" = None
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+        self.folder: Path | None = None
+        self.stopped_by = 0
+        self._over = threading.Event()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Sweep":
+        Sweep.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        Sweep.current = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def begin(self, folder: Path, launcher: Any) -> None:
+        """Called once Hydra has settled the sweep's folder and ahead of the first job."""
+        self.folder = folder
+        kind = str(launcher.get("_target_", ""))
+        if kind.endswith(".BasicLauncher"):
+            return
+        # For the processes of the jobs, which read it before they load PyTorch.
+        threads = thread_budget(kind, launcher, len(self.plans))
+        if threads is not None:
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+                os.environ.setdefault(name, str(threads))
+        # Bars of several processes would overwrite each other on one terminal.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._stop)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def records(self) -> list[Record]:
+        """One a job, by number; jobs that nothing was heard of are "not run"."""
+        found = {number: Record(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
+        if self.folder is not None:
+            for file in self.folder.glob("job*.json"):
+                record = Record(**json.loads(file.read_text(encoding="utf-8")))
+                found[record.job] = record
+        return [found[number] for number in sorted(found)]
+
+    def finish(self) -> int:
+        """Print the table of a sweep that began; returns the exit code of the worst job, or of the signal that stopped
+        it."""
+        if self.folder is None:
+            return 0
+        records = self.records()
+        for record in records:
+            if record.state == "running":
+                record.state, record.code, record.remark = "failed", 1, "its process ended without a word"
+        print(table(records), flush=True)
+        if self.stopped_by:
+            return 128 + self.stopped_by
+        return max((record.code for record in records), default=0)
+
+    def _watch(self) -> None:
+        said = ""
+        while not self._over.wait(LINE_EVERY):
+            line = self.progress()
+            if line != said:
+                print(line, file=sys.stderr, flush=True)
+                said = line
+
+    def progress(self) -> str:
+        """For example: 2 of 6 jobs over; running: outputs/mnist/lstm/seed0 step 300 of 800, val 83.20%"""
+        records = self.records()
+        over = sum(record.state not in ("running", "not run") for record in records)
+        running = [
+            f"{record.folder} {_position(self.plans[record.job] if record.job < len(self.plans) else None, record)}"
+            for record in records
+            if record.state == "running"
+        ]
+        return f"sweep: {over} of {len(records)} jobs over" + (f"; running: {'; '.join(running)}" if running else "")
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal lets every job save a checkpoint and end; the second stops the command at once."""
+        if self.stopped_by or self.folder is None:
+            raise KeyboardInterrupt(number)
+        self.stopped_by = number
+        (self.folder / STOPPED).touch()
+        # A terminal sends its Ctrl-C to the jobs as well, and a second signal would cost them their checkpoint.
+        if number == signal.SIGTERM:
+            for record in self.records():
+                if record.state == "running" and record.host == socket.gethostname():
+                    os.kill(record.pid, signal.SIGTERM)
+
+
+class Begin(Callback):
+    """Hydra's call ahead of the first job, in the command's process."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        if Sweep.current is not None:
+            Sweep.current.begin(Path(str(config.hydra.sweep.dir)).absolute(), config.hydra.launcher)
+
+
+def thread_budget(kind: str, launcher: Any, jobs: int) -> int | None:
+    """CPU threads a job, so that those that run at once share the cores; None leaves it to the cluster.
+
+    ``kind`` is the launcher's class, ``jobs`` their number (0: unknown).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "submitit" in kind:
+        if launcher.cpus_per_task is not None:
+            return int(launcher.cpus_per_task)
+        # The local one starts all jobs at once.
+        return max(1, cores // max(jobs, 1)) if "Local" in kind else None
+    if "ray" in kind.lower():
+        return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
+    if "joblib" in kind:
+        at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(1, cores + 1 + launcher.n_jobs)
+        return max(1, cores // (min(at_once, jobs) if jobs else at_once))
+    return None
+
+
+def run_job(
+    cfg: Any, hydra: Any, train: Callable[[Any, Any], "Result"], report: Callable[[Exception], int]
+) -> float | None:
+    """One job, recorded in the sweep's folder. Returns the validation score (accuracy, or the negative loss of a task
+    without classes), which a sweeper may maximise.
+
+    ``report`` says what went wrong and gives the exit code. A failed job of the basic sweeper returns None, so that the
+    others go on; any other sweeper is to know of it: RunError.
+    """
+    from ..record.folder import RESULT, FolderInUseError, run_folder
+
+    folder = Path(str(hydra.sweep.dir)).absolute()
+    if (folder / STOPPED).exists():
+        return None
+    own_process = Sweep.current is None
+    run = run_folder(cfg)
+    record = Record(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
+    if own_process and "joblib" in hydra.launcher._target_:
+        _end_with(os.getppid())
+    before = _written(run / RESULT)
+    _write(folder, record, "running")
+    try:
+        result = train(cfg, hydra)
+    except FolderInUseError:
+        print(f"skipped, for run folder {run} is in use by another process", file=sys.stderr, flush=True)
+        _write(folder, record, "skipped", remark="another process has it")
+        return None
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        code = report(error)
+        number = code - 128
+        if number == getattr(signal, "SIGUSR2", None):
+            _write(folder, record, "stopped", code, "goes on when it is requeued")
+            try:
+                # To submitit, which requeues the job now that its checkpoint is saved, or says why not.
+                signal.raise_signal(number)
+            except Exception as refusal:
+                error, number = refusal, 0
+        _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
+        if number > 0 and not own_process:
+            sys.exit(code)
+        if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
+            return None
+        raise RunError(record.remark) from None
+    record.score = result.val_accuracy if result.val_accuracy is not None else -result.val_loss
+    again = before is not None and before == _written(run / RESULT)
+    _write(folder, record, "skipped" if again else "done", remark="finished before" if again else "")
+    return record.score
+
+
+def table(records: Sequence[Record]) -> str:
+    """A line a job, under one with the number of each state."""
+    if not records:
+        return "sweep: no job was begun"
+    states = [record.state for record in records]
+    head = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
+    rows = [("job", "state", "validation", "run folder", "")]
+    for record in records:
+        score = "" if record.score is None else f"{record.score:.4g}" if record.score < 0 else f"{record.score:.2%}"
+        rows.append((str(record.job), record.state, score, record.folder, record.remark))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join([f"sweep: {head}", *lines])
+
+
+def _write(folder: Path, record: Record, state: str, code: int = 0, remark: str = "") -> None:
+    from ..record.files import write_atomically
+
+    record.state, record.code, record.remark = state, code, remark
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"job{record.job}.json", json.dumps(asdict(record)) + "\n", UserError)
+
+
+def _written(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _position(plan: Plan | None, record: Record) -> str:
+    """How far a run is, from its metrics.csv."""
+    from ..record.metrics import read_metrics
+
+    metrics = Path(record.folder) / "metrics.csv"
+    if not metrics.exists():
+        return "starting"
+    columns = read_metrics(metrics)
+    if not len(columns["step"]):
+        return "starting"
+    total = "" if plan is None else f" of {plan.max_steps}"
+    text = f"step {int(columns['step'][-1])}{total}"
+    scores = columns["accuracy"][columns["split"] == "val"]
+    return text + (f", val {scores[-1]:.2%}" if len(scores) and scores[-1] == scores[-1] else "")
+
+
+def _end_with(parent: int) -> None:
+    """End this process as SIGTERM does, checkpoint included, once ``parent`` is gone: joblib's processes outlive a
+    command that is killed, and would hold their run folders against the next one."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.name == "posix" and not any(thread.name == "parent" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="parent", daemon=True).start()
