@@ -159,13 +159,14 @@ def thread_budget(kind: str, launcher: Any, jobs: int) -> int | None:
 
     ``kind`` is the launcher's class, ``jobs`` their number (0: unknown).
     """
+    kind = kind.lower()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if "submitit" in kind:
         if launcher.cpus_per_task is not None:
             return int(launcher.cpus_per_task)
         # The local one starts all jobs at once.
-        return max(1, cores // max(jobs, 1)) if "Local" in kind else None
-    if "ray" in kind.lower():
+        return max(1, cores // max(jobs, 1)) if "local" in kind else None
+    if "ray" in kind:
         return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
     if "joblib" in kind:
         at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(1, cores + 1 + launcher.n_jobs)
