@@ -19,7 +19,8 @@ from indrnn.errors import RunError, UserError
 from indrnn.record import Result, read_result
 from indrnn.train import Interrupted
 
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__))
+# sweep is a part of train.
+COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__) if module.name != "sweep")
 HEAVY = ("torch", "torchvision", "numba", "triton", "tensorboard", "matplotlib", "numpy")
 TINY = [
     "data=mnist5k", "model.hidden_size=4", "trainer.max_steps=2", "trainer.eval_every=2", "trainer.batch_size=4",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from ..errors import RunError, UserError
+from . import leads
 
 if TYPE_CHECKING:
     from ..record import Result
@@ -109,7 +110,8 @@ class Sweep:
         for record in records:
             if record.state == "running":
                 record.state, record.code, record.remark = "failed", 1, "its process ended without a word"
-        print(table(records), flush=True)
+        if leads() and any(record.state != "not run" for record in records):
+            print(table(records), flush=True)
         if self.stopped_by:
             return 128 + self.stopped_by
         return max((record.code for record in records), default=0)
@@ -189,6 +191,8 @@ def run_job(
     if (folder / STOPPED).exists():
         return None
     own_process = Sweep.current is None
+    # Not one of several processes that torchrun started.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     run = run_folder(cfg)
     record = Record(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
     if own_process and "joblib" in hydra.launcher._target_:
@@ -198,6 +202,8 @@ def run_job(
     try:
         result = train(cfg, hydra)
     except FolderInUseError:
+        if not alone:
+            raise
         print(f"skipped, for run folder {run} is in use by another process", file=sys.stderr, flush=True)
         _write(folder, record, "skipped", remark="another process has it")
         return None
@@ -214,7 +220,8 @@ def run_job(
             except Exception as refusal:
                 error, number = refusal, 0
         _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
-        if number > 0 and not own_process:
+        if not alone or (number > 0 and not own_process):
+            # Stopped by a signal, or one of several processes that have ended: the jobs that follow cannot be made.
             sys.exit(code)
         if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
             return None
@@ -227,8 +234,6 @@ def run_job(
 
 def table(records: Sequence[Record]) -> str:
     """A line a job, under one with the number of each state."""
-    if not records:
-        return "sweep: no job was begun"
     states = [record.state for record in records]
     head = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
     rows = [("job", "state", "validation", "run folder", "")]
@@ -243,6 +248,8 @@ def table(records: Sequence[Record]) -> str:
 def _write(folder: Path, record: Record, state: str, code: int = 0, remark: str = "") -> None:
     from ..record.files import write_atomically
 
+    if not leads():
+        return
     record.state, record.code, record.remark = state, code, remark
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"job{record.job}.json", json.dumps(asdict(record)) + "\n", UserError)
