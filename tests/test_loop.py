@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
-from indrnn.train import Interrupted, load_run, loop, state
+from indrnn.train import Interrupted, checkpoint, load_run, loop, state
 from indrnn.train.checkpoint import read_checkpoint
 from indrnn.train.evaluate import Objective, evaluate
 from indrnn.train.order import DataOrder
@@ -36,7 +36,8 @@ from small_runs import (
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
     task = small_task()
-    monkeypatch.setattr(state, "make_task", lambda data: task)
+    for module in (state, checkpoint):
+        monkeypatch.setattr(module, "make_task", lambda data: task)
     return task
 
 
