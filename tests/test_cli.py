@@ -266,8 +266,13 @@ def test_a_traceback_can_be_asked_for(run, trained, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_training_is_one_line(run, monkeypatch, number):
     before = signal.getsignal(signal.SIGTERM)
+    # A process that was started in the background ignores Ctrl-C, and so would this one.
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(command, "_check_jobs", lambda *_: os.kill(os.getpid(), number))
-    ended = run()
+    try:
+        ended = run()
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     assert ended.code == 128 + number
     assert number.name in ended.err
     assert ended.err.count("\n") == 1

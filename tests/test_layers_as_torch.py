@@ -229,6 +229,8 @@ def pytorchs(which):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.testing._internal import common_modules
+    # Its import freezes PyTorch's switches for the whole process, which a training run sets.
+    torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
     info = next(info for info in common_modules.module_db if info.module_cls is which)
     arguments = (info, "cpu", torch.float64)
     inputs = info.module_inputs_func(*arguments, requires_grad=True, training=True, **packed(which))
