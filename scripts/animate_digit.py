@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
+from omegaconf import OmegaConf
 
 from indrnn.data import make_task
 from indrnn.report.inspection import class_probabilities
@@ -32,10 +33,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--label", action="append", default=[], help="of a run, in their order (default: its name)")
     parser.add_argument("--index", type=int, default=0, help="of the test image")
+    parser.add_argument("--data-root", help="where MNIST is, if not where the runs had it")
     parser.add_argument("--out", type=Path, default=Path("results/figures/digit.gif"))
     options = parser.parse_args()
     loaded = [load_run(path) for path in options.runs]
     cfg = loaded[0][1]
+    if options.data_root:
+        OmegaConf.update(cfg, "data.root", options.data_root)
     task = make_task(cfg.data)
     assert task.picture is not None, "the task's sequences are no images"
     x, y = task.load(torch.device("cpu")).test.batch(torch.tensor([options.index]))

@@ -23,7 +23,7 @@ from indrnn.train import load_run
 from indrnn.train.evaluate import reestimate_batch_norm
 from indrnn.train.order import Stream, torch_seed
 
-from .runs import MODELS
+from .runs import MODELS, model_name
 
 SEQUENCES = 32  # that gradients are averaged over
 
@@ -83,8 +83,8 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         data.root = data_root
     task = make_task(data)
     splits = task.load(torch.device("cpu"))
-    models = [cfg.model.name for _, _, cfg in runs]
-    return [_inspected(model, cfg, splits, models.count(cfg.model.name) == 1) for _, model, cfg in runs], task, splits
+    models = [model_name(cfg) for _, _, cfg in runs]
+    return [_inspected(model, cfg, splits, models.count(model_name(cfg)) == 1) for _, model, cfg in runs], task, splits
 
 
 def _inspected(model: nn.Module, cfg: Config, splits: Splits, only: bool) -> Inspected:
@@ -94,7 +94,7 @@ def _inspected(model: nn.Module, cfg: Config, splits: Splits, only: bool) -> Ins
     samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
     reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
     networks = [network.double().eval().requires_grad_(False) for network in (model, untrained)]
-    label = MODELS.get(cfg.model.name, cfg.model.name)
+    label = MODELS.get(model_name(cfg), model_name(cfg))
     label = label if only else f"{label} ({run_name(cfg)}, seed {cfg.seed})"
     return Inspected(label, f"{run_name(cfg)}-seed{cfg.seed}", cfg, *networks)
 

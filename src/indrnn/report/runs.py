@@ -44,6 +44,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def model_name(cfg: Any) -> str:
+    """The network as reports tell it from others: its class, and the LSTM's by its initialisation too."""
+    chrono = cfg.model.get("bias_init") == "chrono"
+    return f"{cfg.model.name}_chrono" if chrono and cfg.model.name == "lstm" else str(cfg.model.name)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run folder, under the names that its configuration gives it. ``result`` is None while it is unfinished."""
@@ -129,7 +135,7 @@ class Group:
 
     @property
     def model(self) -> str:
-        return self.runs[0].config.model.name
+        return model_name(self.runs[0].config)
 
     @property
     def measures_accuracy(self) -> bool:
