@@ -68,6 +68,7 @@ def crash_at(patch, count):
     return writes
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_any_two_writes_goes_on_exactly(tmp_path, unbroken):
     with pytest.MonkeyPatch.context() as patch:
         writes = crash_at(patch, -1)

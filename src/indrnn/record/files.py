@@ -43,7 +43,7 @@ def one_line(action: str, path: Path, error: type[UserError] = RunError) -> Iter
 def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryIO]:
     """A file to write that becomes ``path`` only when the block ends well, whole and on the disk.
 
-    Whoever reads ``path`` meanwhile, or after a crash, sees the old file or the new one, never a part. Raises
+    A reader of ``path`` meanwhile, or after a crash, sees the old file or the new one, never a part. Raises
     ``error`` with one line if it cannot be written; ``path`` is then as it was.
     """
     temporary = path.with_name(path.name + TEMPORARY)

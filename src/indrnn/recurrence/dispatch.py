@@ -192,7 +192,7 @@ def auto_backend(
     before they are first used; not while a CUDA graph is captured, for the check waits for the device.
     """
     refusals: dict[str, str] = {}
-    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, for want of another
+    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, always works
         reason = _refusal(name, device, dtype, nonlinearity)
         if reason is None and name == "triton" and not torch.cuda.is_current_stream_capturing():
             reason = _fault(name, device, dtype, nonlinearity)
