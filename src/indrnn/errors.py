@@ -1,4 +1,4 @@
-"""The two ways a command ends badly; the message is one line that names the thing, the value and the remedy."""
+"""The exceptions that become exit codes; the message is one line that names the thing, the value and the remedy."""
 
 
 class UserError(Exception):
