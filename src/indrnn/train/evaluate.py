@@ -4,9 +4,11 @@ split, and a finished run's weights evaluated again.
 B batch, T time steps, D input features, K outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,6 +203,20 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     if (precision == "bfloat16" and on_cpu and bfloat16_refusal()) or (precision == "tf32" and device.type != "cuda"):
         precision = "float32"
     set_precision(precision, device)
-    with computing(precision, device):
+    # Before runs recorded their segments, bfloat16 on a CPU rounded the factors of products of float32 tensors instead.
+    rounds_factors = precision == "bfloat16" and on_cpu and not recorded.segments
+    with _rounded_factors() if rounds_factors else computing(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     return Reevaluation(recorded, evaluation, precision)
+
+
+@contextmanager
+def _rounded_factors() -> Iterator[None]:
+    """oneDNN rounds the factors of float32 products to bfloat16 as it reads them, and sums in float32."""
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
