@@ -136,7 +136,8 @@ def test_a_run_of_two_processes_goes_on_with_four(tmp_path):
     assert_equal_runs(folder_of(tmp_path / "one" / "dropout"), folder_of(tmp_path / "more" / "dropout"))
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_run_with_one_line_and_a_good_checkpoint(tmp_path, victim):
     processes = start(tmp_path / "two", 2, "dropout", f"--kill={victim}")
     said, codes = ended(processes)
