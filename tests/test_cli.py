@@ -347,6 +347,16 @@ def test_info_names_versions_backends_and_data(capsys, tmp_path):
     assert "not in" in lines["mnist"]
 
 
+@pytest.mark.parametrize(
+    ("refusal", "said"), [("this CPU lacks it", "no: this CPU lacks it"), (None, "times as fast as in float32")]
+)
+def test_info_says_whether_bfloat16_pays_on_this_cpu(capsys, monkeypatch, refusal, said):
+    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: refusal)
+    info.main([])
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert said in lines["bfloat16 on cpu"]
+
+
 def test_info_finds_mnist(capsys, tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

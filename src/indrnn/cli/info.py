@@ -51,6 +51,7 @@ def _facts(data_root: str) -> list[tuple[str, str]]:
         facts.append(("commit", f"{source['commit']}{' with changes' if source['dirty'] else ''}"))
     facts += [("package", str(Path(__file__).resolve().parents[1])), ("configuration", str(config_dir()))]
     facts.append(("cpu", f"{cpu['device_name']}, {cpu['num_threads']} threads"))
+    facts.append(("bfloat16 on cpu", _bfloat16()))
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices.append("cuda")
@@ -68,6 +69,30 @@ def _facts(data_root: str) -> list[tuple[str, str]]:
     for device in devices:
         facts += _backends(device)
     return [*facts, ("mnist", _mnist(data_root)), ("mnist5k", "bundled")]
+
+
+def _bfloat16() -> str:
+    """Whether this CPU has trainer.precision=bfloat16, and what it gains in a product of the default network: 784 steps
+    of 32 sequences, 128 units."""
+    import time
+
+    import torch
+
+    from ..train.device import bfloat16_refusal
+
+    reason = bfloat16_refusal()
+    if reason is not None:
+        return f"no: {reason}"
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(784 * 32, 128, dtype=dtype), torch.ones(128, 128, dtype=dtype)
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            x @ weight
+            best = min(best, time.perf_counter() - start)
+        seconds.append(best)
+    return f"works: the products between layers are {seconds[0] / seconds[1]:.1f} times as fast as in float32"
 
 
 def _backends(device: str) -> list[tuple[str, str]]:
