@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from indrnn.data import make_task
 from indrnn.report.inspection import class_probabilities
 from indrnn.report.style import SETTINGS, looks_by_model
-from indrnn.train import load_run
+from indrnn.training import load_run
 
 STEP = 14  # pixels a frame: half a row
 HOLD = 18  # frames at the end

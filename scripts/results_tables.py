@@ -55,7 +55,7 @@ def publish(folder: Path, runs: Path) -> Path:
     # Where the files were on the machine that made the run says nothing about it, and means nothing elsewhere.
     config.write_text(re.sub(r"(?m)^(\s*root|output_root): .*$", _place, config.read_text()))
     if not (folder / WEIGHTS).is_file():
-        from indrnn.train.checkpoint import read_checkpoint, save_weights
+        from indrnn.training.checkpoint import read_checkpoint, save_weights
 
         save_weights(target / WEIGHTS, read_checkpoint(folder / BEST)["model"])
     return target

@@ -16,7 +16,7 @@ import torch
 
 from indrnn.config.compose import load_config
 from indrnn.data import Splits, Task, make_task
-from indrnn.train import state, train
+from indrnn.training import state, train
 from parts import mnist5k as mnist5k_data
 
 T = 20

@@ -7,7 +7,7 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.models.gru import GRUClassifier
 from indrnn.models.mingru import MinGRU, MinGRUClassifier, log_g
-from indrnn.train import train
+from indrnn.training import train
 from parts import adding as adding_data
 from parts import mnist5k as mnist5k_data
 

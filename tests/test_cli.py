@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 import indrnn.cli
-import indrnn.train
+import indrnn.training
 from indrnn.cli import info
 from indrnn.cli import train as command
 from indrnn.errors import RunError, UserError
 from indrnn.record import Result, read_result
-from indrnn.train import Interrupted
+from indrnn.training import Interrupted
 
 # sweep is a part of train.
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__) if module.name != "sweep")
@@ -88,7 +88,7 @@ def trained(monkeypatch):
             raise failures[cfg.tag]
         return replace(RESULT, name=cfg.name)
 
-    monkeypatch.setattr(indrnn.train, "train", train)
+    monkeypatch.setattr(indrnn.training, "train", train)
     return calls
 
 
@@ -351,7 +351,7 @@ def test_info_names_versions_backends_and_data(capsys, tmp_path):
     ("refusal", "said"), [("this CPU lacks it", "no: this CPU lacks it"), (None, "times as fast as in float32")]
 )
 def test_info_says_whether_bfloat16_pays_on_this_cpu(capsys, monkeypatch, refusal, said):
-    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: refusal)
+    monkeypatch.setattr("indrnn.training.device.bfloat16_refusal", lambda: refusal)
     info.main([])
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert said in lines["bfloat16 on cpu"]

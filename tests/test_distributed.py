@@ -19,8 +19,8 @@ from torch import nn
 from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
-from indrnn.train import loop, state
-from indrnn.train.distributed import _Group
+from indrnn.training import loop, state
+from indrnn.training.distributed import _Group
 from small_runs import OVERRIDES, folder_of, rows_of, small_task, trained
 
 SHARED = (
@@ -187,7 +187,7 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
 @pytest.fixture
 def group(monkeypatch):
     """The first of four processes; nothing is sent."""
-    monkeypatch.setattr("indrnn.train.distributed._transfer", lambda work: None)
+    monkeypatch.setattr("indrnn.training.distributed._transfer", lambda work: None)
     group = object.__new__(_Group)
     group.rank, group.size = 0, 4
     return group

@@ -7,7 +7,7 @@ from torch import nn
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.evaluate import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
+from indrnn.training.evaluate import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
 from parts import adding as adding_data
 from small_runs import ArraySplit, small_config, small_task
 

@@ -18,7 +18,7 @@ from indrnn.report.inspection import (
     load_inspected,
     spread_indices,
 )
-from indrnn.train import train
+from indrnn.training import train
 
 CPU = torch.device("cpu")
 ADDING = ["data=adding", "data.length=9", "data.validation_size=8"]

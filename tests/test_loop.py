@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
-from indrnn.train import Interrupted, checkpoint, load_run, loop, state
-from indrnn.train.checkpoint import read_checkpoint
-from indrnn.train.evaluate import Objective, evaluate
-from indrnn.train.order import DataOrder
-from indrnn.train.step import CaptureError
+from indrnn.training import Interrupted, checkpoint, load_run, loop, state
+from indrnn.training.checkpoint import read_checkpoint
+from indrnn.training.evaluate import Objective, evaluate
+from indrnn.training.order import DataOrder
+from indrnn.training.step import CaptureError
 from small_runs import (
     OVERRIDES,
     ArraySplit,
@@ -460,7 +460,7 @@ def test_on_a_gpu_nothing_falls_back(tmp_path, monkeypatch):
 
 
 def test_an_lstm_in_bfloat16_on_a_cpu_says_and_records_that_it_is_in_float32(tmp_path, monkeypatch):
-    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: None)
+    monkeypatch.setattr("indrnn.training.device.bfloat16_refusal", lambda: None)
     with pytest.warns(UserWarning, match="changes nothing, the run is in float32: on a CPU only IndRNN layers"):
         result = trained(load_config([*LSTM, "trainer.precision=bfloat16", f"output_root={tmp_path}"]))
     assert "bfloat16" in result.segments[-1]["fallbacks"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from indrnn.errors import UserError
-from indrnn.train.order import DataOrder, Stream, generator, torch_seed
+from indrnn.training.order import DataOrder, Stream, generator, torch_seed
 
 CPU = torch.device("cpu")
 

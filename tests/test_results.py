@@ -23,7 +23,7 @@ from fabricated_runs import fabricate
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
 from indrnn.record import run_folder
-from indrnn.train.checkpoint import save_checkpoint
+from indrnn.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "results"

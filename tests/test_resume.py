@@ -15,7 +15,7 @@ import torch
 from indrnn.data.permutations import load_permutation, permutation_sha256
 from indrnn.errors import UserError
 from indrnn.record import MetricsWriter, read_result
-from indrnn.train import loop, state
+from indrnn.training import loop, state
 from small_runs import (
     figures,
     folder_of,
@@ -109,7 +109,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, unbroken, step):
 
 def test_a_run_in_bfloat16_goes_on_exactly(tmp_path, monkeypatch):
     """On any CPU: one without the instructions computes the same, but slowly, and is refused for that alone."""
-    monkeypatch.setattr("indrnn.train.device.bfloat16_refusal", lambda: None)
+    monkeypatch.setattr("indrnn.training.device.bfloat16_refusal", lambda: None)
     run_small(tmp_path / "unbroken", "trainer.precision=bfloat16")
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 13)
@@ -335,7 +335,7 @@ def test_every_segment_is_recorded_as_it_began(tmp_path, monkeypatch, capsys):
     stopped(tmp_path, 15)
     assert "made elsewhere" not in capsys.readouterr().err
     monkeypatch.setattr(state, "running_code", lambda: {"commit": "b" * 40, "dirty": False})
-    monkeypatch.setattr("indrnn.train.segments.backend_of", lambda *_: "numba")
+    monkeypatch.setattr("indrnn.training.segments.backend_of", lambda *_: "numba")
     result = run_small(tmp_path)
     err = capsys.readouterr().err
     assert f"step 14, which was made elsewhere (git.commit: {'a' * 40} -> {'b' * 40}, backend: reference -> nu" in err

@@ -84,14 +84,14 @@ def test_a_sweep_ends_with_a_table_of_what_became_of_its_jobs(run, trained):
 
 
 def test_a_run_that_another_process_has_is_skipped(run, monkeypatch):
-    import indrnn.train
+    import indrnn.training
 
     def train(cfg, **_):
         if cfg.seed == 0:
             raise FolderInUseError("in use")
         return test_cli.RESULT
 
-    monkeypatch.setattr(indrnn.train, "train", train)
+    monkeypatch.setattr(indrnn.training, "train", train)
     answer = run("-m", "seed=0,1")
     assert answer.code == 0
     assert "sweep: 1 done, 1 skipped" in answer.out

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .layers import IndRNN, IndRNNCell, last_layer_lower_bound, recurrent_max
     from .models import build_model
     from .recurrence import available_backends, indrnn_recurrence
-    from .train import load_run, train
+    from .training import load_run, train
 
 __version__ = "0.1.0"
 
@@ -22,9 +22,9 @@ _HOME = {
     "build_model": "models",
     "indrnn_recurrence": "recurrence",
     "last_layer_lower_bound": "layers",
-    "load_run": "train",
+    "load_run": "training",
     "recurrent_max": "layers",
-    "train": "train",
+    "train": "training",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from indrnn.errors import UserError
 from indrnn.record.files import write_atomically
 from indrnn.recurrence.dispatch import TOLERANCE
-from indrnn.train.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
+from indrnn.training.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
 from .contenders import Contender, contenders
 from .exact import Check, require_exact

@@ -1,4 +1,4 @@
-"""Whole training steps as `indrnn.train` makes them, against their matrix products alone.
+"""Whole training steps as `indrnn.training` makes them, against their matrix products alone.
 
 The data are the bundled mnist5k images: batches gathered on the device, forward, backward, clipping, Adam.
 """
@@ -15,10 +15,10 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
-from indrnn.train.device import bfloat16_refusal, flush_denormals, set_precision
-from indrnn.train.evaluate import Objective
-from indrnn.train.optimizer import build_optimizer
-from indrnn.train.step import GraphedStep, TrainingStep
+from indrnn.training.device import bfloat16_refusal, flush_denormals, set_precision
+from indrnn.training.evaluate import Objective
+from indrnn.training.optimizer import build_optimizer
+from indrnn.training.step import GraphedStep, TrainingStep
 
 from .clock import Clock, Work, peak_memory
 

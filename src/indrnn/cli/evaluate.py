@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import run
 
 if TYPE_CHECKING:
-    from ..train.evaluate import Reevaluation
+    from ..training.evaluate import Reevaluation
 
 DESCRIPTION = """\
 Read the test set again with the weights and batch-norm statistics that finished runs keep, and print accuracy and 95 %
@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
     # Heavy: loaded once there is something to do.
-    from ..train.evaluate import evaluate_run
+    from ..training.evaluate import evaluate_run
 
     agree = 0
     for path in runs:

@@ -78,7 +78,7 @@ def _bfloat16() -> str:
 
     import torch
 
-    from ..train.device import bfloat16_refusal
+    from ..training.device import bfloat16_refusal
 
     reason = bfloat16_refusal()
     if reason is not None:

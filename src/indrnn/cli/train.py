@@ -1,4 +1,4 @@
-"""``indrnn-train``: Hydra around `indrnn.train.train`; what is wrong with a request is one line and exit code 2."""
+"""``indrnn-train``: Hydra around `indrnn.training.train`; what is wrong with a request is one line and exit code 2."""
 
 import argparse
 import logging
@@ -226,7 +226,7 @@ def _in_sweep(hydra: Any) -> bool:
 
 def _train(cfg: DictConfig, hydra: Any) -> "Result":
     from indrnn.record import command_line, run_folder
-    from indrnn.train import train
+    from indrnn.training import train
 
     # The name is drawn from what Hydra knows of this job, which the next job replaces.
     cfg.name = str(cfg.name)

@@ -175,7 +175,7 @@ class IndRNNLayer(Weights):
     """
 
     share: BatchShare | None = None
-    """Set where several processes train together (`indrnn.train.distributed`)."""
+    """Set where several processes train together (`indrnn.training.distributed`)."""
 
     def __init__(
         self,

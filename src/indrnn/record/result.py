@@ -63,8 +63,8 @@ class Result:
     """Of the last segment, as it began; so for versions."""
     command: str
     segments: list[dict[str, Any]] = field(default_factory=list)
-    """What computed from which step on, an entry for each start (`indrnn.train.segments.segment`); files written before
-    there were segments have none."""
+    """What computed from which step on, an entry for each start (`indrnn.training.segments.segment`); files written
+    before there were segments have none."""
     schema_version: int = SCHEMA_VERSION
 
 

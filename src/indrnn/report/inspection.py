@@ -19,9 +19,9 @@ from indrnn.data import Split, Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
-from indrnn.train import load_run
-from indrnn.train.evaluate import reestimate_batch_norm
-from indrnn.train.order import Stream, torch_seed
+from indrnn.training import load_run
+from indrnn.training.evaluate import reestimate_batch_norm
+from indrnn.training.order import Stream, torch_seed
 
 from .runs import MODELS, model_name
 

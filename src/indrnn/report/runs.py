@@ -35,7 +35,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
 MODELS = {
     "indrnn": "IndRNN", "indrnn_residual": "residual IndRNN", "indrnn_dense": "dense IndRNN", "lstm": "LSTM",
     "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM, chrono initialisation",
-    "lstm_chrono_matched": "LSTM of equal parameters, chrono initialisation", "rnn": "RNN", "gru": "GRU", "mingru": "minGRU",
+    "lstm_chrono_matched": "LSTM of equal parameters, chrono initialisation", "rnn": "RNN",
+    "gru": "GRU", "mingru": "minGRU",
 }  # fmt: skip
 # Settings in words, those first that say most.
 SETTINGS = {

@@ -40,7 +40,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     """Train, evaluate and record the run that ``cfg`` describes.
 
     A run folder that is finished is read, not run again; an unfinished one is gone on with. ``overrides`` and
-    ``command`` are recorded. Processes that torchrun started together make one run (`indrnn.train.distributed`). For
+    ``command`` are recorded. Processes that torchrun started together make one run (`indrnn.training.distributed`). For
     the whole process it sets PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed
     memory.
 

@@ -14,9 +14,9 @@ from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.train.evaluate import Objective
-from indrnn.train.optimizer import build_optimizer, decayed_parameters, rate_tensor
-from indrnn.train.step import CaptureError, GraphedStep, TrainingStep
+from indrnn.training.evaluate import Objective
+from indrnn.training.optimizer import build_optimizer, decayed_parameters, rate_tensor
+from indrnn.training.step import CaptureError, GraphedStep, TrainingStep
 from small_runs import ArraySplit, small_config, small_task
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_the_learning_rate_is_read_from_a_tensor(tmp_path):
 @pytest.fixture
 def _meta(monkeypatch):
     """Lets a whole step run on tensors without content, of which nothing can be read and so nothing waited for."""
-    monkeypatch.setattr("indrnn.train.step.computing", lambda *_: nullcontext())
+    monkeypatch.setattr("indrnn.training.step.computing", lambda *_: nullcontext())
     for name in ("_get_fused_kernels_supported_devices", "_get_capturable_supported_devices"):
         for module in ("torch.optim.optimizer", "torch.optim.adam"):
             monkeypatch.setattr(sys.modules[module], name, lambda *_: ["meta"], raising=False)

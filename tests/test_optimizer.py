@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from indrnn.errors import UserError
-from indrnn.train.optimizer import Plateau, build_schedule
+from indrnn.training.optimizer import Plateau, build_schedule
 
 
 def schedule(name, peak=2e-4, max_steps=100, **values):

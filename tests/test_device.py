@@ -13,8 +13,8 @@ from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import IndRNNLayer, recurrent_layers
 from indrnn.models import build_model
-from indrnn.train import device
-from indrnn.train.device import computing, flush_denormals, peak_memory_bytes, resolve_device, set_precision
+from indrnn.training import device
+from indrnn.training.device import computing, flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
 def test_denormals_are_flushed_in_workers_that_were_already_running():
     program = """
 import torch
-from indrnn.train.device import flush_denormals
+from indrnn.training.device import flush_denormals
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ print(*shares())
 def test_freed_memory_is_used_again_without_page_faults():
     program = """
 import resource, torch
-from indrnn.train.device import keep_freed_memory
+from indrnn.training.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
