@@ -49,8 +49,8 @@ def check_device(device_name: str, say: Say) -> Checked:
         UserError: there is no such device.
     """
     device = resolve_device(device_name)
-    flush_denormals(device)
     keep_freed_memory()
+    flush_denormals(device)
     set_precision("float32", device)
     able, unable = contenders(device)
     for name, reason in unable.items():

@@ -65,9 +65,9 @@ class TrainingState:
     def __init__(self, cfg: Config, device: torch.device, processes: Processes = ALONE) -> None:
         # The code as it is loaded, not as it may lie there once the data is.
         self._code = running_code()
-        # Before any operator wakes worker threads.
-        flush_denormals(device)
+        # Before the first tensor is allocated, and before any operator wakes worker threads.
         keep_freed_memory()
+        flush_denormals(device)
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
         self.cfg, self.device, self.processes = cfg, device, processes
