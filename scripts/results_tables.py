@@ -117,7 +117,7 @@ def results_markdown(runs: Path) -> str:
     others = [group for group in groups if (group.task, group.name) not in known]
     for task in dict.fromkeys(group.task for group in others):
         of_task = [group for group in others if group.task == task]
-        parts += [f"### Other runs: {of_task[0].title}", markdown_table(task_rows(of_task))]
+        parts += [f"### Other runs: {of_task[0].about.title}", markdown_table(task_rows(of_task))]
     if groups:
         parts += ["### Notes", "\n".join(f"- {note}" for note in general_notes(groups))]
     return "\n\n".join(parts)

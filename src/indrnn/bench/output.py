@@ -147,7 +147,7 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
     shown = _preferred([row for row in rows if row.status == "measured" and row.B == B and row.dtype == "float32"])
     if not shown:
         return []
-    look = looks({row.implementation for row in shown if row.implementation != COPY})
+    look = looks({row.implementation: row.implementation for row in shown if row.implementation != COPY})
     with figure(1, len(PANELS), width=10.5, height=4.2, sharey=True) as (drawing, axes):
         handles: dict[str, Any] = {}
         for axis, (op, which, title) in zip(axes, PANELS, strict=True):

@@ -22,7 +22,7 @@ from .inspection import (
     load_inspected,
 )
 from .runs import model_name
-from .style import BASELINE, GREY, Look, figure, legend_below, looks_by_model, save, say_above, short_number
+from .style import BASELINE, GREY, Look, figure, legend_below, looks, save, say_above, short_number
 from .table import markdown_table
 
 NEVER = "≥: share of units that keep half for that long; never: share with |u| ≥ 1, which do not forget."
@@ -39,7 +39,7 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
     runs, task, splits = load_inspected(paths, data_root)
     folder, title = out / task.folder, task.title
     length = task.length
-    look = looks_by_model({run.label: model_name(run.cfg) for run in runs})
+    look = looks({run.label: model_name(run.cfg) for run in runs})
     text, written = [], []
     for run in runs:
         memories = layer_memories(run.trained)

@@ -10,7 +10,7 @@ from indrnn.record import tensorboard_command
 from indrnn.record.files import write_atomically
 
 from .curves import draw_length_study, draw_task
-from .runs import Group, collect, differing_keys, in_words
+from .runs import Group, by_task, collect, differing_keys, grouped, in_words
 from .table import general_notes, markdown_report, summary_csv, task_notes, task_rows
 
 PAGE = "report.html"
@@ -48,21 +48,11 @@ def write_report(folders: Sequence[Path], out: Path) -> tuple[str, list[Path]]:
 
 def draw(groups: Sequence[Group], out: Path) -> list[Path]:
     """A folder of figures a task and, for several lengths of a series of tasks, the length study, into ``out``."""
-    paths = [path for task, of_task in by_task(groups).items() for path in draw_task(of_task, out / task)]
-    series: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.about.series:
-            series.setdefault(group.about.series, []).append(group)
+    paths = [path for task, members in by_task(groups).items() for path in draw_task(members, out / task)]
+    series = grouped((group for group in groups if group.about.series), lambda group: group.about.series)
     for members in series.values():
         paths += draw_length_study(members, out if len(series) == 1 else out / members[0].about.name)
     return paths
-
-
-def by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
-    tasks: dict[str, list[Group]] = {}
-    for group in groups:
-        tasks.setdefault(group.task, []).append(group)
-    return tasks
 
 
 def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folders: Sequence[Path]) -> str:
@@ -73,7 +63,7 @@ def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folde
     drawn = [path for path in figures if path.suffix == ".svg"]
     parts = []
     for task, members in by_task(groups).items():
-        parts += [f"<h2>{escape(members[0].title)}</h2>", _table(task_rows(members)), _list(task_notes(members))]
+        parts += [f"<h2>{escape(members[0].about.title)}</h2>", _table(task_rows(members)), _list(task_notes(members))]
         parts += [_figure(path) for path in drawn if path.parent == out / task]
         settings = setting_rows(members)
         if settings:

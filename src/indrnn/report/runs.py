@@ -3,12 +3,12 @@
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -23,24 +23,23 @@ from indrnn.record.compare import flatten, neutral_keys
 from indrnn.record.folder import CONFIG, METRICS, RESULT, load_config_file
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+K = TypeVar("K")
 
 # What the report reads of a configuration.
-_TEXT, _WHOLE, _OPTIONAL = (str,), (int,), (str, type(None))
 _KEYS: dict[str, tuple[type, ...]] = {
-    "name": _TEXT, "seed": _WHOLE, "tag": _OPTIONAL, "model.name": _TEXT, "data.name": _TEXT,
-    "trainer.batch_size": _WHOLE, "trainer.precision": _TEXT,
+    "name": (str,), "seed": (int,), "tag": (str, type(None)), "model.name": (str,), "data.name": (str,),
+    "trainer.batch_size": (int,), "trainer.precision": (str,),
 }  # fmt: skip
-
-
 MODELS = {
     "indrnn": "IndRNN", "indrnn_residual": "residual IndRNN", "indrnn_dense": "dense IndRNN", "lstm": "LSTM",
-    "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM, chrono initialisation",
-    "lstm_chrono_matched": "LSTM of equal parameters, chrono initialisation", "rnn": "RNN",
-    "gru": "GRU", "mingru": "minGRU",
+    "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM (chrono)", "rnn": "RNN", "gru": "GRU",
+    "mingru": "minGRU",
 }  # fmt: skip
+RATE = "optimizer.lr"
 # Settings in words, those first that say most.
 SETTINGS = {
-    "model.num_layers": "{} layers", "model.hidden_size": "{} units", "optimizer.lr": "lr {}",
+    "model.num_layers": "{} layers", "model.hidden_size": "{} units", RATE: "lr {}",
     "trainer.max_steps": "{} updates", "trainer.batch_size": "batch {}", "trainer.precision": "{}",
 }  # fmt: skip
 
@@ -81,8 +80,9 @@ class Run:
         return flatten(OmegaConf.to_container(self.config))
 
     def curve(self, split: str, y: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Columns ``x`` and ``y`` of the rows of ``split`` whose ``y`` is a number: two arrays (points,)."""
-        chosen = (self.metrics["split"] == split) & np.isfinite(self.metrics[y])
+        """Columns ``x`` and ``y`` of the rows of ``split`` whose ``y`` is a number, by ``x``: two arrays (points,)."""
+        chosen = np.flatnonzero((self.metrics["split"] == split) & np.isfinite(self.metrics[y]))
+        chosen = chosen[np.argsort(self.metrics[x][chosen], kind="stable")]
         return self.metrics[x][chosen], self.metrics[y][chosen]
 
     @property
@@ -95,14 +95,11 @@ class Run:
         return self.result.seconds if self.result else float(max(self.metrics["seconds"], default=0.0))
 
     @property
-    def best_validation_accuracy(self) -> float | None:
-        values = self.curve("val", "accuracy")[1]
-        return float(values.max()) if len(values) else None
-
-    @property
-    def best_validation_loss(self) -> float | None:
-        values = self.curve("val", "loss")[1]
-        return float(values.min()) if len(values) else None
+    def best_validation(self) -> dict[str, float]:
+        """The highest accuracy and the lowest loss of all evaluations, as far as there are any."""
+        found = {"accuracy": self.curve("val", "accuracy")[1], "loss": self.curve("val", "loss")[1]}
+        pick = {"accuracy": max, "loss": min}
+        return {name: float(pick[name](values)) for name, values in found.items() if len(values)}
 
 
 @dataclass(frozen=True)
@@ -118,12 +115,12 @@ class Group:
         return [run for run in self.runs if run.result]
 
     @property
-    def results(self) -> list[Result]:
-        return [run.result for run in self.runs if run.result]
-
-    @property
     def unfinished(self) -> list[Run]:
         return [run for run in self.runs if not run.result]
+
+    @property
+    def results(self) -> list[Result]:
+        return [run.result for run in self.runs if run.result]
 
     @property
     def drawn(self) -> list[Run]:
@@ -139,57 +136,43 @@ class Group:
         return model_name(self.runs[0].config)
 
     @property
-    def measures_accuracy(self) -> bool:
-        return self.about.measures_accuracy
-
-    @property
-    def mean_test_accuracy(self) -> float:
-        return fmean(result.test_accuracy or 0.0 for result in self.results)
-
-    @property
-    def mean_test_loss(self) -> float:
-        return fmean(result.test_loss for result in self.results)
-
-    @property
-    def test_size(self) -> int:
-        return self.about.test_samples or 0
-
-    @property
-    def order(self) -> tuple[float, str]:
-        """Best first; the name breaks ties, so that the order is always the same."""
-        if self.measures_accuracy:
-            return (-self.mean_test_accuracy, self.name)
-        return (self.mean_test_loss, self.name)
+    def score(self) -> float:
+        """What tables sort by, higher first: the mean test accuracy, or the mean test error with a minus."""
+        return fmean(-r.test_loss if r.test_accuracy is None else r.test_accuracy for r in self.results)
 
     @property
     def count(self) -> str:
-        """For legends: how many seeds are averaged, and what is left out of the average."""
-        if not self.finished:
-            return f"n = {len(self.runs)}, unfinished"
-        return f"n = {len(self.finished)}{', others unfinished' if self.unfinished else ''}"
-
-    @property
-    def title(self) -> str:
-        return self.about.title
+        """For labels: how many seeds are averaged, and what is left out of the average."""
+        others = ", unfinished" if not self.finished else ", others unfinished" if self.unfinished else ""
+        return f"n = {len(self.drawn)}{others}"
 
 
-def in_words(groups: Sequence[Group]) -> dict[str, str]:
-    """What people call each group: its model, and where several have that, the first setting that tells them apart; the
-    name of the run folders where there is no such setting."""
-    by_model: dict[str, dict[str, Run]] = {}
+def in_words(groups: Iterable[Group]) -> dict[str, str]:
+    """What people call each group: its model, and where several have one model, the settings that tell those apart (or
+    the name of the run folders, where none does); every group's learning rate, if it is one of those."""
+    by_model: dict[str, dict[str, dict[str, Any]]] = {}
     for group in groups:
-        by_model.setdefault(group.model, {}).setdefault(group.name, group.runs[0])
-    words: dict[str, str] = {}
-    for model, runs in by_model.items():
-        title = MODELS.get(model, model)
-        for key, phrase in SETTINGS.items():
-            values = {name: run.settings.get(key) for name, run in runs.items()}
-            if None not in values.values() and len(set(values.values())) == len(runs) > 1:
-                words |= {name: f"{title}, {phrase.format(_number(value))}" for name, value in values.items()}
-                break
-        else:
-            words |= {name: title if len(runs) == 1 else f"{title} ({name})" for name in runs}
-    return words
+        by_model.setdefault(group.model, {})[group.name] = group.runs[0].settings
+    telling = {model: _telling(list(members.values())) for model, members in by_model.items()}
+    common = {RATE} & {key for keys in telling.values() for key in keys}
+    words = {}
+    for model, members in by_model.items():
+        keys = [key for key in SETTINGS if key in common.union(telling[model])]
+        for name, settings in members.items():
+            said = [SETTINGS[key].format(_number(settings[key])) for key in keys if settings.get(key) is not None]
+            words[name] = ", ".join([MODELS.get(model, model), *said])
+    return {name: text if [*words.values()].count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
+
+
+def _telling(members: Sequence[dict[str, Any]]) -> list[str]:
+    """The first keys of SETTINGS that together tell configurations apart, as far as any do."""
+    keys: list[str] = []
+    for key in SETTINGS:
+        if len({tuple(settings.get(key) for key in keys) for settings in members}) == len(members):
+            break
+        if len({settings.get(key) for settings in members}) > 1:
+            keys.append(key)
+    return keys
 
 
 def _number(value: object) -> str:
@@ -229,13 +212,23 @@ def collect(folders: Iterable[Path]) -> list[Group]:
             )
     if not runs:
         raise UserError(f"no run found in {', '.join(map(str, folders))}; train one with indrnn-train model=indrnn")
-    members: dict[tuple[str, str], list[Run]] = {}
-    for task, name, seed in sorted(runs):
-        members.setdefault((task, name), []).append(runs[task, name, seed])
-    groups = [Group(task, name, tuple(seeds)) for (task, name), seeds in members.items()]
+    members = grouped((runs[key] for key in sorted(runs)), lambda run: (run.task, run.name))
+    groups = [Group(*key, tuple(seeds)) for key, seeds in members.items()]
     return sorted(
         groups, key=lambda group: (group.about.series or group.about.name, group.about.length, group.task, group.name)
     )
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """``items`` by their ``key``, both in order of appearance."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    return grouped(groups, lambda group: group.task)
 
 
 def find_runs(folder: Path) -> Iterator[Run]:

@@ -1,13 +1,14 @@
 """How every figure of the report looks, and how it is saved: the same input gives the same bytes.
 
-Colours are those of Okabe & Ito (2008), told apart by the colour-blind; line style and marker repeat the distinction
-for a print in grey.
+A model has a colour and a marker in all figures; runs of one model differ in line style. Colours are those of Okabe &
+Ito (2008), told apart by the colour-blind; markers repeat the distinction for a print in grey.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from indrnn.errors import UserError
 from indrnn.record.files import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 GREY = "#595959"
 
-# Those that most figures show keep their look whatever else is drawn.
+# Models that most figures show keep their colour whatever else is drawn.
 FIXED = {"indrnn": 0, "lstm": 1, "lstm_matched": 2, "rnn": 3, "lstm_chrono": 4}
 BASELINE: dict[str, Any] = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
 
@@ -57,34 +58,35 @@ SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one model is drawn in all figures."""
+    """How one name is drawn in all figures."""
 
     color: str
-    linestyle: Any
     marker: str
+    linestyle: Any
+    markerfacecolor: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """For `Axes.plot` and `Line2D`."""
+        return asdict(self)
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name: its own for those in FIXED; for the others by alphabetical order, first colours that are
-    nobody's, then those of absent FIXED names, so that no two share one while there are enough."""
-    wanted = sorted(set(names))
-    taken = {FIXED[name] for name in wanted if name in FIXED}
+def looks(models: Mapping[str, str]) -> dict[str, Look]:
+    """A look for each name, given its model: the model's colour and marker, and where several names have one model, a
+    line style each. Models that are not in FIXED get the colours that are nobody's, then those of absent ones."""
+    wanted = sorted(set(models.values()))
+    taken = {FIXED[model] for model in wanted if model in FIXED}
     free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - taken), count(len(COLOURS)))
-    place = {name: FIXED[name] if name in FIXED else next(free) for name in wanted}
-    return {
-        name: Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
-        for name, i in place.items()
-    }
-
-
-def looks_by_model(models: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each name, given its model: one name of a model has the model's look (that of the same name, or the
-    first), others have their own."""
-    keys: dict[str, str] = {}
-    for name in sorted(models, key=lambda name: (name != models[name], name)):
-        keys[name] = name if models[name] in keys.values() else models[name]
-    look = looks(keys.values())
-    return {name: look[key] for name, key in keys.items()}
+    place = {model: FIXED[model] if model in FIXED else next(free) for model in wanted}
+    seen: Counter[str] = Counter()
+    found = {}
+    for name, model in sorted(models.items(), key=lambda pair: (pair[0] != pair[1], pair[0])):
+        number, color = seen[model], COLOURS[place[model] % len(COLOURS)]
+        seen[model] += 1
+        found[name] = Look(
+            color, MARKERS[place[model] % len(MARKERS)], DASHES[number % len(DASHES)], "white" if number else color
+        )
+    return found
 
 
 @contextmanager
@@ -132,28 +134,24 @@ def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, 
     """Write each line's label (x and y of its last point, text, colour) beside its end, moved apart where two would
     touch. False, and nothing is written, where they do not fit: some line ends early, or there are too many."""
     drawing.draw_without_rendering()
-    points = 72 / drawing.dpi
     box = axes.get_window_extent()
     x, y = axes.transData.transform([end[:2] for end in ends]).T
-    if len(ends) * LINE > box.height * points or x.min() < box.x1 - 0.12 * box.width:
+    points = 72 / drawing.dpi
+    height, wanted = box.height * points, (y - box.y0) * points
+    if len(ends) * LINE > height or x.min() < box.x1 - 0.12 * box.width:
         return False
-    order = np.argsort(y, kind="stable")
-    wanted = (y[order] - box.y0) * points
-    places = wanted.copy()
-    for _ in range(200):
-        for low, high in pairwise(range(len(places))):
-            overlap = LINE - (places[high] - places[low])
-            if overlap > 1e-6:
-                places[low] -= overlap / 2
-                places[high] += overlap / 2
-        places = places.clip(min=0) - max(0.0, float(places.max()) - box.height * points)
-    for which, place, height in zip(order, places, wanted, strict=True):
+    ceiling = height - LINE * (len(ends) - 1)
+    place = 0.0
+    for rank, which in enumerate(np.argsort(wanted, kind="stable")):
+        # As high as its line ends, but above the label below and with room for those above.
+        place = max(place, min(wanted[which], ceiling + LINE * rank))
         at_x, at_y, text, color = ends[which]
         axes.annotate(
-            text, (at_x, at_y), (6, place - height), textcoords="offset points",
+            text, (at_x, at_y), (6, place - wanted[which]), textcoords="offset points",
             color=color, fontsize=8.5, va="center", annotation_clip=False,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
+        place += LINE
     return True
 
 

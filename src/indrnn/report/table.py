@@ -8,20 +8,13 @@ from typing import Any
 
 from indrnn.record.files import csv_text
 
-from .runs import Group, Run, differing_keys, mean_answer_level
+from .runs import Group, Run, by_task, differing_keys, mean_answer_level
 
 SUMMARY_COLUMNS = (
     *("task", "name", "seed", "state", "model", "parameters", "steps", "best_step", "epochs"),
     *("val_accuracy", "val_loss", "test_accuracy", "test_loss", "test_ci95_low", "test_ci95_high"),
     *("seconds", "steps_per_second", "peak_memory_bytes", "backend", "device_name", "precision"),
     *("torch", "commit", "dirty", "path"),
-)
-
-ACCURACY_NOTES = (
-    "The 95 % interval is Wilson's, for the size of the test set; over several seeds its ends are averaged.",
-    "A test set of 10,000 images has a standard error of 0.07 points at 99.5 %, 0.10 at 99.0 and 0.16 at 97.5 (one of "
-    "1,000 three times that): single runs closer than about 0.2 points (0.4 with permuted pixels) are a tie. Rows "
-    "share a rank (=) when they differ from its first by less than 1.96 standard errors of such a difference.",
 )
 
 
@@ -40,104 +33,119 @@ def _summary_row(run: Run) -> dict[str, Any]:
         "model": run.config.model.name,
         "steps": run.steps,
         "seconds": round(run.seconds, 3),
-        "val_accuracy": run.best_validation_accuracy,
-        "val_loss": run.best_validation_loss,
+        "val_accuracy": run.best_validation.get("accuracy"),
+        "val_loss": run.best_validation.get("loss"),
         "path": run.path.as_posix(),
     }
-    result = run.result
-    if result is None:
+    if run.result is None:
         return row
-    row.update({key: value for key, value in asdict(result).items() if key in SUMMARY_COLUMNS and key not in row})
-    row.update(val_accuracy=result.val_accuracy, val_loss=result.val_loss)
-    row.update(zip(("test_ci95_low", "test_ci95_high"), result.test_ci95 or (None, None), strict=True))
-    row.update({key: result.git.get(key) for key in ("commit", "dirty")}, torch=result.versions.get("torch"))
-    return row
+    result = asdict(run.result)
+    low, high = result["test_ci95"] or (None, None)
+    code = {"torch": result["versions"].get("torch"), **result["git"], "test_ci95_low": low, "test_ci95_high": high}
+    return {**result, **row, **code, "val_accuracy": result["val_accuracy"], "val_loss": result["val_loss"]}
 
 
 def markdown_report(groups: Sequence[Group]) -> str:
     """All tables, a heading a task, and the notes that they need."""
     parts = []
-    for task in dict.fromkeys(group.task for group in groups):
-        of_task = [group for group in groups if group.task == task]
-        parts += [f"## {of_task[0].title}", markdown_table(task_rows(of_task)), *_bullets(task_notes(of_task))]
-    return "\n\n".join([*parts, *_bullets(general_notes(groups))]) + "\n"
+    for members in by_task(groups).values():
+        parts += [f"## {members[0].about.title}", markdown_table(task_rows(members)), bullets(task_notes(members))]
+    return "\n\n".join(filter(None, [*parts, bullets(general_notes(groups))])) + "\n"
 
 
-def _bullets(notes: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {note}" for note in notes)] if notes else []
+def bullets(notes: Iterable[str]) -> str:
+    return "\n".join(f"- {note}" for note in notes)
 
 
 def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     """The rows of one task's table: the finished groups, best first, then the unfinished runs."""
-    finished = sorted((group for group in groups if group.finished), key=lambda group: group.order)
+    finished = sorted((group for group in groups if group.finished), key=lambda group: (-group.score, group.name))
     rows = [_group_row(group, rank) for group, rank in zip(finished, _ranks(finished), strict=True)]
-    return rows + [_unfinished_row(group, run) for group in groups for run in group.unfinished]
+    rows += [_unfinished_row(group, run) for group in groups for run in group.unfinished]
+    titles = dict.fromkeys(title for row in rows for title in row)
+    return [{title: row.get(title, "") for title in titles} for row in rows]
 
 
 def task_notes(groups: Sequence[Group]) -> list[str]:
-    notes = []
-    if groups[0].about.caveat:
-        notes.append(groups[0].about.caveat)
+    notes = [groups[0].about.caveat or ""]
     for group in groups:
-        keys = differing_keys(group.finished)
-        if keys:
-            notes.append(f"The runs of {group.name} are not alike: they differ in {', '.join(keys)}.")
-    return notes
+        keys = ", ".join(differing_keys(group.finished))
+        notes.append(f"The runs of {group.name} are not alike: they differ in {keys}." if keys else "")
+    return [note for note in notes if note]
 
 
 def general_notes(groups: Sequence[Group]) -> list[str]:
     """What the marks and columns of the tables mean, as far as they occur."""
     finished = [group for group in groups if group.finished]
-    notes = []
-    if any(len(group.finished) > 1 for group in finished):
-        notes.append("Mean ± standard deviation (n − 1) over seeds; each run's network is the one best on validation.")
-    if any(len(group.finished) == 1 for group in finished):
-        notes.append("† n = 1: a single run; its spread is not known.")
-    if any(_learnt_nothing(group) for group in finished):
-        notes.append("‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.")
-    if any(group.unfinished for group in groups):
-        notes.append("Unfinished runs show how far they are and enter no mean; the same command continues them.")
-    regressions = [group for group in groups if not group.measures_accuracy]
-    if regressions:
-        level = mean_answer_level(regressions, "test")[1]
-        notes.append("mse: mean squared error" + (f"; on the test set, {level}." if level else "."))
-    if any(group.measures_accuracy for group in finished):
-        notes += ACCURACY_NOTES
-    return notes
+    seeds = [len(group.finished) for group in finished]
+    level = mean_answer_level(groups, "test")[1]
+    sizes = sorted({group.about.test_samples or 0 for group in finished if group.about.measures_accuracy})
+    ties = [
+        f"{100 * _noise(0.99, size):.2f} points at 99 % and {100 * _noise(0.95, size):.2f} at 95 % ({size:,} sequences)"
+        for size in filter(None, sizes)
+    ]
+    notes = [
+        (any(n > 1 for n in seeds), "Mean ± standard deviation (n − 1) over seeds, each run's best on validation."),
+        (1 in seeds, "† n = 1: a single run; its spread is not known."),
+        (
+            any(map(_learnt_nothing, finished)),
+            "‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.",
+        ),
+        (
+            any(group.unfinished for group in groups),
+            "Unfinished runs show how far they are and enter no mean; the same command continues them.",
+        ),
+        (
+            not all(group.about.measures_accuracy for group in groups),
+            "mse: mean squared error" + (f"; on the test set, {level}." if level else "."),
+        ),
+        (sizes, "The 95 % interval is Wilson's, for the size of the test set; over seeds its ends are averaged."),
+        (
+            ties,
+            "Accuracies closer than 1.96 standard errors of their difference are a tie, and share a rank (=) with its "
+            f"first: {'; '.join(ties)}.",
+        ),
+    ]
+    return [text for holds, text in notes if holds]
+
+
+def _noise(share: float, size: int) -> float:
+    """1.96 standard errors of the difference of two accuracies near ``share`` on ``size`` sequences each."""
+    return 1.96 * math.sqrt(2 * share * (1 - share) / size)
 
 
 def _group_row(group: Group, rank: str) -> dict[str, str]:
     results = group.results
     marks = (" †" if len(results) == 1 else "") + (" ‡" if _learnt_nothing(group) else "")
     row = {"rank": rank, "name": group.name, "n": str(len(results))}
-    if group.measures_accuracy:
-        row["test %"] = percent([r.test_accuracy for r in results]) + marks
+    if group.about.measures_accuracy:
         low, high = (fmean(ends) for ends in zip(*(r.test_ci95 for r in results if r.test_ci95), strict=True))
+        row["test %"] = percent([r.test_accuracy for r in results]) + marks
         row["95 %"] = f"{100 * low:.2f}–{100 * high:.2f}"
         row["validation %"] = percent([r.val_accuracy for r in results])
     else:
         row["test mse"] = spread([r.test_loss for r in results], ".3g") + marks
         row["validation mse"] = spread([r.val_loss for r in results], ".3g")
-    row["parameters"] = extent([r.parameters for r in results])
-    row["steps"] = extent([r.steps for r in results])
-    row["time"] = duration(fmean(r.seconds for r in results))
-    row["steps/s"] = f"{fmean(r.steps_per_second for r in results):.3g}"
-    row["precision"] = _same(r.precision for r in results)
-    row["backend"] = _same(r.backend for r in results)
-    row["device"] = _same(r.device_name for r in results)
-    return row
+    return row | {
+        "parameters": extent([r.parameters for r in results]),
+        "steps": extent([r.steps for r in results]),
+        "time": duration(fmean(r.seconds for r in results)),
+        "steps/s": f"{fmean(r.steps_per_second for r in results):.3g}",
+        "precision": _same(r.precision for r in results),
+        "backend": _same(r.backend for r in results),
+        "device": _same(r.device_name for r in results),
+    }
 
 
 def _unfinished_row(group: Group, run: Run) -> dict[str, str]:
-    row = {"rank": "", "name": f"{group.name} seed {run.seed}, unfinished", "n": ""}
-    if group.measures_accuracy:
-        best = run.best_validation_accuracy
-        row |= {"test %": "", "95 %": "", "validation %": "" if best is None else f"{100 * best:.2f}"}
-    else:
-        best = run.best_validation_loss
-        row |= {"test mse": "", "validation mse": "" if best is None else f"{best:.3g}"}
-    row |= {"parameters": "", "steps": f"{run.steps:,}", "time": duration(run.seconds)}
-    return row | dict.fromkeys(("steps/s", "precision", "backend", "device"), "")
+    best = run.best_validation
+    shown = (
+        {"test %": "", "95 %": "", "validation %": percent([best.get("accuracy")])}
+        if group.about.measures_accuracy
+        else {"test mse": "", "validation mse": spread([best.get("loss")], ".3g")}
+    )
+    name = {"rank": "", "name": f"{group.name} seed {run.seed}, unfinished", "n": ""}
+    return name | shown | {"parameters": "", "steps": f"{run.steps:,}", "time": duration(run.seconds)}
 
 
 def _ranks(groups: Sequence[Group]) -> list[str]:
@@ -150,14 +158,13 @@ def _ranks(groups: Sequence[Group]) -> list[str]:
 
 
 def _tie(better: Group, worse: Group) -> bool:
-    if not better.measures_accuracy:
+    if not (better.about.measures_accuracy and better.about.test_samples):
         return False
-    p = (better.mean_test_accuracy + worse.mean_test_accuracy) / 2
-    return better.mean_test_accuracy - worse.mean_test_accuracy < 1.96 * math.sqrt(2 * p * (1 - p) / better.test_size)
+    return better.score - worse.score < _noise((better.score + worse.score) / 2, better.about.test_samples)
 
 
 def _learnt_nothing(group: Group) -> bool:
-    return group.measures_accuracy and group.mean_test_accuracy < 1 / group.about.output_size + 0.02
+    return group.about.measures_accuracy and group.score < 1 / group.about.output_size + 0.02
 
 
 LEFT_ALIGNED = frozenset(
