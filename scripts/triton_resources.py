@@ -7,12 +7,146 @@ Exits with 1 if a kernel spills registers, waits between the loads of a tile or 
 
 import argparse
 import csv
+import re
+import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import torch
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from indrnn.recurrence.triton_gpu.compiled import compile_for, faults, resources, shipped
+from indrnn.recurrence.triton_gpu.backward import backward_kernel
+from indrnn.recurrence.triton_gpu.chooser import WITHOUT_SCAN, Tile, choose
+from indrnn.recurrence.triton_gpu.forward import forward_kernel
+
+_POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
+_SEQUENCES = ("x_ptr", "h_ptr", "dh_ptr", "dx_ptr")
+_H = 128
+_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)")
+_ARITHMETIC = {"FFMA", "FADD", "FMUL", "FMNMX", "DFMA", "DADD", "DMUL", "STG", "BAR"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of one kernel.
+
+    ``packed``: T-strides are compiled in; ``masked``: neither H nor T is a whole number of tiles; ``everything``: with
+    bias and statistics (forward) or their gradients (backward), else with x and u alone (h and its gradient).
+    """
+
+    direction: str
+    tile: Tile
+    nonlinearity: str = "relu"
+    dtype: torch.dtype = torch.float32
+    packed: bool = True
+    masked: bool = False
+    everything: bool = True
+
+
+def shipped() -> list[Variant]:
+    """What the chooser can ask for, at its most demanding: the most steps of each kind, every dtype and layout.
+
+    Fewer steps or chunks, or fewer options, take fewer registers."""
+    variants = []
+    for direction, dtype, packed in product(("forward", "backward"), _POINTERS, (True, False)):
+        # B·H = 2^16 is walked by one thread a chain, 2^12 by eight; the odd T is masked.
+        for B, T in ((32, 784), (32, 100_003), (512, 100_003)):
+            tile = choose(direction, "relu", B, T, _H, dtype == torch.float64, packed)
+            masked = T % (tile.chunks * tile.steps) != 0
+            variants.append(Variant(direction, tile, "relu", dtype, packed, masked))
+    for direction, nonlinearity in product(("forward", "backward"), (*WITHOUT_SCAN, "identity")):
+        tile = choose(direction, nonlinearity, 32, 100_003, _H, False, True)
+        variants.append(Variant(direction, tile, nonlinearity, masked=True))
+    return variants
+
+
+def compile_for(variant: Variant, capability: int) -> Any:
+    """The compiled kernel (Triton's, with ``.asm``) for a compute capability, 90 for 9.0."""
+    kernel = forward_kernel if variant.direction == "forward" else backward_kernel
+    state = torch.float64 if variant.dtype == torch.float64 else torch.float32
+    absent = ["h0_ptr", "dh_last_ptr"]
+    if variant.dtype == state:
+        absent.append("h_last_ptr")
+    if not variant.everything:
+        absent += ["bias_ptr", "mean_ptr", "deviation_ptr", "offset_ptr", "slope_ptr"]
+    step = _H if variant.packed else 0
+    fixed: dict[str, Any] = {
+        "X_STEP": step,
+        "H_STEP": step,
+        "DH_STEP": step,
+        "DX_STEP": step,
+        "NONLINEARITY": variant.nonlinearity,
+        **variant.tile.constants(1, 1),
+        "WHOLE": not variant.masked,
+        "FULL": not variant.masked,
+        **dict.fromkeys(absent),
+    }
+    constants = {name: fixed[name] for name in kernel.arg_names if name in fixed}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = _POINTERS[variant.dtype if name in _SEQUENCES else state]
+        else:
+            signature[name] = "i32"
+    source = ASTSource(kernel, signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=variant.tile.options)
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """Registers a thread, bytes of stack a thread (spills, if not 0) and of shared memory a program."""
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _examine(compiled, "cuobjdump", "--dump-resource-usage")))
+    return {
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": compiled.metadata.shared,
+    }
+
+
+def most_loads_in_flight(compiled: Any) -> int:
+    """The longest run of loads from global memory in the machine code without arithmetic, store or barrier in it."""
+    longest = run = 0
+    for line in _examine(compiled, "nvdisasm", "-c").splitlines():
+        found = _INSTRUCTION.match(line)
+        if found:
+            run = run + 1 if found[1] == "LDG" else 0 if found[1] in _ARITHMETIC else run
+            longest = max(longest, run)
+    return longest
+
+
+def faults(variant: Variant, compiled: Any) -> list[str]:
+    """What a compilation has that it should not have; nothing, if all is well."""
+    used = resources(compiled)
+    found = []
+    if used["stack"]:
+        found.append(f"{used['stack']} bytes of registers spilled")
+    if used["registers"] * 32 * variant.tile.warps > 65_536:
+        found.append(f"{used['registers']} registers for each of {32 * variant.tile.warps} threads")
+    streams = 1 if variant.direction == "forward" else 2
+    in_flight = most_loads_in_flight(compiled)
+    if in_flight < streams * variant.tile.steps:
+        found.append(f"only {in_flight} of {streams * variant.tile.steps} loads in flight")
+    # One layout throughout, in which the threads of a warp own consecutive units: loads are coalesced, and nothing goes
+    # through shared memory but what scans and sums exchange.
+    layouts = compiled.asm["ttgir"]
+    if "ttg.convert_layout" in layouts or "order = [0, 1]" in layouts:
+        found.append("a change of layout, or one that is not coalesced")
+    return found
+
+
+def _examine(compiled: Any, tool: str, option: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        return subprocess.run([path, option, cubin], capture_output=True, text=True, check=True).stdout
 
 
 def main() -> int:

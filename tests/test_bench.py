@@ -192,12 +192,12 @@ class Broken:
         self.DTYPES = (torch.float32,)
 
     def forward(self, *arguments):
-        h, *others = self._scan.forward(*arguments)
-        return h * 1.001 if self._fault == "forward" else h, *others
+        outputs = self._scan.forward(*arguments)
+        return outputs._replace(h=outputs.h * 1.001) if self._fault == "forward" else outputs
 
     def backward(self, *arguments):
-        dx, du, dh0, dbias = self._scan.backward(*arguments)
-        return dx, du * float("nan") if self._fault == "backward" else du, dh0, dbias
+        gradients = self._scan.backward(*arguments)
+        return gradients._replace(du=gradients.du * float("nan")) if self._fault == "backward" else gradients
 
     def __getattr__(self, name):
         return getattr(self._scan, name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from indrnn.bench.contenders import forced
 from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
-from indrnn.recurrence.dispatch import load_backend
+from indrnn.recurrence.dispatch import Cell, OutputGradients, load_backend
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -46,20 +46,19 @@ def test_long_sequences(device, size, strategy):
     B, T, H = size
     torch.manual_seed(0)
     u, h0 = uniform_weights(H, T, device), torch.randn(B, H, device=device)
-    x, grad = torch.randn(B, T, H, device=device), torch.randn(B, T, H, device=device)
-    grad_last = torch.randn(B, H, device=device)
-    h, last, dx, du, dh0 = run(device, strategy, x, u, h0, grads=(grad, grad_last))
+    x, dh = torch.randn(B, T, H, device=device), torch.randn(B, T, H, device=device)
+    dh_last = torch.randn(B, H, device=device)
+    h, last, dx, du, dh0 = run(device, strategy, x, u, h0, grads=(dh, dh_last))
     # A loop of 100,000 steps would take longer than all the rest.
     reference = load_backend("reference" if device.type == "cpu" else "scan")
-    exact, *_ = reference.forward(x.double(), u.double(), h0.double(), None, "relu", False)
+    cell = Cell(u.double(), h0.double(), "relu")
+    exact, *_ = reference.forward(x.double(), None, cell, statistics=False)
     assert_near(h, exact)
     assert torch.equal(last, h[:, -1])
-    gradients = reference.backward(
-        grad.double(), grad_last.double(), None, None, h.double(), u.double(), h0.double(), "relu"
-    )
-    assert_near(dx, gradients[0])
-    assert_near(du, gradients[1].sum(0))
-    assert_near(dh0, gradients[2])
+    gradients = reference.backward(OutputGradients(dh.double(), dh_last.double(), None, None), h.double(), cell)
+    assert_near(dx, gradients.dx)
+    assert_near(du, gradients.du.sum(0))
+    assert_near(dh0, gradients.dh0)
 
 
 @sizes((300, 3, 8), (20_000, 3, 128))

@@ -10,13 +10,14 @@ import torch
 import naive
 from indrnn import indrnn_recurrence
 from indrnn.recurrence import ops
+from indrnn.recurrence.dispatch import Cell, OutputGradients
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 import triton.language as tl  # noqa: E402
 
 from indrnn.recurrence import triton_gpu  # noqa: E402
 from indrnn.recurrence.triton_gpu.chooser import Tile  # noqa: E402
-from indrnn.recurrence.triton_gpu.maps import compose_clamped  # noqa: E402
+from indrnn.recurrence.triton_gpu.primitives import compose_clamped  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -136,14 +137,13 @@ def test_outputs_and_gradients_are_those_of_a_float64_loop(case):
     expected, _ = naive.recurrence(**exact, nonlinearity=case.nonlinearity)
 
     move = lambda value: None if value is None else value.to(DEVICE)  # noqa: E731
-    h, h_last, mean, variance = triton_gpu.forward(
-        move(x), move(u), move(h0), move(bias), case.nonlinearity, case.statistics, tile=case.tile
-    )
+    cell = Cell(move(u), move(h0), case.nonlinearity)
+    h, h_last, mean, variance = triton_gpu.forward(move(x), move(bias), cell, case.statistics, tile=case.tile)
     close(h, expected.detach(), dtype, "h")
     close(h_last, expected[:, -1].detach(), state, "h_last")
     assert h.stride() == torch.zeros_like(x).stride()
-    grad_h = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
-    grad_last = torch.randn(B, H, dtype=state) if case.gradients != "h" else None
+    dh = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
+    dh_last = torch.randn(B, H, dtype=state) if case.gradients != "h" else None
     offset = slope = None
     if case.statistics:
         close(mean, expected.detach().mean((0, 1)), state, "mean")
@@ -152,26 +152,16 @@ def test_outputs_and_gradients_are_those_of_a_float64_loop(case):
     if dtype == torch.bfloat16:
         expected = through_written_states(h.cpu().double(), **exact, nonlinearity=case.nonlinearity)
     loss = torch.zeros(())
-    if grad_h is not None:
-        loss = loss + (expected * grad_h.double()).sum()
-    if grad_last is not None:
-        loss = loss + (expected[:, -1] * grad_last.double()).sum()
+    if dh is not None:
+        loss = loss + (expected * dh.double()).sum()
+    if dh_last is not None:
+        loss = loss + (expected[:, -1] * dh_last.double()).sum()
     if offset is not None and slope is not None:
         loss = loss + (expected * offset.double() + expected * expected * slope.double() / 2).sum()
     loss.backward()
 
-    results = triton_gpu.backward(
-        move(grad_h),
-        move(grad_last),
-        move(offset),
-        move(slope),
-        h,
-        move(u),
-        move(h0),
-        case.nonlinearity,
-        tile=case.tile,
-    )
-    dx, du, dh0, dbias = results
+    gradients = OutputGradients(move(dh), move(dh_last), move(offset), move(slope))
+    dx, du, dh0, dbias = triton_gpu.backward(gradients, h, cell, tile=case.tile)
     assert all(each.dtype == state for each in (du, dh0, dbias))
     close(dx, exact["x"].grad, dtype, "dx")
     close(du.sum(0), exact["u"].grad, dtype, "du")
@@ -223,9 +213,8 @@ def test_the_operator_with_statistics_is_differentiable_with_either_strategy(str
 def test_variance_survives_a_mean_a_thousand_times_the_deviation():
     # h = relu(x) here; Σh² − (Σh)²/n in float32 would leave no digit of it.
     x = 1000 + torch.randn(2, 200, 4)
-    _, _, mean, variance = triton_gpu.forward(
-        x.to(DEVICE), torch.zeros(4, device=DEVICE), None, None, "relu", True, tile=Tile(4, 8, 4)
-    )
+    cell = Cell(torch.zeros(4, device=DEVICE), None, "relu")
+    _, _, mean, variance = triton_gpu.forward(x.to(DEVICE), None, cell, statistics=True, tile=Tile(4, 8, 4))
     close(mean, x.double().mean((0, 1)), torch.float32, "mean")
     expected = x.double().var((0, 1), correction=0)
     torch.testing.assert_close(variance.cpu().double(), expected, rtol=1e-4, atol=0)
@@ -249,9 +238,8 @@ def test_a_long_scan_stays_finite_where_the_loop_does(u):
     if abs(u) <= 1.01:
         x[0, 5, 0] = 300.0
     expected, _ = naive.recurrence(x.double(), torch.full((2,), u).double())
-    h, _, _, _ = triton_gpu.forward(
-        x.to(DEVICE), torch.full((2,), u, device=DEVICE), None, None, "relu", False, tile=Tile(16, 25, 2)
-    )
+    cell = Cell(torch.full((2,), u, device=DEVICE), None, "relu")
+    h, _, _, _ = triton_gpu.forward(x.to(DEVICE), None, cell, statistics=False, tile=Tile(16, 25, 2))
     close(h, expected, torch.float32, "h")
 
 
@@ -341,7 +329,7 @@ def test_more_elements_than_32_bits_can_count():
     if torch.cuda.mem_get_info()[0] < 12e9:
         pytest.skip("takes 12 GB of GPU memory")
     x = torch.randn(B, T, H, dtype=torch.bfloat16, device=DEVICE)
-    h, _, _, _ = triton_gpu.forward(x, torch.full((H,), 0.5, device=DEVICE), None, None, "relu", False)
+    h, _, _, _ = triton_gpu.forward(x, None, Cell(torch.full((H,), 0.5, device=DEVICE), None, "relu"), statistics=False)
     # After 60 steps of halving, where the loop started no longer matters.
     expected, _ = naive.recurrence(x[:, -100:].double().cpu(), torch.full((H,), 0.5).double())
     close(h[:, -40:], expected[:, -40:], torch.bfloat16, "h")

@@ -14,7 +14,7 @@ from torch import Tensor
 from indrnn.errors import RunError
 from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
-from indrnn.recurrence.dispatch import TOLERANCE, load_backend
+from indrnn.recurrence.dispatch import TOLERANCE, Cell, OutputGradients, load_backend
 
 from .contenders import Contender, forced
 
@@ -92,20 +92,19 @@ def _cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, T
             )
 
 
-def _errors(contender: Contender, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dlast: Tensor) -> dict[str, float]:
+def _errors(contender: Contender, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dh_last: Tensor) -> dict[str, float]:
     inputs = tuple(each.detach().clone().requires_grad_() for each in (x, u, h0))
     assert contender.backend is not None
     with forced(contender.strategy):
         h, last = indrnn_recurrence(*inputs, backend=contender.backend)
-        found = torch.autograd.grad((h, last), inputs, (dh, dlast))
+        found = torch.autograd.grad((h, last), inputs, (dh, dh_last))
     state, states = h0.double(), []
     for t in range(x.shape[1]):
         state = torch.relu(x[:, t].double() + u.double() * state)
         states.append(state)
-    reference = load_backend("reference")
-    dx, du, dh0, _ = reference.backward(
-        dh.double(), dlast.double(), None, None, h.detach().double(), u.double(), h0.double(), "relu"
-    )
+    gradients = OutputGradients(dh.double(), dh_last.double(), None, None)
+    cell = Cell(u.double(), h0.double(), "relu")
+    dx, du, dh0, _ = load_backend("reference").backward(gradients, h.detach().double(), cell)
     expected = (torch.stack(states, 1), state, dx, du.sum(0), dh0)
     return {
         name: ((value.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()

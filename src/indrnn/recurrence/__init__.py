@@ -4,7 +4,8 @@
 definition is `reference`. Numba and Triton are imported when they are first asked for, never before.
 """
 
-from .dispatch import BACKENDS, NONLINEARITIES, available_backends, resolve_backend
+from ..config.schema import BACKENDS, NONLINEARITIES
+from .dispatch import available_backends, resolve_backend
 from .ops import indrnn_recurrence
 
 __all__ = ["BACKENDS", "NONLINEARITIES", "available_backends", "indrnn_recurrence", "resolve_backend"]

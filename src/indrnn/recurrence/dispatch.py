@@ -3,8 +3,8 @@
 Letters: B batch, T time steps, H hidden units.
 
 A backend is a module with the members of `Backend`. ``ops`` has checked the arguments before a backend sees them:
-x, h and grad_h have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all of them are
-on one device, sizes agree, B, T, H >= 1. Sequences (x, h, grad_h, dx) have one dtype, all else has its `state_dtype`:
+x, h and dh have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all of them are
+on one device, sizes agree, B, T, H >= 1. Sequences (x, h, dh, dx) have one dtype, all else has its `state_dtype`:
 float64 for float64, float32 for everything else.
 
 For bfloat16 (and float16) that means: the running state and δ are float32 and never rounded between steps; h and dx
@@ -16,15 +16,14 @@ keeps its sign), and du = Σ δ_t ⊙ h_{t-1} takes unrounded δ_t, rounded h_{t
 import warnings
 from functools import cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..config.schema import BACKENDS, NONLINEARITIES
 from ..errors import UserError
 
-NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
-BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 # What auto tries, in this order. On a CPU the loop costs less than the scan's many passes over memory; elsewhere a
 # launch for each time step costs more.
 _PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("numba", "reference"), "cuda": ("triton", "scan", "reference")}
@@ -33,6 +32,55 @@ _MODULES = {"reference": ".reference", "scan": ".scan", "numba": ".numba_cpu", "
 # Largest error allowed between two backends, as a share of the largest value of the quantity. Float32: a scan in tree
 # order, whose factors u^length are rounded before they are used, has about 2e-4 after 784 steps at the bound on u.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+class Cell(NamedTuple):
+    """The recurrence apart from its sequences."""
+
+    u: Tensor
+    """(H,)"""
+    h0: Tensor | None
+    """(B, H), the state before the first step; None for zeros."""
+    nonlinearity: str
+    reverse: bool = False
+    """Time runs from T to 1, in both directions: h_t = σ(x_t + bias + u ⊙ h_{t+1}), h_{T+1} = h0, and h_last is h_1."""
+
+
+class Outputs(NamedTuple):
+    h: Tensor
+    """(B, T, H), made as ``torch.empty_like(x)`` is: dense, strides ordered as x's."""
+    h_last: Tensor
+    """(B, H), contiguous and with memory of its own."""
+    mean: Tensor | None
+    """(H,), of h over batch and time."""
+    variance: Tensor | None
+    """(H,), biased. It must not be formed as Σh² − (Σh)²/n in the working precision."""
+
+
+class OutputGradients(NamedTuple):
+    """What enters the backward at step t is g_t = dh_t + offset + slope ⊙ h_t, with dh_last added at t = T."""
+
+    dh: Tensor | None
+    """(B, T, H); None for zeros, which are never materialised."""
+    dh_last: Tensor | None
+    """(B, H)"""
+    offset: Tensor | None
+    """(H,); this and slope, both or neither, carry the gradients of mean and variance."""
+    slope: Tensor | None
+    """(H,)"""
+
+
+class InputGradients(NamedTuple):
+    """The last three are (B, H) in the dtype of u, one row a sequence; the caller sums them where it needs to."""
+
+    dx: Tensor
+    """δ, made as ``torch.empty_like(h)``."""
+    du: Tensor
+    """Σ_t δ_t ⊙ h_{t-1}, with h_0 = h0 or zeros."""
+    dh0: Tensor
+    """u ⊙ δ_1"""
+    dbias: Tensor
+    """Σ_t δ_t"""
 
 
 class Backend(Protocol):
@@ -44,49 +92,18 @@ class Backend(Protocol):
     def unavailable_reason(self, device: torch.device) -> str | None:
         """Why this backend cannot work on `device` (one sentence without a full stop), or None if it can."""
 
-    def forward(
-        self,
-        x: Tensor,
-        u: Tensor,
-        h0: Tensor | None,
-        bias: Tensor | None,
-        nonlinearity: str,
-        statistics: bool,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """h_t = σ(x_t + bias + u ⊙ h_{t-1}).
+    def forward(self, x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
+        """h_t = σ(x_t + bias + u ⊙ h_{t-1}) for x (B, T, H) and bias (H,) or, one a sequence, (B, H), or None.
 
-        x (B, T, H); u (H,); h0 (B, H) or None for zeros; bias (H,) or, one a sequence, (B, H), or None.
-        Returns h, made as ``torch.empty_like(x)`` is (dense, strides ordered as x's), h_last (B, H), contiguous and
-        with memory of its own, and with `statistics` the mean (H,) and the biased variance (H,) of h over batch and
-        time, else None and None. The variance must not be formed as Σh² − (Σh)²/n in the working precision. With
-        `reverse` time runs from T to 1, here and in the backward: h_t = σ(x_t + bias + u ⊙ h_{t+1}) from h_{T+1} = h0,
-        and h_last is h_1.
+        Without `statistics` mean and variance are None.
         """
 
-    def backward(
-        self,
-        grad_h: Tensor | None,
-        grad_last: Tensor | None,
-        offset: Tensor | None,
-        slope: Tensor | None,
-        h: Tensor,
-        u: Tensor,
-        h0: Tensor | None,
-        nonlinearity: str,
-        reverse: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(self, gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
         """The gradients, from the saved output alone.
-
-        The gradient that enters at step t is g_t = grad_h_t + offset + slope ⊙ h_t, with grad_last added at t = T;
-        grad_h (B, T, H) or None for zeros (never materialise those); grad_last (B, H) or None; offset and slope (H,),
-        both or neither (they carry the gradients of mean and variance).
 
             δ_t = σ'_t ⊙ (g_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
 
-        Returns (dx, du, dh0, dbias): dx = δ, made as ``torch.empty_like(h)``; and, each (B, H) in the dtype of u,
-        one row a sequence, which the caller sums over the batch where it needs to: du = Σ_t δ_t ⊙ h_{t-1} (h_0 = h0
-        or zeros), dh0 = u ⊙ δ_1, dbias = Σ_t δ_t. Deterministic: fixed order of summation, no atomics.
+        Deterministic: fixed order of summation, no atomics.
         """
 
 
@@ -162,24 +179,22 @@ def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtyp
     backends = load_backend(name), load_backend(other)
     # The kernels that the default network needs, and the other options at a size that fills no tile.
     for B, T, H, default in ((2, 784, 128, True), (3, 37, 5, False)):
-        x, grad_h = torch.randn(2, B, T, H, generator=generator).to(device, dtype)
-        h0, grad_last = torch.randn(2, B, H, generator=generator).to(device, state)
+        x, dh = torch.randn(2, B, T, H, generator=generator).to(device, dtype)
+        h0, dh_last = torch.randn(2, B, H, generator=generator).to(device, state)
         bias, offset, slope = torch.randn(3, H, generator=generator).to(device, state)
         u = (2 * torch.rand(H, generator=generator) - 1).to(device, state)
-        start, bias = (None, bias) if default else (h0, None)
-        last, offset, slope = (None, offset, slope) if default else (grad_last, None, None)
-        outputs = [each.forward(x, u, start, bias, nonlinearity, default) for each in backends]
+        cell = Cell(u, None if default else h0, nonlinearity)
+        entering = OutputGradients(dh, None, offset, slope) if default else OutputGradients(dh, dh_last, None, None)
+        outputs = [backend.forward(x, bias if default else None, cell, default) for backend in backends]
         # From one output, for a rounding that moves a state across relu's kink is no error of the gradient.
-        h = outputs[1][0]
-        gradients = [each.backward(grad_h, last, offset, slope, h, u, start, nonlinearity) for each in backends]
-        found, wanted = ((*out, *grads) for out, grads in zip(outputs, gradients, strict=True))
-        quantities = ("h", "h_last", "mean", "variance", "dx", "du", "dh0", "dbias")
-        for quantity, one, right in zip(quantities, found, wanted, strict=True):
-            if one is None or right is None:
-                continue
-            error = ((one - right).abs().max() / right.abs().max()).item()
-            if not error <= TOLERANCE[dtype]:  # so that a NaN fails
-                return f"{quantity} is off by {error:.1e} of its largest value"
+        gradients = [backend.backward(entering, outputs[1].h, cell) for backend in backends]
+        for results in (outputs, gradients):
+            for quantity, value, right in zip(results[0]._fields, *results, strict=True):
+                if value is None or right is None:
+                    continue
+                error = ((value - right).abs().max() / right.abs().max()).item()
+                if not error <= TOLERANCE[dtype]:  # so that a NaN fails
+                    return f"{quantity} is off by {error:.1e} of its largest value"
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import load_backend, resolve_backend, state_dtype
+from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
 
 
 def indrnn_recurrence(
@@ -70,29 +70,27 @@ def recurrence(
     h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
     if torch.onnx.is_in_onnx_export():
-        return _decomposed(x, u, h0, bias, statistics, nonlinearity, reverse)
+        return _decomposed(x, bias, Cell(u, h0, nonlinearity, reverse), statistics)
     operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
     h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
 
 
-def _decomposed(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    statistics: bool,
-    nonlinearity: str,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _decomposed(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The recurrence in PyTorch's own operators, for ONNX, which knows no others: the scan, whose number of passes is
     that of the example's time steps, or the loop where the scan does not know σ."""
     backend = load_backend("scan")
-    if nonlinearity not in backend.NONLINEARITIES:
+    if cell.nonlinearity not in backend.NONLINEARITIES:
         backend = load_backend("reference")
-    h, last, mean, variance = backend.forward(x, u, h0, bias, nonlinearity, statistics, reverse)
-    nothing = u.new_empty(0)
-    return h, last, nothing if mean is None else mean, nothing if variance is None else variance
+    return _as_tensors(backend.forward(x, bias, cell, statistics))
+
+
+def _as_tensors(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty tensors for statistics that were not asked for: an operator returns no None."""
+    h, h_last, mean, variance = outputs
+    if mean is None or variance is None:
+        mean, variance = h_last.new_empty(0), h_last.new_empty(0)
+    return h, h_last, mean, variance
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
@@ -122,6 +120,10 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 @torch.library.custom_op("indrnn::recurrence", mutates_args=())
 def _recurrence(
     x: Tensor,
@@ -138,31 +140,12 @@ def _recurrence(
     if x.shape[0] == 0:
         units = x.shape[-1] if statistics else 0
         return torch.empty_like(_unit_stride(x)), u.new_empty(0, x.shape[-1]), u.new_zeros(units), u.new_zeros(units)
-    h, h_last, mean, variance = load_backend(name).forward(
-        _unit_stride(x),
-        u.contiguous(),
-        None if h0 is None else h0.contiguous(),
-        None if bias is None else bias.contiguous(),
-        nonlinearity,
-        statistics,
-        reverse,
-    )
-    if mean is None or variance is None:
-        mean, variance = u.new_empty(0), u.new_empty(0)
-    return h, h_last, mean, variance
+    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse)
+    return _as_tensors(load_backend(name).forward(_unit_stride(x), _contiguous(bias), cell, statistics))
 
 
 @_recurrence.register_fake
-def _(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    statistics: bool,
-    nonlinearity: str,
-    backend: str,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, u: Tensor, h0: Any, bias: Any, statistics: bool, *options: Any) -> tuple[Tensor, ...]:
     B, _, H = x.shape
     units = H if statistics else 0
     return torch.empty_like(_unit_stride(x)), u.new_empty(B, H), u.new_empty(units), u.new_empty(units)
@@ -178,22 +161,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(
-    ctx: Any,
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    grad_mean: Tensor | None,
-    grad_variance: Tensor | None,
+    ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dmean: Tensor | None, dvariance: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     h, u, h0, mean = ctx.saved_tensors
     offset = slope = None
-    if ctx.statistics and (grad_mean is not None or grad_variance is not None):
+    if ctx.statistics and (dmean is not None or dvariance is not None):
         n = h.shape[0] * h.shape[1]
-        slope = torch.zeros_like(mean) if grad_variance is None else grad_variance * (2 / n)
-        offset = -slope * mean if grad_mean is None else grad_mean / n - slope * mean
+        slope = torch.zeros_like(mean) if dvariance is None else dvariance * (2 / n)
+        offset = -slope * mean if dmean is None else dmean / n - slope * mean
     operator = _recurrence_backward if torch.compiler.is_compiling() else _recurrence_backward_eager
-    dx, du, dh0, dbias = operator(
-        grad_h, grad_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse
-    )
+    dx, du, dh0, dbias = operator(dh, dh_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse)
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
     return dx, du.sum(0), None if h0 is None else dh0, bias_gradient, None, None, None, None
 
@@ -243,8 +220,8 @@ _recurrence_eager = _eager(_recurrence, _setup_context, _autograd)
 
 @torch.library.custom_op("indrnn::recurrence_backward", mutates_args=())
 def _recurrence_backward(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
+    dh: Tensor | None,
+    dh_last: Tensor | None,
     offset: Tensor | None,
     slope: Tensor | None,
     h: Tensor,
@@ -256,34 +233,17 @@ def _recurrence_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
     if h.shape[0] == 0:
-        nothing = u.new_empty(3, 0, h.shape[-1])
-        return torch.empty_like(h), nothing[0].clone(), nothing[1].clone(), nothing[2].clone()
-    return load_backend(name).backward(
-        None if grad_h is None else _unit_stride(grad_h),
-        None if grad_last is None else grad_last.contiguous(),
-        None if offset is None else offset.contiguous(),
-        None if slope is None else slope.contiguous(),
-        h,
-        u.contiguous(),
-        None if h0 is None else h0.contiguous(),
-        nonlinearity,
-        reverse,
+        du, dh0, dbias = (u.new_empty(0, h.shape[-1]) for _ in range(3))
+        return torch.empty_like(h), du, dh0, dbias
+    gradients = OutputGradients(
+        None if dh is None else _unit_stride(dh), _contiguous(dh_last), _contiguous(offset), _contiguous(slope)
     )
+    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse)
+    return load_backend(name).backward(gradients, h, cell)
 
 
 @_recurrence_backward.register_fake
-def _(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
-    h: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    nonlinearity: str,
-    backend: str,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(dh: Any, dh_last: Any, offset: Any, slope: Any, h: Tensor, u: Tensor, *options: Any) -> tuple[Tensor, ...]:
     B, _, H = h.shape
     return torch.empty_like(h), u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .dispatch import Cell, InputGradients, OutputGradients, Outputs
+
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
@@ -34,37 +36,22 @@ def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
     return g
 
 
-def forward(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    nonlinearity: str,
-    statistics: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """See `dispatch.Backend.forward`."""
+    u, h0, nonlinearity, reverse = cell
     states = torch.empty_like(x, dtype=u.dtype)
     state = torch.zeros_like(states[:, 0]) if h0 is None else h0
     for t in _order(x.shape[1], reverse):
         a = x[:, t].to(u.dtype) + u * state
         state = activate(a if bias is None else a + bias, nonlinearity)
         states[:, t] = state
-    return states.to(x.dtype), state.contiguous(), *(batch_statistics(states) if statistics else (None, None))
+    return Outputs(states.to(x.dtype), state.contiguous(), *(batch_statistics(states) if statistics else (None, None)))
 
 
-def backward(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
-    h: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    nonlinearity: str,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
     """See `dispatch.Backend.backward`."""
+    dh, dh_last, offset, slope = gradients
+    u, h0, nonlinearity, reverse = cell
     dx = torch.empty_like(h)
     carried = torch.zeros_like(h[:, 0], dtype=u.dtype)  # u ⊙ δ_{t+1}
     du, dbias = torch.zeros_like(carried), torch.zeros_like(carried)
@@ -72,10 +59,10 @@ def backward(
     for t, before in zip(reversed(order), [*reversed(order[:-1]), None], strict=True):
         h_t = h[:, t].to(u.dtype)
         g = carried
-        if grad_h is not None:
-            g = g + grad_h[:, t]
-        if grad_last is not None and t == order[-1]:
-            g = g + grad_last
+        if dh is not None:
+            g = g + dh[:, t]
+        if dh_last is not None and t == order[-1]:
+            g = g + dh_last
         if offset is not None and slope is not None:
             g = g + offset + slope * h_t
         delta = times_derivative(g, h_t, nonlinearity)
@@ -86,7 +73,7 @@ def backward(
         elif h0 is not None:
             du += delta * h0
         carried = u * delta
-    return dx, du, carried, dbias
+    return InputGradients(dx, du, carried, dbias)
 
 
 def _order(T: int, reverse: bool) -> range:

@@ -1,8 +1,14 @@
 """The recurrence in O(log T) steps, in plain PyTorch: for devices without a kernel of their own.
 
-Forward (relu): an inclusive scan of the maps x ↦ clamp(x_t + u·x, 0, ∞), see `clamp_affine`. Backward: δ_t is a gated
-linear recurrence that runs backwards, δ_t = g_t + c_t δ_{t+1} with c_t = σ'_t u, and scans in the same way
-(Martin & Cundy 2018, arXiv 1709.04057, section 2). Hillis–Steele order: ⌈log2 T⌉ passes over whole tensors.
+One step of the recurrence with relu is a map x ↦ clamp(a + s·x, lo, hi) with (a, s, lo, hi) = (x_t, u, 0, ∞), and such
+maps are closed under composition, so an associative scan (Blelloch 1990, "Prefix sums and their applications") over
+them yields every state. The linear case goes back to Martin & Cundy 2018 (arXiv 1709.04057, section 2), and is the
+backward: δ_t = g_t + c_t δ_{t+1} with c_t = σ'_t u. Scanning compositions of function classes goes back to Fisher &
+Ghuloum 1994, "Parallelizing complex scans and reductions". Hillis–Steele order: ⌈log2 T⌉ passes over whole tensors.
+
+Two traps in tree order: with hi = ∞, a product s that has underflowed to zero gives 0·∞ = NaN, so ∞ is the finite
+`UNBOUNDED`; and a map that has become constant (lo ≥ hi) keeps a and s that may overflow and meet as ∞ − ∞, so it
+collapses to (a, s) = (lo, 0).
 
 Exact up to |h| = `UNBOUNDED` = 1e30, in every dtype: the relu scan clamps there, so that a larger or an infinite state
 comes out finite, and so do the states after it. NaN in x is not hidden.
@@ -10,35 +16,54 @@ comes out finite, and so do the states after it. NaN in x is not hidden.
 Rounding differs from the loop's: at |u| = 2^(1/784) and T = 784 about 2e-4 relative in float32.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from .clamp_affine import UNBOUNDED, ClampAffine, compose
-from .dispatch import state_dtype
+from .dispatch import Cell, InputGradients, OutputGradients, Outputs
 from .reference import batch_statistics
 
 NONLINEARITIES = ("relu", "identity")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+UNBOUNDED = 1e30
+
+
+class ClampAffine(NamedTuple):
+    """x ↦ clamp(a + s·x, lo, hi), elementwise; the four tensors have one shape."""
+
+    a: Tensor
+    s: Tensor
+    lo: Tensor
+    hi: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(self.a + self.s * x, self.lo), self.hi)
+
+
+def compose(first: ClampAffine, second: ClampAffine) -> ClampAffine:
+    """The map that applies `first`, then `second`."""
+    a = second.a + second.s * first.a
+    s = second.s * first.s
+    at_lo = second.a + second.s * first.lo
+    at_hi = second.a + second.s * first.hi
+    lo = torch.minimum(torch.maximum(torch.minimum(at_lo, at_hi), second.lo), second.hi)
+    hi = torch.minimum(torch.maximum(torch.maximum(at_lo, at_hi), second.lo), second.hi)
+    constant = lo >= hi
+    return ClampAffine(torch.where(constant, lo, a), torch.where(constant, torch.zeros_like(s), s), lo, hi)
 
 
 def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def forward(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    nonlinearity: str,
-    statistics: bool,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """See `dispatch.Backend.forward`."""
+    u, h0, nonlinearity, reverse = cell
     if reverse:
-        h, h_last, mean, variance = forward(x.flip(1), u, h0, bias, nonlinearity, statistics)
-        return h.flip(1), h_last, mean, variance
-    a = x.to(state_dtype(x.dtype))
+        outputs = forward(x.flip(1), bias, cell._replace(reverse=False), statistics)
+        return outputs._replace(h=outputs.h.flip(1))
+    a = x.to(u.dtype)
     if bias is not None:
         a = a + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
     start = torch.zeros_like(a[:, 0]) if h0 is None else h0
@@ -49,41 +74,32 @@ def forward(
         states = _scan_gated(a, u.expand(a.shape))
     h = torch.empty_like(x).copy_(states)
     h_last = states[:, -1].clone(memory_format=torch.contiguous_format)
-    return h, h_last, *(batch_statistics(states) if statistics else (None, None))
+    return Outputs(h, h_last, *(batch_statistics(states) if statistics else (None, None)))
 
 
-def backward(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
-    h: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    nonlinearity: str,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
     """See `dispatch.Backend.backward`."""
+    dh, dh_last, offset, slope = gradients
+    u, h0, nonlinearity, reverse = cell
     if reverse:
-        grad_h = None if grad_h is None else grad_h.flip(1)
-        dx, *sums = backward(grad_h, grad_last, offset, slope, h.flip(1), u, h0, nonlinearity)
-        return dx.flip(1), sums[0], sums[1], sums[2]
+        gradients = gradients._replace(dh=None if dh is None else dh.flip(1))
+        results = backward(gradients, h.flip(1), cell._replace(reverse=False))
+        return results._replace(dx=results.dx.flip(1))
     state = h.to(u.dtype)
-    g = torch.zeros_like(state) if grad_h is None else grad_h.to(u.dtype)
+    g = torch.zeros_like(state) if dh is None else dh.to(u.dtype)
     if offset is not None and slope is not None:
         g = g + offset + slope * state
-    if grad_last is not None:
-        g = torch.cat([g[:, :-1], (g[:, -1] + grad_last).unsqueeze(1)], dim=1)
+    if dh_last is not None:
+        g = torch.cat([g[:, :-1], (g[:, -1] + dh_last).unsqueeze(1)], dim=1)
     gate = u.expand(state.shape)
     if nonlinearity == "relu":
         active = state > 0
         g, gate = torch.where(active, g, 0.0), torch.where(active, gate, 0.0)
     delta = _scan_gated(g.flip(1), gate.flip(1)).flip(1)
-    dx = torch.empty_like(h)
-    dx.copy_(delta)
+    dx = torch.empty_like(h).copy_(delta)
     before = torch.zeros_like(state[:, :1]) if h0 is None else h0.unsqueeze(1)
     du = (delta * torch.cat([before, state[:, :-1]], dim=1)).sum(1)
-    return dx, du, u * delta[:, 0], delta.sum(1)
+    return InputGradients(dx, du, u * delta[:, 0], delta.sum(1))
 
 
 def _scan_clamp_affine(a: Tensor, u: Tensor) -> ClampAffine:

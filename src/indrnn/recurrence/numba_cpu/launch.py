@@ -7,6 +7,7 @@ PyTorch has loaded. Where that runtime lacks the entry point (macOS, Windows), t
 
 import ctypes
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,6 +20,7 @@ import numba
 import torch
 from torch import Tensor
 
+from ..dispatch import Cell, InputGradients, OutputGradients, Outputs
 from . import kernels
 from .vector import INTERPRETED
 
@@ -28,16 +30,93 @@ Strided = tuple[Tensor, int, int]
 Entry = Callable[[int], None]
 
 
-def run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
+NONLINEARITIES = ("relu", "identity", "leaky_relu")
+DTYPES = tuple(kernels.VARIANTS)
+_KINDS = {"identity": kernels.IDENTITY, "relu": kernels.RELU, "leaky_relu": kernels.LEAKY_RELU}
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else "it runs on the CPU only"
+
+
+def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
+    """See `dispatch.Backend.forward`."""
+    B, T, H = x.shape
+    u, h0, nonlinearity, reverse = cell
+    h, h_last = torch.empty_like(x), u.new_empty(B, H)
+    kept, kept_rows = _kept(h, u, reverse)
+    nothing = u.new_zeros(H)
+    # mean and Σ(h − mean)² of each sequence
+    mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
+    rows = [_row(value, nothing) for value in (u, bias, h0)]
+    results = [_sequence(h, reverse), *(_row(value, nothing) for value in (h_last, mean, m2)), kept]
+    groups = _groups(B, H)
+    sizes = (groups, B, T, H, _KINDS[nonlinearity], int(statistics), kept_rows)
+    _run("forward", x.dtype, B * groups, sizes, [_sequence(x, reverse), *rows, *results])
+    if not statistics:
+        return Outputs(h, h_last, None, None)
+    # sequences are of one length: Chan's formula for all of them at once
+    whole_mean = mean.mean(0)
+    whole_m2 = m2.sum(0) + T * (mean - whole_mean).square_().sum(0)
+    return Outputs(h, h_last, whole_mean.to(u.dtype), whole_m2.div_(B * T).to(u.dtype))
+
+
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
+    """See `dispatch.Backend.backward`."""
+    B, T, H = h.shape
+    dh, dh_last, offset, slope = gradients
+    u, h0, nonlinearity, reverse = cell
+    dx = torch.empty_like(h)
+    du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
+    kept, kept_rows = _kept(dx, u, reverse)
+    nothing = u.new_zeros(H)
+    given = [
+        _row(nothing, nothing) if dh is None else _sequence(dh, reverse),
+        *(_row(value, nothing) for value in (dh_last, offset, slope)),
+        _sequence(h, reverse),
+        *(_row(value, nothing) for value in (u, h0)),
+    ]
+    results = [_sequence(dx, reverse), *(_row(value, nothing) for value in (du, dh0, dbias)), kept]
+    groups = _groups(B, H)
+    options = kernels.AFFINE * (offset is not None) + kernels.INITIAL * (h0 is not None)
+    sizes = (groups, B, T, H, _KINDS[nonlinearity], options, kept_rows)
+    _run("backward", h.dtype, B * groups, sizes, [*given, *results])
+    return InputGradients(dx, du, dh0, dbias)
+
+
+def _sequence(x: Tensor, reverse: bool) -> Strided:
+    return x, x.stride(0), -x.stride(1) if reverse else x.stride(1)
+
+
+def _kept(output: Tensor, u: Tensor, reverse: bool) -> tuple[Strided, int]:
+    """Where the running state is kept, and how many rows of it a thread has: see `kernels`."""
+    if output.dtype == u.dtype:
+        return _sequence(output, reverse), 0
+    H = output.shape[2]
+    return (u.new_empty(torch.get_num_threads(), kernels.CHUNK, H), 0, H), kernels.CHUNK
+
+
+def _row(value: Tensor | None, nothing: Tensor) -> Strided:
+    """(H,) or (B, H), or for None the row of zeros `nothing`."""
+    value = nothing if value is None else value
+    return value, value.stride(0) if value.dim() == 2 else 0, 0
+
+
+def _groups(B: int, H: int) -> int:
+    """Into how many ranges of units each sequence is cut, so that every thread finds tasks."""
+    wanted = math.ceil(4 * torch.get_num_threads() / B)
+    return max(1, min(wanted, math.ceil(H / 32)))
+
+
+def _run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     """Run all tasks of kernel `name` ("forward" or "backward").
 
-    `sizes` are groups, B, T, H, kind, `statistics` (forward) or `given` (backward) and kept_rows, `arrays` in the order
-    of the task's arguments.
+    `sizes` are the fields GROUPS…KEPT_ROWS of the record of a call (see `kernels`), `arrays` in the order of the task's
+    arguments.
     """
     if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
         return
-    # in the order of kernels.COUNTER, THREADS, TASKS, GROUPS, ..., ARRAYS
     numbers = [0, 0, tasks, *sizes]
     for tensor, batch_stride, time_stride in arrays:
         numbers += tensor.data_ptr() + _first(tensor, time_stride) * tensor.element_size(), batch_stride, time_stride
@@ -112,9 +191,9 @@ def _pool() -> ThreadPoolExecutor:
 
 def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     lanes = kernels.VARIANTS[dtype][2:]
-    arguments = [[_Shifted(_flat(tensor), _first(tensor, t)), b, t] for tensor, b, t in arrays]
+    arguments = [(_Shifted(_flat(tensor), _first(tensor, t)), b, t) for tensor, b, t in arrays]
     for task in range(tasks):
-        getattr(kernels, f"{name}_python")(task, sizes, *lanes, *arguments)
+        getattr(kernels, f"{name}_task")(task, 0, sizes, *lanes, *arguments)
 
 
 def _flat(tensor: Tensor) -> Any:

@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..dispatch import Cell, InputGradients, OutputGradients, Outputs
 from .backward import launch_backward
 from .chooser import STRATEGIES, Tile, choose
 from .forward import launch_forward
@@ -58,45 +59,23 @@ def forced(strategy: str) -> Iterator[None]:
         _forced = before
 
 
-def forward(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    nonlinearity: str,
-    statistics: bool,
-    reverse: bool = False,
-    *,
-    tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, *, tile: Tile | None = None) -> Outputs:
     """See `dispatch.Backend.forward`. ``tile`` overrides the chooser."""
     if tile is None:
         packed = x.stride(1) == x.shape[2]
-        tile = choose("forward", nonlinearity, *x.shape, x.element_size() == 8, packed, _forced)
+        tile = choose("forward", cell.nonlinearity, *x.shape, x.element_size() == 8, packed, _forced)
     with _on_device_of(x):
-        return launch_forward(x, u, h0, bias, nonlinearity, statistics, tile, reverse)
+        return launch_forward(x, bias, cell, statistics, tile)
 
 
-def backward(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
-    h: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    nonlinearity: str,
-    reverse: bool = False,
-    *,
-    tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell, *, tile: Tile | None = None) -> InputGradients:
     """See `dispatch.Backend.backward`. ``tile`` overrides the chooser."""
     if tile is None:
         H = h.shape[2]
-        packed = h.stride(1) == H and (grad_h is None or grad_h.stride(1) == H)
-        tile = choose("backward", nonlinearity, *h.shape, h.element_size() == 8, packed, _forced)
+        packed = h.stride(1) == H and (gradients.dh is None or gradients.dh.stride(1) == H)
+        tile = choose("backward", cell.nonlinearity, *h.shape, h.element_size() == 8, packed, _forced)
     with _on_device_of(h):
-        return launch_backward(grad_h, grad_last, offset, slope, h, u, h0, nonlinearity, tile, reverse)
+        return launch_backward(gradients, h, cell, tile)
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

@@ -5,58 +5,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import Cell, InputGradients, OutputGradients
 from .chooser import Tile
-from .maps import LIMIT, clamp, compose_affine, from_chunk, power, preceding, times_derivative
-from .tiles import in_time, load_steps, locate, store_step
+from .primitives import (
+    LIMIT,
+    clamp,
+    compose_affine,
+    from_chunk,
+    in_time,
+    load_steps,
+    locate,
+    power,
+    preceding,
+    store_step,
+    times_derivative,
+)
 
 _SIZES = ["T", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
-_POINTERS = [
-    "dh_ptr",
-    "dlast_ptr",
-    "offset_ptr",
-    "slope_ptr",
-    "h_ptr",
-    "u_ptr",
-    "h0_ptr",
-    "dx_ptr",
-    "du_ptr",
-    "dh0_ptr",
-    "dbias_ptr",
-]
+_POINTERS = [f"{name}_ptr" for name in ("dh", "dh_last", "offset", "slope", "h", "u", "h0", "dx", "du", "dh0", "dbias")]
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
 def backward_kernel(
-    dh_ptr,
-    dlast_ptr,
-    offset_ptr,
-    slope_ptr,
-    h_ptr,
-    u_ptr,
-    h0_ptr,
-    dx_ptr,
-    du_ptr,
-    dh0_ptr,
-    dbias_ptr,
-    T,
-    H,
-    dh_stride_b,
-    dh_stride_t,
-    h_stride_b,
-    h_stride_t,
-    dx_stride_b,
-    dx_stride_t,
-    DH_STEP: tl.constexpr,
-    H_STEP: tl.constexpr,
-    DX_STEP: tl.constexpr,
-    NONLINEARITY: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
-    WHOLE: tl.constexpr,
-    FULL: tl.constexpr,
-):
+    dh_ptr, dh_last_ptr, offset_ptr, slope_ptr, h_ptr, u_ptr, h0_ptr, dx_ptr, du_ptr, dh0_ptr, dbias_ptr,
+    T, H, dh_stride_b, dh_stride_t, h_stride_b, h_stride_t, dx_stride_b, dx_stride_t,
+    DH_STEP: tl.constexpr, H_STEP: tl.constexpr, DX_STEP: tl.constexpr, NONLINEARITY: tl.constexpr,
+    CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    WHOLE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
     sequence, unit, chain, exists = locate(H, BLOCK)
     u = tl.load(u_ptr + unit, mask=exists, other=0.0)
     state = u.dtype
@@ -86,13 +62,13 @@ def backward_kernel(
 
     # The gradient of h_last enters with the first step of the first tile.
     entering = zeros
-    if dlast_ptr is not None:
-        entering += tl.where(chunk == 0, tl.load(dlast_ptr + chain, mask=exists, other=0.0).to(state), 0.0)
+    if dh_last_ptr is not None:
+        entering += tl.where(chunk == 0, tl.load(dh_last_ptr + chain, mask=exists, other=0.0).to(state), 0.0)
 
     if AHEAD:
         hs_following = load_steps(h_pos, -h_step, left, exists, STEPS, WHOLE, FULL)
         if dh_ptr is not None:
-            gs_following = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
+            dhs_following = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
     for _ in range(0, tl.cdiv(T, TILE)):
         # h before the chunk's first step, that is, of the step its last one looks back to
         h_before = load_steps(h_pos - STEPS * h_step, -h_step, left - STEPS, exists, 1, WHOLE, FULL)[0]
@@ -100,19 +76,19 @@ def backward_kernel(
             hs = hs_following
             hs_following = load_steps(h_pos - TILE * h_step, -h_step, left - TILE, exists, STEPS, WHOLE, FULL)
             if dh_ptr is not None:
-                gs = gs_following
-                gs_following = load_steps(dh_pos - TILE * dh_step, -dh_step, left - TILE, exists, STEPS, WHOLE, FULL)
+                dhs = dhs_following
+                dhs_following = load_steps(dh_pos - TILE * dh_step, -dh_step, left - TILE, exists, STEPS, WHOLE, FULL)
         else:
             hs = load_steps(h_pos, -h_step, left, exists, STEPS, WHOLE, FULL)
             if dh_ptr is not None:
-                gs = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
+                dhs = load_steps(dh_pos, -dh_step, left, exists, STEPS, WHOLE, FULL)
         hs = hs + (h_before,)  # noqa: RUF005
 
         incoming = ()
         for i in tl.static_range(STEPS):
             g = offset
             if dh_ptr is not None:
-                g = gs[i].to(state)
+                g = dhs[i].to(state)
                 if offset_ptr is not None:
                     g += offset
             if offset_ptr is not None:
@@ -162,58 +138,20 @@ def backward_kernel(
     tl.store(dbias_ptr + chain, tl.sum(dbias, axis=0, keep_dims=True), mask=exists)
 
 
-def launch_backward(
-    grad_h: Tensor | None,
-    grad_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
-    h: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    nonlinearity: str,
-    tile: Tile,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, du, dh0, dbias as `dispatch.Backend.backward` defines them."""
+def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Tile) -> InputGradients:
+    """See `dispatch.Backend.backward`."""
     B, T, H = h.shape
+    dh, dh_last, offset, slope = gradients
+    u, h0, nonlinearity, reverse = cell
     dx = torch.empty_like(h)
     du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
-    dh_first, dh_stride_t, dh_step = (None, 0, 0) if grad_h is None else in_time(grad_h, reverse)
+    dh_first, dh_stride_t, dh_step = (None, 0, 0) if dh is None else in_time(dh, reverse)
     h_first, h_stride_t, h_step = in_time(h, reverse)
     dx_first, dx_stride_t, dx_step = in_time(dx, reverse)
     backward_kernel[(B * triton.cdiv(H, tile.block),)](
-        dh_first,
-        grad_last,
-        offset,
-        slope,
-        h_first,
-        u,
-        h0,
-        dx_first,
-        du,
-        dh0,
-        dbias,
-        T,
-        H,
-        0 if grad_h is None else grad_h.stride(0),
-        dh_stride_t,
-        h.stride(0),
-        h_stride_t,
-        dx.stride(0),
-        dx_stride_t,
-        DH_STEP=dh_step,
-        H_STEP=h_step,
-        DX_STEP=dx_step,
-        NONLINEARITY=nonlinearity,
-        CHUNKS=tile.chunks,
-        STEPS=tile.steps,
-        BLOCK=tile.block,
-        AHEAD=tile.ahead,
-        WHOLE=H % tile.block == 0,
-        FULL=T % (tile.chunks * tile.steps) == 0,
-        num_warps=tile.warps,
-        num_stages=1,
-        maxnreg=tile.registers,
-        enable_fp_fusion=True,
-    )
-    return dx, du, dh0, dbias
+        dh_first, dh_last, offset, slope, h_first, u, h0, dx_first, du, dh0, dbias,
+        T, H, 0 if dh is None else dh.stride(0), dh_stride_t, h.stride(0), h_stride_t, dx.stride(0), dx_stride_t,
+        DH_STEP=dh_step, H_STEP=h_step, DX_STEP=dx_step, NONLINEARITY=nonlinearity,
+        **tile.constants(T, H), **tile.options,
+    )  # fmt: skip
+    return InputGradients(dx, du, dh0, dbias)

@@ -2,7 +2,7 @@
 
 Letters: B batch, T time steps, H hidden units.
 
-Both strategies are the same kernel, which walks time in tiles of ``chunks`` × ``steps`` steps (see `tiles`):
+Both strategies are the same kernel, which walks time in tiles of ``chunks`` × ``steps`` steps (see `primitives`):
 
 - sequential: chunks = 1. A thread walks one chain, ``steps`` loads ahead of use. Nothing is computed twice, but only
   B·H threads have loads in flight.
@@ -49,10 +49,22 @@ class Tile:
     def warps(self) -> int:
         return max(1, self.chunks * self.block // 32)
 
+    def constants(self, T: int, H: int) -> dict[str, int | bool]:
+        """What is compiled into a kernel that walks T steps of H units in these tiles."""
+        return {
+            "CHUNKS": self.chunks,
+            "STEPS": self.steps,
+            "BLOCK": self.block,
+            "AHEAD": self.ahead,
+            "WHOLE": H % self.block == 0,
+            "FULL": T % (self.chunks * self.steps) == 0,
+        }
+
     @property
-    def registers(self) -> int | None:
-        """The most a thread may take. Left to itself, the assembler at times spills to fit twice the programs."""
-        return 128 if self.chunks > 1 else None
+    def options(self) -> dict[str, int | bool | None]:
+        """What the compiler is told. Left to itself, the assembler at times spills to fit twice the programs."""
+        registers = 128 if self.chunks > 1 else None
+        return {"num_warps": self.warps, "num_stages": 1, "maxnreg": registers, "enable_fp_fusion": True}
 
 
 @lru_cache(maxsize=1024)

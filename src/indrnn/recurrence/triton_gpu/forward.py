@@ -5,24 +5,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import Cell, Outputs
 from .chooser import Tile
-from .maps import LIMIT, activate, clamp, compose_affine, compose_clamped, from_chunk, larger, power, preceding, smaller
-from .statistics import combine_chains
-from .tiles import in_time, load_steps, locate, store_step
+from .primitives import (
+    LIMIT,
+    activate,
+    clamp,
+    combine_chains,
+    compose_affine,
+    compose_clamped,
+    from_chunk,
+    in_time,
+    larger,
+    load_steps,
+    locate,
+    power,
+    preceding,
+    smaller,
+    store_step,
+)
 
 
 @triton.jit
 def enter(
-    xs,
-    bias,
-    u,
-    carry,
-    chunk,
-    NONLINEARITY: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    xs, bias, u, carry, chunk,
+    NONLINEARITY: tl.constexpr, CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The state before each chunk of a tile, given the state before the first."""
     first = chunk == 0
     a = tl.zeros([CHUNKS, BLOCK], u.dtype)
@@ -57,36 +65,17 @@ def enter(
 
 
 _SIZES = ["T", "H", "x_stride_b", "x_stride_t", "h_stride_b", "h_stride_t", "bias_stride_b"]
-_POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "last_ptr", "mean_ptr", "deviation_ptr"]
+_POINTERS = ["x_ptr", "u_ptr", "h0_ptr", "bias_ptr", "h_ptr", "h_last_ptr", "mean_ptr", "deviation_ptr"]
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
 def forward_kernel(
-    x_ptr,
-    u_ptr,
-    h0_ptr,
-    bias_ptr,
-    h_ptr,
-    last_ptr,
-    mean_ptr,
-    deviation_ptr,
-    T,
-    H,
-    x_stride_b,
-    x_stride_t,
-    h_stride_b,
-    h_stride_t,
-    bias_stride_b,
-    X_STEP: tl.constexpr,
-    H_STEP: tl.constexpr,
-    NONLINEARITY: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    AHEAD: tl.constexpr,
-    WHOLE: tl.constexpr,
-    FULL: tl.constexpr,
-):
+    x_ptr, u_ptr, h0_ptr, bias_ptr, h_ptr, h_last_ptr, mean_ptr, deviation_ptr,
+    T, H, x_stride_b, x_stride_t, h_stride_b, h_stride_t, bias_stride_b,
+    X_STEP: tl.constexpr, H_STEP: tl.constexpr, NONLINEARITY: tl.constexpr,
+    CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    WHOLE: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
     sequence, unit, chain, exists = locate(H, BLOCK)
     u = tl.load(u_ptr + unit, mask=exists, other=0.0)
     state = u.dtype
@@ -126,7 +115,7 @@ def forward_kernel(
         for i in tl.static_range(STEPS):
             before = h
             h = activate(xs[i].to(state) + bias + u * before, NONLINEARITY)
-            if last_ptr is not None and not FULL:
+            if h_last_ptr is not None and not FULL:
                 h = tl.where(left > i, h, before)
             store_step(h_pos + i * h_step, h, i, left, exists, WHOLE, FULL)
             if mean_ptr is not None:
@@ -140,9 +129,9 @@ def forward_kernel(
                         d = tl.where(left > i, d, 0.0)
                     sum1 += d
                     sum2 += d * d
-        if last_ptr is not None:
+        if h_last_ptr is not None:
             # The chunk that holds the last step
-            tl.store(last_ptr + chain + chunk * 0, h, mask=(left > 0) & (left <= STEPS) & exists)
+            tl.store(h_last_ptr + chain + chunk * 0, h, mask=(left > 0) & (left <= STEPS) & exists)
         carry = h
         if CHUNKS > 1:
             carry = from_chunk(h, chunk, CHUNKS - 1)
@@ -168,18 +157,10 @@ def forward_kernel(
         tl.store(deviation_ptr + chain, whole_deviation, mask=exists)
 
 
-def launch_forward(
-    x: Tensor,
-    u: Tensor,
-    h0: Tensor | None,
-    bias: Tensor | None,
-    nonlinearity: str,
-    statistics: bool,
-    tile: Tile,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """h, h_last, and the mean and variance or None and None, as `dispatch.Backend.forward` defines them."""
+def launch_forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, tile: Tile) -> Outputs:
+    """See `dispatch.Backend.forward`."""
     B, T, H = x.shape
+    u, h0, nonlinearity, reverse = cell
     h = torch.empty_like(x)
     # Only a state that h rounds is written by the kernel: to keep it for the end costs registers.
     h_last = u.new_empty(B, H) if h.dtype != u.dtype else None
@@ -187,38 +168,14 @@ def launch_forward(
     deviation = u.new_empty(B, H) if statistics else None
     x_first, x_stride_t, x_step = in_time(x, reverse)
     h_first, h_stride_t, h_step = in_time(h, reverse)
+    bias_stride_b = H if bias is not None and bias.dim() == 2 else 0
     forward_kernel[(B * triton.cdiv(H, tile.block),)](
-        x_first,
-        u,
-        h0,
-        bias,
-        h_first,
-        h_last,
-        mean,
-        deviation,
-        T,
-        H,
-        x.stride(0),
-        x_stride_t,
-        h.stride(0),
-        h_stride_t,
-        H if bias is not None and bias.dim() == 2 else 0,
-        X_STEP=x_step,
-        H_STEP=h_step,
-        NONLINEARITY=nonlinearity,
-        CHUNKS=tile.chunks,
-        STEPS=tile.steps,
-        BLOCK=tile.block,
-        AHEAD=tile.ahead,
-        WHOLE=H % tile.block == 0,
-        FULL=T % (tile.chunks * tile.steps) == 0,
-        num_warps=tile.warps,
-        num_stages=1,
-        maxnreg=tile.registers,
-        enable_fp_fusion=True,
-    )
+        x_first, u, h0, bias, h_first, h_last, mean, deviation,
+        T, H, x.stride(0), x_stride_t, h.stride(0), h_stride_t, bias_stride_b,
+        X_STEP=x_step, H_STEP=h_step, NONLINEARITY=nonlinearity, **tile.constants(T, H), **tile.options,
+    )  # fmt: skip
     if h_last is None:
         h_last = h[:, 0 if reverse else -1].clone(memory_format=torch.contiguous_format)
     if mean is None or deviation is None:
-        return h, h_last, None, None
-    return h, h_last, *combine_chains(mean, deviation, T)
+        return Outputs(h, h_last, None, None)
+    return Outputs(h, h_last, *combine_chains(mean, deviation, T))

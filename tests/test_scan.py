@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from indrnn.recurrence.clamp_affine import UNBOUNDED, ClampAffine, compose
+from indrnn.recurrence.scan import UNBOUNDED, ClampAffine, compose
 
 # relative to the largest state; a float32 tree loses about 2e-4 at |u| = 2^(1/784) over 784 steps
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4}
