@@ -5,14 +5,14 @@ x[b, t, k] is values[b * stride_b + t * stride_t + k], and a stride of 0 repeats
 unit 0), as `_row` finds it. A task is one sequence and a range of units; tasks write to places of their own, so their
 order and the number of threads cannot change a result.
 
-Memory decides the speed, so both directions walk whole rows in the order of memory (backward from the end, units too),
-and the state is taken from the row just written. Walking a few units at a time through a block of steps, with the state
-in registers, reads the same lines in leaps of a row: 1.3 times as long forward, twice as long backward. What is summed
-over time is summed `CHUNK` rows at a time, while they are in the first-level cache.
+A task goes through time in chunks, and through a chunk once for each block of units, whose running state (h_t or δ_t)
+and sums over time stay in registers, never rounded to the dtype of the sequence. From chunk to chunk they are kept in
+the results themselves: h_last, mean and m2; dh0, du and dbias. The widest block is what the processor's registers hold:
+with AVX-512 a whole row of 128 units, read in the order of memory; narrower ones read in leaps of a row, but from the
+caches, because a chunk is short.
 
-`kept` holds the running state (h_t or δ_t), which is never rounded between steps: step t is its row t & kept_rows − 1.
-It is the output itself (kept_rows = 0), or for bfloat16, beside it, the last `CHUNK` rows in float32, where each thread
-has its own instead of each sequence.
+Functions that are called within the loops over time take vectors, not arrays: Numba counts the references to an array
+at every call, which doubled the time of a step backward.
 """
 
 # mypy: ignore-errors
@@ -32,9 +32,9 @@ from .vector import (
     relu,
     set_float_mode,
     store,
-    store_rounded,
     take,
     times,
+    wide_registers,
     zeros,
 )
 
@@ -42,52 +42,41 @@ from .vector import (
 #
 #   field      at  meaning
 #   COUNTER     0  the next task; whichever thread is free takes it
-#   THREADS     1  how many threads have come; each takes its number
-#   TASKS       2  B · groups
-#   GROUPS      3  into how many ranges of units a sequence is cut
-#   BATCH       4  B
-#   STEPS       5  T
-#   UNITS       6  H
-#   KIND        7  IDENTITY, RELU or LEAKY_RELU
-#   OPTIONS     8  forward: whether statistics are wanted; backward: what is given, AFFINE + INITIAL
-#   KEPT_ROWS   9  see above
-#   ARRAYS     10  address, stride_b and stride_t of each array, in the order of the task's arguments
-COUNTER, THREADS, TASKS, GROUPS, BATCH, STEPS, UNITS, KIND, OPTIONS, KEPT_ROWS, ARRAYS = range(11)
+#   TASKS       1  B · groups
+#   GROUPS      2  into how many ranges of units a sequence is cut
+#   BATCH       3  B
+#   STEPS       4  T
+#   UNITS       5  H
+#   KIND        6  IDENTITY, RELU or LEAKY_RELU
+#   OPTIONS     7  forward: whether statistics are wanted; backward: what is given, AFFINE + INITIAL
+#   ARRAYS      8  address, stride_b and stride_t of each array, in the order of the task's arguments
+COUNTER, TASKS, GROUPS, BATCH, STEPS, UNITS, KIND, OPTIONS, ARRAYS = range(9)
 IDENTITY, RELU, LEAKY_RELU = range(3)
 AFFINE, INITIAL = 1, 2  # offset and slope; h0
 NEGATIVE_SLOPE = 0.01  # of leaky_relu
-CHUNK = 32  # time steps that are summed at once; 32 rows of 128 float32 take 16 kB
+CHUNK = 32  # time steps
+GRAIN = 32  # the units of a task are whole grains
 
 ONE = (0,)
-FOUR = (0,) * 4
-EIGHT = (0,) * 8
-SIXTEEN = (0,) * 16
-THIRTY_TWO = (0,) * 32
 
 
 @njit(error_model="numpy")
-def forward_task(task, thread, sizes, wide, narrower, x, u, bias, h0, h, h_last, mean, m2, kept):
+def forward_task(task, sizes, blocks, x, u, bias, h0, h, h_last, mean, m2):
     """h for one sequence and one range of units, and with `statistics` their mean and Σ(h − mean)² over time."""
-    groups, B, T, H, kind, statistics, kept_rows = sizes
-    b, first, end = _range_of(task, groups, B, H, len(wide))
-    owner, within = thread if kept_rows else b, kept_rows - 1
-    for start in range(0, T, CHUNK):
-        stop = min(start + CHUNK, T)
-        for t in range(start, stop):
-            before = _row(h0, b, 0) if t == 0 else _row(kept, owner, t - 1 & within)
-            rows = (_row(x, b, t), u[0], _row(bias, b, 0), before, _row(kept, owner, t & within), _row(h, b, t))
-            k = _step(first, end, kind, wide, rows)
-            k = _step(k, end, kind, narrower, rows)
-            _step(k, end, kind, ONE, rows)
-        if statistics:
-            chunk = (_row(kept, owner, start & within), kept[2], _row(mean, b, 0), _row(m2, b, 0))
-            k = _accumulate(first, end, start, stop, wide, chunk)
-            k = _accumulate(k, end, start, stop, narrower, chunk)
-            _accumulate(k, end, start, stop, ONE, chunk)
-    last, last_at = _row(kept, owner, T - 1 & within)
-    h_last, h_last_at = _row(h_last, b, 0)
+    groups, B, T, H, kind, statistics = sizes
+    b, first, end = _range_of(task, groups, B, H)
+    (h0, h0_at), (last, last_at) = _row(h0, b, 0), _row(h_last, b, 0)
     for k in range(first, end):  # `load`, because Numba's own indexing counts a negative index from the end
-        store(h_last, h_last_at + k, load(last, last_at + k, ONE))
+        store(last, last_at + k, load(h0, h0_at + k, ONE))
+    given = (u[0], _row(bias, b, 0))
+    results = ((last, last_at), _row(mean, b, 0), _row(m2, b, 0))
+    for start in range(0, T, CHUNK):
+        span = (start, min(start + CHUNK, T))
+        sequences = (_row(x, b, start), x[2], _row(h, b, start), h[2])
+        k = _steps(first, end, kind, statistics, blocks[0], span, sequences, given, results)
+        k = _steps(k, end, kind, statistics, blocks[1], span, sequences, given, results)
+        k = _steps(k, end, kind, statistics, blocks[2], span, sequences, given, results)
+        _steps(k, end, kind, statistics, ONE, span, sequences, given, results)
 
 
 @njit(error_model="numpy")
@@ -97,189 +86,187 @@ def _row(array, b, t):
 
 
 @njit(error_model="numpy")
-def _range_of(task, groups, B, H, width):
-    """The sequence and the range of units of a task: the units are cut into `groups` ranges of whole vectors."""
-    vectors = (H + width - 1) // width
-    group = task // B
-    first = (vectors * group // groups) * width
-    return task % B, first, min((vectors * (group + 1) // groups) * width, H)
+def _range_of(task, groups, B, H):
+    """The sequence and the range of units of a task: the units are cut into `groups` ranges of whole grains."""
+    grains, group = (H + GRAIN - 1) // GRAIN, task // B
+    return task % B, grains * group // groups * GRAIN, min(grains * (group + 1) // groups * GRAIN, H)
 
 
 @njit(error_model="numpy")
-def _step(k, end, kind, lanes, rows):
-    """One row of h from unit k on, in whole vectors; returns the first unit left."""
-    (x, x_at), u, (bias, bias_at), (before, before_at), (kept, kept_at), (h, h_at) = rows
-    while k + len(lanes) <= end:
-        a = load(x, x_at + k, lanes) + load(bias, bias_at + k, lanes)
-        a = a + load(u, k, lanes) * load(before, before_at + k, lanes)
-        if kind == RELU:
-            a = relu(a)
-        elif kind == LEAKY_RELU:
-            a = choose(a, a, times(a, NEGATIVE_SLOPE))
-        store(kept, kept_at + k, a)
-        store_rounded(h, h_at + k, a)
-        k += len(lanes)
-    return k
+def _steps(k, end, kind, statistics, lanes, span, sequences, given, results):
+    """The steps of a chunk for all whole blocks from unit k on; returns the first unit left.
 
-
-@njit(error_model="numpy")
-def _accumulate(k, end, start, stop, lanes, chunk):
-    """Add the steps start…stop−1, which are the rows of h from h_at on, to mean and Σ(h − mean)² (float64).
-
-    The sums of a chunk are taken about the mean so far (at first: about the first value), so that they cannot cancel,
-    and are joined by the formula of Chan, Golub & LeVeque 1983 (doi:10.1080/00031305.1983.10483115, eq. 2.1).
+    The statistics of a chunk are summed about the mean so far (at first: about the first value), so that they cannot
+    cancel, and joined by the formula of Chan, Golub & LeVeque 1983 (doi:10.1080/00031305.1983.10483115, eq. 2.1).
     """
-    (h, h_at), h_t, (mean, mean_at), (m2, m2_at) = chunk
+    start, stop = span
+    (x, x_at), x_t, (h, h_at), h_t = sequences
+    u, (bias, bias_at) = given
+    (last, last_at), (mean, mean_at), (m2, m2_at) = results
     n = stop - start
     while k + len(lanes) <= end:
-        row = load(h, h_at + k, lanes)
-        pivot, total, squares = row, zeros(row), zeros(row)
-        if start > 0:
-            pivot = convert(load(mean, mean_at + k, lanes), row)
-        for t in range(n):
-            off = load(h, h_at + t * h_t + k, lanes) - pivot
-            total = total + off
-            squares = squares + off * off
-        off_mean = times(convert(total, mean), 1.0 / n)
-        chunk_m2 = convert(squares, m2) - convert(total, mean) * off_mean
-        chunk_mean = convert(pivot, mean) + off_mean
-        if start == 0:
+        state, weight, added = load(last, last_at + k, lanes), load(u, k, lanes), load(bias, bias_at + k, lanes)
+        if statistics:
+            if start == 0:
+                pivot = _activated(load(x, x_at + k, lanes) + added + weight * state, kind)
+            else:
+                pivot = convert(load(mean, mean_at + k, lanes), state)
+            total, squares = zeros(state), zeros(state)
+            for t in range(n):
+                state = _activated(load(x, x_at + t * x_t + k, lanes) + added + weight * state, kind)
+                store(h, h_at + t * h_t + k, state)
+                off = state - pivot
+                total = total + off
+                squares = squares + off * off
+            off_mean = times(convert(total, mean), 1.0 / n)
+            chunk_m2 = convert(squares, m2) - convert(total, mean) * off_mean
+            chunk_mean = convert(pivot, mean) + off_mean
+            if start > 0:
+                mean_before = load(mean, mean_at + k, lanes)
+                apart = chunk_mean - mean_before
+                chunk_mean = mean_before + times(apart, n / stop)
+                chunk_m2 = load(m2, m2_at + k, lanes) + chunk_m2 + times(apart * apart, start * (n / stop))
             store(mean, mean_at + k, chunk_mean)
             store(m2, m2_at + k, chunk_m2)
         else:
-            mean_before = load(mean, mean_at + k, lanes)
-            apart = chunk_mean - mean_before
-            store(mean, mean_at + k, mean_before + times(apart, n / stop))
-            store(m2, m2_at + k, load(m2, m2_at + k, lanes) + chunk_m2 + times(apart * apart, start * (n / stop)))
+            for t in range(n):
+                state = _activated(load(x, x_at + t * x_t + k, lanes) + added + weight * state, kind)
+                store(h, h_at + t * h_t + k, state)
+        store(last, last_at + k, state)
         k += len(lanes)
     return k
 
 
 @njit(error_model="numpy")
-def backward_task(task, thread, sizes, wide, narrower, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias, kept):
+def _activated(a, kind):
+    if kind == RELU:
+        return relu(a)
+    if kind == LEAKY_RELU:
+        return choose(a, a, times(a, NEGATIVE_SLOPE))
+    return a
+
+
+@njit(error_model="numpy")
+def backward_task(task, sizes, blocks, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias):
     """δ, and their sums over time, for one sequence and one range of units.
 
     What is not `given` is left out, not taken as zeros: 0 · ∞ would make a state that is infinite a NaN.
     """
-    groups, B, T, H, kind, given, kept_rows = sizes
-    b, first, end = _range_of(task, groups, B, H, len(wide))
-    owner, within = thread if kept_rows else b, kept_rows - 1
-    affine = given & AFFINE
-    for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
-        stop = min(start + CHUNK, T)
-        for t in range(stop - 1, start - 1, -1):
-            at_end = t == T - 1
-            after = _row(dh_last, b, 0) if at_end else _row(kept, owner, t + 1 & within)
-            inputs = (_row(dh, b, t), offset[0], slope[0], _row(h, b, t), u[0], after)
-            outputs = (_row(kept, owner, t & within), _row(dx, b, t))
-            k = _step_back(end, first, kind, affine, at_end, wide, inputs, outputs)
-            k = _step_back(k, first, kind, affine, at_end, narrower, inputs, outputs)
-            _step_back(k, first, kind, affine, at_end, ONE, inputs, outputs)
-        begins = start == 0 and not given & INITIAL
-        inputs = (_row(kept, owner, start & within), kept[2], _row(h0, b, 0), _row(h, b, start), h[2])
-        outputs = (_row(du, b, 0), _row(dbias, b, 0))
-        k = _sum(first, end, start, stop, T, begins, wide, inputs, outputs)
-        k = _sum(k, end, start, stop, T, begins, narrower, inputs, outputs)
-        _sum(k, end, start, stop, T, begins, ONE, inputs, outputs)
-    (delta, delta_at), (dh0, dh0_at) = _row(kept, owner, 0), _row(dh0, b, 0)
+    groups, B, T, H, kind, options = sizes
+    b, first, end = _range_of(task, groups, B, H)
+    affine = options & AFFINE
+    (last, last_at), (delta, delta_at) = _row(dh_last, b, 0), _row(dh0, b, 0)
     for k in range(first, end):
-        dh0[dh0_at + k] = u[0][k] * delta[delta_at + k]
+        store(delta, delta_at + k, load(last, last_at + k, ONE))
+    given = (offset[0], slope[0], u[0])
+    results = (_row(du, b, 0), (delta, delta_at), _row(dbias, b, 0))
+    for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
+        span = (min(CHUNK, T - start), start + CHUNK >= T)
+        sequences = (_row(dh, b, start), dh[2], _row(h, b, start), h[2], _row(dx, b, start), dx[2])
+        k = _steps_back(first, end, kind, affine, blocks[0], span, sequences, given, results)
+        k = _steps_back(k, end, kind, affine, blocks[1], span, sequences, given, results)
+        k = _steps_back(k, end, kind, affine, blocks[2], span, sequences, given, results)
+        _steps_back(k, end, kind, affine, ONE, span, sequences, given, results)
+    (h0, h0_at), (du, du_at) = _row(h0, b, 0), results[0]
+    for k in range(first, end):
+        if options & INITIAL:
+            du[du_at + k] += delta[delta_at + k] * h0[h0_at + k]
+        delta[delta_at + k] *= u[0][k]
 
 
 @njit(error_model="numpy")
-def _step_back(k, first, kind, affine, at_end, lanes, inputs, outputs):
-    """One row of δ, from unit k down, in whole vectors; returns the unit above the first one left.
+def _steps_back(k, end, kind, affine, lanes, span, sequences, given, results):
+    """The steps of a chunk, the last one first, for all whole blocks from unit k on; returns the first unit left.
 
     δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}); at the end, dh_last instead of u ⊙ δ_{t+1}.
+    du = Σ δ_{t+1} ⊙ h_t, dbias = Σ δ_t.
     """
-    (dh, dh_at), offset, slope, (h, h_at), u, (after, after_at) = inputs
-    (kept, kept_at), (dx, dx_at) = outputs
-    while k - len(lanes) >= first:
-        k -= len(lanes)
-        state = load(h, h_at + k, lanes)
-        delta = load(dh, dh_at + k, lanes)
-        if affine:
-            delta = delta + (load(offset, k, lanes) + load(slope, k, lanes) * state)
-        if at_end:
-            delta = delta + load(after, after_at + k, lanes)
-        else:
-            delta = delta + load(u, k, lanes) * load(after, after_at + k, lanes)
-        if kind == RELU:
-            delta = choose(state, delta, zeros(delta))
-        elif kind == LEAKY_RELU:
-            delta = choose(state, delta, times(delta, NEGATIVE_SLOPE))
-        store(kept, kept_at + k, delta)
-        store_rounded(dx, dx_at + k, delta)
-    return k
-
-
-@njit(error_model="numpy")
-def _sum(k, end, start, stop, T, begins, lanes, inputs, outputs):
-    """Add the steps start…stop−1 to du = Σ δ_t ⊙ h_{t-1} and dbias = Σ δ_t; without h_0 if the sequence `begins`.
-
-    The rows of d (δ) and of h are those of step `start`.
-    """
-    (d, d_at), d_t, (h0, h0_at), (h, h_at), h_t = inputs
-    (du, du_at), (dbias, dbias_at) = outputs
+    n, at_end = span
+    (dh, dh_at), dh_t, (h, h_at), h_t, (dx, dx_at), dx_t = sequences
+    offset, slope, u = given
+    (du, du_at), (dh0, dh0_at), (dbias, dbias_at) = results
     while k + len(lanes) <= end:
-        delta = load(d, d_at + k, lanes)
-        if begins:
-            du_sum = zeros(delta)
-        elif start == 0:
-            du_sum = delta * load(h0, h0_at + k, lanes)
+        weight, added, factor = load(u, k, lanes), load(offset, k, lanes), load(slope, k, lanes)
+        delta = load(dh0, dh0_at + k, lanes)
+        steps = n
+        if at_end:
+            steps -= 1
+            state = load(h, h_at + steps * h_t + k, lanes)
+            delta = load(dh, dh_at + steps * dh_t + k, lanes) + delta
+            delta = _times_slope(delta, added, factor, state, affine, kind)
+            store(dx, dx_at + steps * dx_t + k, delta)
+            du_sum, dbias_sum = zeros(delta), delta
         else:
-            du_sum = delta * load(h, h_at - h_t + k, lanes)
-        dbias_sum = delta
-        for t in range(1, stop - start):
-            delta = load(d, d_at + t * d_t + k, lanes)
-            du_sum = du_sum + delta * load(h, h_at + (t - 1) * h_t + k, lanes)
+            du_sum, dbias_sum = load(du, du_at + k, lanes), load(dbias, dbias_at + k, lanes)
+        for t in range(steps - 1, -1, -1):
+            state = load(h, h_at + t * h_t + k, lanes)
+            du_sum = du_sum + delta * state
+            delta = load(dh, dh_at + t * dh_t + k, lanes) + weight * delta
+            delta = _times_slope(delta, added, factor, state, affine, kind)
+            store(dx, dx_at + t * dx_t + k, delta)
             dbias_sum = dbias_sum + delta
-        if stop < T:
-            du_sum = du_sum + load(du, du_at + k, lanes)
-            dbias_sum = dbias_sum + load(dbias, dbias_at + k, lanes)
         store(du, du_at + k, du_sum)
         store(dbias, dbias_at + k, dbias_sum)
+        store(dh0, dh0_at + k, delta)
         k += len(lanes)
     return k
 
 
-# What the arrays hold, for sequences of each dtype: sequences (bfloat16 as uint16), states and all else; and the
-# lengths of the vectors, wide and narrower.
+@njit(error_model="numpy")
+def _times_slope(delta, offset, slope, state, affine, kind):
+    """σ' ⊙ (delta + offset + slope ⊙ state)."""
+    if affine:
+        delta = delta + (offset + slope * state)
+    if kind == RELU:
+        return choose(state, delta, zeros(delta))
+    if kind == LEAKY_RELU:
+        return choose(state, delta, times(delta, NEGATIVE_SLOPE))
+    return delta
+
+
+def _blocks(widths):
+    return tuple((0,) * width for width in widths)
+
+
+# The widths of blocks of float32: what the registers hold together with the sums, and two smaller ones for the rest.
+WIDTHS = (128, 32, 4) if wide_registers() else (16, 8, 4)
+
+# What the arrays hold, for sequences of each dtype: sequences (bfloat16 as uint16), states and all else; the blocks.
 VARIANTS = {
-    torch.float32: (np.float32, np.float32, THIRTY_TWO, EIGHT),
-    torch.float64: (np.float64, np.float64, SIXTEEN, FOUR),
-    torch.bfloat16: (np.uint16, np.float32, THIRTY_TWO, EIGHT),
+    torch.float32: (np.float32, np.float32, _blocks(WIDTHS)),
+    torch.float64: (np.float64, np.float64, _blocks(width // 2 for width in WIDTHS)),
+    torch.bfloat16: (np.uint16, np.float32, _blocks(WIDTHS)),
 }
 
 
-def forward_entry(stamp, sequence, state, wide, narrower):
+def forward_entry(stamp, sequence, state, blocks):
     """Takes and runs forward tasks until none is left."""
 
     def forward(pointer):
         _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
         mode = float_mode()
         set_float_mode(mode | FLUSH)
-        _forward_tasks(pointer, sequence, state, wide, narrower)
+        _forward_tasks(pointer, sequence, state, blocks)
         set_float_mode(mode)
 
     return forward
 
 
-def backward_entry(stamp, sequence, state, wide, narrower):
+def backward_entry(stamp, sequence, state, blocks):
     """Takes and runs backward tasks until none is left."""
 
     def backward(pointer):
         _ = stamp  # as above
         mode = float_mode()
         set_float_mode(mode | FLUSH)
-        _backward_tasks(pointer, sequence, state, wide, narrower)
+        _backward_tasks(pointer, sequence, state, blocks)
         set_float_mode(mode)
 
     return backward
 
 
 @njit(error_model="numpy")
-def _forward_tasks(pointer, sequence, state, wide, narrower):
+def _forward_tasks(pointer, sequence, state, blocks):
     call = carray(pointer, (1,), np.int64)
     x, u, bias, h0 = _array(call, 0, sequence), _array(call, 1, state), _array(call, 2, state), _array(call, 3, state)
     h, h_last, mean, m2 = (
@@ -288,32 +275,28 @@ def _forward_tasks(pointer, sequence, state, wide, narrower):
         _array(call, 6, np.float64),
         _array(call, 7, np.float64),
     )
-    kept = _array(call, 8, state)
-    sizes, thread, task = _sizes(call), take(pointer, THREADS), take(pointer, COUNTER)
+    sizes, task = _sizes(call), take(pointer, COUNTER)
     while task < call[TASKS]:
-        forward_task(task, thread, sizes, wide, narrower, x, u, bias, h0, h, h_last, mean, m2, kept)
+        forward_task(task, sizes, blocks, x, u, bias, h0, h, h_last, mean, m2)
         task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
-def _backward_tasks(pointer, sequence, state, wide, narrower):
+def _backward_tasks(pointer, sequence, state, blocks):
     call = carray(pointer, (1,), np.int64)
     dh, dh_last = _array(call, 0, sequence), _array(call, 1, state)
     offset, slope = _array(call, 2, state), _array(call, 3, state)
     h, u, h0, dx = _array(call, 4, sequence), _array(call, 5, state), _array(call, 6, state), _array(call, 7, sequence)
     du, dh0, dbias = _array(call, 8, state), _array(call, 9, state), _array(call, 10, state)
-    kept = _array(call, 11, state)
-    sizes, thread, task = _sizes(call), take(pointer, THREADS), take(pointer, COUNTER)
+    sizes, task = _sizes(call), take(pointer, COUNTER)
     while task < call[TASKS]:
-        backward_task(
-            task, thread, sizes, wide, narrower, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias, kept
-        )
+        backward_task(task, sizes, blocks, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias)
         task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
 def _sizes(call):
-    return call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[KIND], call[OPTIONS], call[KEPT_ROWS]
+    return call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[KIND], call[OPTIONS]
 
 
 @njit(error_model="numpy")

@@ -44,14 +44,13 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
     B, T, H = x.shape
     u, h0, nonlinearity, reverse = cell
     h, h_last = torch.empty_like(x), u.new_empty(B, H)
-    kept, kept_rows = _kept(h, u, reverse)
     nothing = u.new_zeros(H)
     # mean and Σ(h − mean)² of each sequence
     mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
     rows = [_row(value, nothing) for value in (u, bias, h0)]
-    results = [_sequence(h, reverse), *(_row(value, nothing) for value in (h_last, mean, m2)), kept]
+    results = [_sequence(h, reverse), *(_row(value, nothing) for value in (h_last, mean, m2))]
     groups = _groups(B, H)
-    sizes = (groups, B, T, H, _KINDS[nonlinearity], int(statistics), kept_rows)
+    sizes = (groups, B, T, H, _KINDS[nonlinearity], int(statistics))
     _run("forward", x.dtype, B * groups, sizes, [_sequence(x, reverse), *rows, *results])
     if not statistics:
         return Outputs(h, h_last, None, None)
@@ -68,7 +67,6 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradient
     u, h0, nonlinearity, reverse = cell
     dx = torch.empty_like(h)
     du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
-    kept, kept_rows = _kept(dx, u, reverse)
     nothing = u.new_zeros(H)
     given = [
         _row(nothing, nothing) if dh is None else _sequence(dh, reverse),
@@ -76,24 +74,16 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradient
         _sequence(h, reverse),
         *(_row(value, nothing) for value in (u, h0)),
     ]
-    results = [_sequence(dx, reverse), *(_row(value, nothing) for value in (du, dh0, dbias)), kept]
+    results = [_sequence(dx, reverse), *(_row(value, nothing) for value in (du, dh0, dbias))]
     groups = _groups(B, H)
     options = kernels.AFFINE * (offset is not None) + kernels.INITIAL * (h0 is not None)
-    sizes = (groups, B, T, H, _KINDS[nonlinearity], options, kept_rows)
+    sizes = (groups, B, T, H, _KINDS[nonlinearity], options)
     _run("backward", h.dtype, B * groups, sizes, [*given, *results])
     return InputGradients(dx, du, dh0, dbias)
 
 
 def _sequence(x: Tensor, reverse: bool) -> Strided:
     return x, x.stride(0), -x.stride(1) if reverse else x.stride(1)
-
-
-def _kept(output: Tensor, u: Tensor, reverse: bool) -> tuple[Strided, int]:
-    """Where the running state is kept, and how many rows of it a thread has: see `kernels`."""
-    if output.dtype == u.dtype:
-        return _sequence(output, reverse), 0
-    H = output.shape[2]
-    return (u.new_empty(torch.get_num_threads(), kernels.CHUNK, H), 0, H), kernels.CHUNK
 
 
 def _row(value: Tensor | None, nothing: Tensor) -> Strided:
@@ -105,19 +95,19 @@ def _row(value: Tensor | None, nothing: Tensor) -> Strided:
 def _groups(B: int, H: int) -> int:
     """Into how many ranges of units each sequence is cut, so that every thread finds tasks."""
     wanted = math.ceil(4 * torch.get_num_threads() / B)
-    return max(1, min(wanted, math.ceil(H / 32)))
+    return max(1, min(wanted, math.ceil(H / kernels.GRAIN)))
 
 
 def _run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
     """Run all tasks of kernel `name` ("forward" or "backward").
 
-    `sizes` are the fields GROUPS…KEPT_ROWS of the record of a call (see `kernels`), `arrays` in the order of the task's
+    `sizes` are the fields GROUPS…OPTIONS of the record of a call (see `kernels`), `arrays` in the order of the task's
     arguments.
     """
     if INTERPRETED:
         _run_as_python(name, dtype, tasks, sizes, arrays)
         return
-    numbers = [0, 0, tasks, *sizes]
+    numbers = [0, tasks, *sizes]
     for tensor, batch_stride, time_stride in arrays:
         numbers += tensor.data_ptr() + _first(tensor, time_stride) * tensor.element_size(), batch_stride, time_stride
     call = array("q", numbers)
@@ -190,10 +180,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays: Sequence[Strided]) -> None:
-    lanes = kernels.VARIANTS[dtype][2:]
+    _, _, blocks = kernels.VARIANTS[dtype]
     arguments = [(_Shifted(_flat(tensor), _first(tensor, t)), b, t) for tensor, b, t in arrays]
     for task in range(tasks):
-        getattr(kernels, f"{name}_task")(task, 0, sizes, *lanes, *arguments)
+        getattr(kernels, f"{name}_task")(task, sizes, blocks, *arguments)
 
 
 def _flat(tensor: Tensor) -> Any:

@@ -6,7 +6,7 @@ use LLVM's vectors explicitly. A `Vector` holds neighbouring values; LLVM splits
 has. A tuple of that length, `lanes`, asks for one, because the length of a tuple is part of its type. With
 NUMBA_DISABLE_JIT=1 the same functions work on NumPy arrays of that length.
 
-bfloat16 is an array of uint16, the upper halves of float32 values: `load` gives float32, `store_rounded` rounds to it.
+bfloat16 is an array of uint16, the upper halves of float32 values: `load` gives float32, `store` rounds to it.
 
 Additions and multiplications carry the flag `contract` alone (a·b + c may be rounded once); infinities, NaN and the
 order of additions keep their meaning.
@@ -26,6 +26,7 @@ import platform
 import numpy as np
 from llvmlite import ir
 from numba.core import config, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
 
 _MAY_FUSE = ("contract",)
@@ -92,22 +93,19 @@ def _load(typing, array, index, lanes):
 @intrinsic
 def _store(typing, array, index, vector):
     def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, array, *arguments[:2], _ir(vector))
-        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), generate
-
-
-@intrinsic
-def _store_rounded(typing, array, index, vector):
-    def generate(context, builder, signature, arguments):
+        values = arguments[2]
         if array.dtype == types.uint16:
-            rounded = _bfloat16(context, builder, arguments[2], vector)
-            builder.store(rounded, _pointer(context, builder, array, *arguments[:2], rounded.type), align=2)
+            values = _bfloat16(context, builder, values, vector)
+        pointer = _pointer(context, builder, array, *arguments[:2], values.type)
+        builder.store(values, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
+
+
+def wide_registers() -> bool:
+    """Whether the processor that is compiled for has AVX-512: 32 registers of 16 float32."""
+    return "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[-1].split(",")
 
 
 def rounds_by_instruction(context) -> bool:
@@ -207,15 +205,11 @@ if INTERPRETED:
         return (values.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else values
 
     def store(array, index, a):
-        """Put a into array[index : index + its lanes]."""
-        array[index : index + len(a)] = a
-
-    def store_rounded(array, index, a):
-        """The same into an array of bfloat16, each value rounded to the nearest, ties to even; into no other array."""
+        """Put a into array[index : index + its lanes]; as bfloat16 each value rounded to the nearest, ties to even."""
         if array.dtype == np.uint16:
             bits = a.view(np.uint32)
-            rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
-            array[index : index + len(a)] = np.where(np.isnan(a), 0x7FC0, rounded)
+            a = np.where(np.isnan(a), 0x7FC0, (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16)
+        array[index : index + len(a)] = a
 
     def zeros(like):
         """Zeros of that type."""
@@ -237,7 +231,7 @@ if INTERPRETED:
         """0 where a < 0, a elsewhere; NaN stays."""
         return np.where(a < 0, zeros(a), a)
 else:
-    load, store, store_rounded, zeros, convert = _load, _store, _store_rounded, _zeros, _convert
+    load, store, zeros, convert = _load, _store, _zeros, _convert
     times, choose, relu = _times, _choose, _relu
 
 
