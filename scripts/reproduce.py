@@ -5,6 +5,7 @@
     python scripts/reproduce.py --minutes 9                go on where the last call stopped; call again and again
     python scripts/reproduce.py --minutes 600 --parallel 3 several seeds at once on one GPU
     python scripts/reproduce.py --table                    only regenerate results/README.md, speedrun.md and figures
+    python scripts/reproduce.py --inspect data             only redraw figures/inspect from the committed weights
 
 The rows, their order and their seeds are those of results_rows.py. Runs are made by indrnn-train in a work folder
 (default outputs/reproduce, not committed), which keeps the checkpoints that a later call continues from: keep it, or
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results_rows import ROWS, Row
-from results_tables import draw_results, publish, update_readme
+from results_tables import draw_bench, draw_inspected, draw_results, publish, update_readme
 
 from indrnn.errors import UserError
 from indrnn.record import read_metrics, read_result
@@ -184,6 +185,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="TASK/NAME", help="these rows alone")
     parser.add_argument("--list", action="store_true", help="say what is done, part-done, missing, and stop")
     parser.add_argument("--table", action="store_true", help="only regenerate the table and figures")
+    parser.add_argument("--inspect", metavar="FOLDER", help="only redraw figures/inspect, with MNIST from that folder")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "outputs/reproduce", help="where runs and checkpoints are kept"
     )
@@ -207,6 +209,8 @@ def _regenerate(results: Path) -> None:
     if any((results / "runs").rglob("result.json")):
         draw_results(results)
         print(f"wrote {results / 'figures'}")
+    if draw_bench(results):
+        print(f"wrote the figures in {results / 'bench'}")
 
 
 def main() -> int:
@@ -216,6 +220,10 @@ def main() -> int:
     if options.list:
         for job in jobs:
             print(f"{job.path!s:<42} {job.standing()}")
+        return 0
+    if options.inspect:
+        draw_inspected(options.results, options.inspect)
+        print(f"wrote {options.results / 'figures' / 'inspect'}")
         return 0
     failed: list[Job] = []
     if not options.table:

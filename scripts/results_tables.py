@@ -1,12 +1,15 @@
 """What is generated in results/ from the run folders committed there: the tables of its README, the records of
 speedrun.md and the figures; and the copying and checking of those run folders. Used by reproduce.py and speedrun.py."""
 
+import csv
 import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from results_rows import PROTOCOLS, ROWS, SOURCES, Row
@@ -25,6 +28,8 @@ KEPT_TOO = (WEIGHTS, TIMING)
 BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
 TARGET = 0.99
+# The runs whose networks figures/inspect shows side by side.
+INSPECTED = ("mnist/fast_indrnn/seed0", "mnist/fast_lstm_chrono/seed0")
 
 # Names of runs in results/runs/mnist that scripts/speedrun.py timed while nothing else ran on the machine, the newest
 # first. Add a line only for runs whose timing.json shows that: the load was near 0 before, near the threads after.
@@ -148,6 +153,35 @@ def draw_results(results: Path) -> list[Path]:
     groups = collect([results / "runs"])
     left_out = beginnings(groups)
     return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
+
+
+def draw_bench(results: Path) -> list[Path]:
+    """Draw the figures of ``results``/bench from its tables."""
+    from indrnn.bench.grid import DEFAULT
+    from indrnn.bench.output import Row as BenchRow
+    from indrnn.bench.output import draw as draw_times
+
+    written = []
+    for path in sorted((results / "bench").glob("recurrence-*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        rows = [BenchRow(**{field.name: _parsed(line[field.name]) for field in fields(BenchRow)}) for line in lines]
+        written += draw_times(rows, lines[0], DEFAULT.B, path.parent, path.stem)
+    return written
+
+
+def _parsed(cell: str) -> Any:
+    try:
+        return json.loads(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def draw_inspected(results: Path, data_root: str) -> list[Path]:
+    """Draw ``results``/figures/inspect from the weights in ``results``/runs, with MNIST from ``data_root``."""
+    from indrnn.report.inspection_figures import inspect_runs
+
+    return inspect_runs([results / "runs" / run for run in INSPECTED], results / "figures" / "inspect", data_root)[1]
 
 
 def _find(groups: Sequence[Group], task: str, names: Sequence[str]) -> Group | None:

@@ -336,6 +336,16 @@ def test_no_figure_without_measurements(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_figure_says_in_words_what_was_timed(tmp_path):
+    names = ("numba", "loop_unbind", "lstm")
+    quantiles = {"q20_seconds": 1.0, "q80_seconds": 1.0}
+    draw([measured(1.0, name, **quantiles) for name in names], provenance(CPU), 32, tmp_path, "stem")
+    svg = (tmp_path / "stem.svg").read_text(encoding="utf-8")
+    for words in ("IndRNN, numba", "PyTorch loop over x.unbind(1)", "nn.LSTM of equal units"):
+        assert words in svg
+    assert "loop_unbind" not in svg
+
+
 def test_unwritable_folder_is_one_line(tmp_path):
     file = tmp_path / "file"
     file.write_text("")

@@ -1,5 +1,7 @@
 """indrnn-report --inspect: memory, gradients and step-by-step answers agree with the networks themselves."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from indrnn.report.inspection import (
     last_recurrence,
     layer_memories,
     load_inspected,
-    spread_indices,
+    some_sequences,
 )
 from indrnn.training import train
 
@@ -63,15 +65,14 @@ def test_running_the_last_recurrence_step_by_step_gives_the_networks_output(name
 def test_the_gradient_of_every_state_is_that_of_nudging_it(name):
     """Central differences: the loss when one state, and with it all later ones, is moved a little."""
     model, cfg = _network(NETWORKS[name])
-    split = make_task(cfg.data).load(CPU).validation
-    norms = gradient_norms(model, split, classes=False)
-    x, y = split.batch(spread_indices(8, 32))
+    x, y = some_sequences(make_task(cfg.data).load(CPU).validation)
+    norms = gradient_norms(model, x, y)
     module = last_recurrence(model)
     lstm = isinstance(module, nn.LSTM)
     t, epsilon = 4, 1e-6
     seen = []
     handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    model(x.double())
+    model(x)
     handle.remove()
 
     def loss(which, unit, amount):
@@ -89,17 +90,15 @@ def test_the_gradient_of_every_state_is_that_of_nudging_it(name):
         top[:, unit] += amount
         result = module(cut(t, 9), tuple(parts) if lstm else parts[0])
         handle = module.register_forward_hook(lambda *_: result)
-        output = model(x.double())
+        output = model(x)
         handle.remove()
         return (output.squeeze(1) - y.double()).square()
 
-    for which, recorded in enumerate([norms.hidden, norms.cell] if lstm else [norms.hidden]):
-        units = range(module.hidden_size)
-        columns = [(loss(which, unit, epsilon) - loss(which, unit, -epsilon)) / (2 * epsilon) for unit in units]
-        expected = torch.stack(columns, dim=1).norm(dim=1).mean()
-        assert expected > 0
-        torch.testing.assert_close(recorded[t - 1], expected, rtol=1e-4, atol=1e-9)
-    assert (norms.cell is not None) == lstm
+    moved = [(which, unit) for which in range(1 + lstm) for unit in range(module.hidden_size)]
+    columns = [(loss(*place, epsilon) - loss(*place, -epsilon)) / (2 * epsilon) for place in moved]
+    expected = torch.stack(columns, dim=1).norm(dim=1).mean()
+    assert expected > 0
+    torch.testing.assert_close(norms[t - 1], expected, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -114,19 +113,36 @@ def test_the_answer_after_each_step_is_the_answer_to_the_prefix(name):
 
 def test_memory_is_the_steps_until_half_is_forgotten():
     u = torch.tensor([0.5, -0.5, 2 ** (-1 / 784), 1.0, -1.001, 0.0, 1 - 1e-15], dtype=torch.float64)
-    life = LayerMemory("a", u).half_life
+    life = LayerMemory("a", u.abs()).half_life
     torch.testing.assert_close(life[:3], torch.tensor([1.0, 1.0, 784.0], dtype=torch.float64))
     assert life[3:5].isinf().all()
     assert life[5] == 0
     assert life[6].isfinite()
-    assert LayerMemory("a", u).share_forever == pytest.approx(2 / 7)
+    assert LayerMemory("a", u.abs()).share_forever == pytest.approx(2 / 7)
 
 
 def test_memory_is_that_of_the_weight_in_use_after_clipping():
     model, _ = _network(NETWORKS["indrnn"])
-    last_recurrence(model).weight_hh.fill_(1.5)
-    assert layer_memories(model)[-1].u.max() == pytest.approx(2 ** (1 / 9))
-    assert layer_memories(_network(NETWORKS["lstm"])[0]) == []
+    last_recurrence(model).weight_hh.fill_(-1.5)
+    assert layer_memories(model, torch.zeros(1, 9, 2).double())[-1].keeps.max() == pytest.approx(2 ** (1 / 9))
+
+
+def test_memory_of_an_lstm_is_that_of_its_forget_gates_as_it_reads():
+    """Against c_t = f c_{t-1} + i g: how much of a little more in one layer's c is left after a step."""
+    model, cfg = _network(["model=lstm", "model.num_layers=2", "model.hidden_size=5"])
+    x, _ = some_sequences(make_task(cfg.data).load(CPU).validation)
+    memories = layer_memories(model, x)
+    assert len(memories) == 2
+    for depth, memory in enumerate(memories):
+        h, c = (torch.zeros(2, len(x), 5).double() for _ in range(2))
+        nudge, kept = torch.zeros_like(c), torch.ones(len(x), 5).double()
+        nudge[depth] = 1e-6
+        for t in range(x.shape[1]):
+            more = model.lstm(x[:, t : t + 1], (h, c + nudge))[1][1]
+            _, (h, c) = model.lstm(x[:, t : t + 1], (h, c))
+            kept *= (more - c)[depth] / 1e-6
+        torch.testing.assert_close(memory.keeps, kept.log().mean(0).div(x.shape[1]).exp(), rtol=1e-5, atol=0)
+    assert layer_memories(_network(NETWORKS["rnn"])[0], x) == []
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +175,23 @@ def test_the_pictures_of_two_models_are_drawn_together(runs, tmp_path, capsys):
     main(["--out", str(tmp_path), "--inspect", *folders])
     printed = capsys.readouterr().out
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    stems = ("memory-indrnn-seed0", "gradients", "digit")
+    stems = ("memory", "gradients", "digit")
     assert made == {f"mnist5k/{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert "## IndRNN: memory of each layer" in printed
     assert "layers.1" in printed
+    assert "## LSTM: memory of each layer" in printed
     gradients = (tmp_path / "mnist5k/gradients.svg").read_text(encoding="utf-8")
     for text in ("IndRNN, trained", "LSTM, untrained", "log scale", "5,000-image subset"):
         assert text in gradients
     assert "LSTM: after the last step" in (tmp_path / "mnist5k/digit.svg").read_text(encoding="utf-8")
+
+
+def test_a_published_run_needs_no_checkpoint(tmp_path, capsys):
+    published = Path(__file__).parents[1] / "results/runs/mnist5k/demo_indrnn-verify/seed0"
+    assert not list(published.glob("*.pt"))
+    main(["--out", str(tmp_path), "--inspect", str(published)])
+    assert "half forgotten" in capsys.readouterr().out
+    assert (tmp_path / "mnist5k/memory.png").exists()
 
 
 def test_a_permuted_task_shows_the_image_as_it_looks(runs, tmp_path):

@@ -16,7 +16,7 @@ import reproduce as reproduce_script
 import results_tables as results
 import torch
 from results_rows import ROWS
-from results_tables import draw_results, records_markdown
+from results_tables import INSPECTED, draw_results, records_markdown
 from safetensors.torch import load_file
 
 from fabricated_runs import fabricate
@@ -46,6 +46,15 @@ def test_the_committed_records_are_those_of_the_committed_runs():
 
 
 @needs_results
+def test_the_networks_looked_into_are_committed_and_stand_side_by_side():
+    for run in INSPECTED:
+        assert (COMMITTED / "runs" / run / "weights.safetensors").is_file()
+    for stem in ("memory", "gradients", "digit"):
+        text = (COMMITTED / "figures/inspect/mnist" / f"{stem}.svg").read_text(encoding="utf-8")
+        assert "IndRNN" in text
+        assert "LSTM (chrono)" in text
+
+
 def test_every_committed_run_is_whole_and_consistent():
     folders = sorted({path.parent for path in (COMMITTED / "runs").glob("*/*/*/*")})
     assert [f"{folder}: {wrong}" for folder in folders for wrong in results.problems(folder)] == []

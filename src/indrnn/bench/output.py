@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.ticker import NullFormatter
 
 from indrnn.errors import UserError
 from indrnn.record import environment, git
@@ -23,6 +24,13 @@ PANELS = (
     ("recurrence", "backward", "Recurrence, backward"),
     ("layer", "step", "Layer, whole training step"),
 )
+# Other contenders are backends of the IndRNN.
+WORDS = {
+    LOOP: "PyTorch loop over x[:, t]", LOOP_UNBIND: "PyTorch loop over x.unbind(1)", LSTM: "nn.LSTM of equal units",
+    LSTM_EQUAL_PARAMETERS: "nn.LSTM of equal parameters",
+}  # fmt: skip
+# Contenders that have the colour which the model has in other figures; several strategies of one kernel share one.
+MODELS = {"numba": "indrnn", "triton": "indrnn", LSTM: "lstm", LSTM_EQUAL_PARAMETERS: "lstm_matched"}
 # The backend that auto takes.
 FASTEST = {"cpu": "numba", "cuda": "triton"}
 
@@ -147,15 +155,16 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
     shown = _preferred([row for row in rows if row.status == "measured" and row.B == B and row.dtype == "float32"])
     if not shown:
         return []
-    look = looks({row.implementation: row.implementation for row in shown if row.implementation != COPY})
+    names = {row.implementation for row in shown} - {COPY}
+    look = looks({name: MODELS.get(name.partition("/")[0], name) for name in names})
     with figure(1, len(PANELS), width=10.5, height=4.2, sharey=True) as (drawing, axes):
         handles: dict[str, Any] = {}
         for axis, (op, which, title) in zip(axes, PANELS, strict=True):
             panel = [row for row in shown if (row.op, row.which) == (op, which)]
             limits = sorted({(row.T, row.limit_seconds) for row in panel if row.limit_seconds is not None})
             if limits:
-                handles["copy limit"] = axis.plot(*zip(*limits, strict=True), **BASELINE)[0]
-            for name in sorted(look):
+                handles["copy of as many bytes"] = axis.plot(*zip(*limits, strict=True), **BASELINE)[0]
+            for name in sorted(names, key=lambda name: (name in WORDS, name)):
                 line = sorted(
                     (row.T, row.median_seconds, row.q20_seconds, row.q80_seconds)
                     for row in panel
@@ -164,18 +173,17 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
                 if not line:
                     continue
                 steps, median, low, high = zip(*line, strict=True)
-                style = look[name]
-                axis.fill_between(steps, low, high, color=style.color, alpha=0.2, linewidth=0)
-                handles[name] = axis.plot(
-                    steps, median, color=style.color, linestyle=style.linestyle, marker=style.marker
-                )[0]
-            axis.set(title=title, xlabel="time steps T", xscale="log", yscale="log")
-            lengths = sorted({row.T for row in panel})
-            # The lengths that were measured, not powers of ten with labels in between.
-            slanted = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"} if len(lengths) > 4 else {}
-            axis.set_xticks(lengths, [str(T) for T in lengths], **slanted)
-            axis.set_xticks([], minor=True)
-        axes[0].set_ylabel("seconds")
+                axis.fill_between(steps, low, high, color=look[name].color, alpha=0.2, linewidth=0)
+                handles[WORDS.get(name, f"IndRNN, {name}")] = axis.plot(steps, median, **look[name].line)[0]
+            axis.set(title=title, xlabel="Time steps T", xscale="log", yscale="log")
+            # The lengths that were measured, not powers of ten; those whose numbers would touch go without.
+            lengths, numbered = sorted({row.T for row in panel}), [0]
+            for T in lengths:
+                numbered += [T] * (2.1 * numbered[-1] < T)
+            axis.set_xticks(numbered[1:], [f"{T:,}" for T in numbered[1:]])
+            axis.set_xticks(lengths, minor=True)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        axes[0].set_ylabel("Seconds")
         note = f"{where['device']}, B = {B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
         legend_below(drawing, list(handles.values()), list(handles), note)
         return save(drawing, folder, stem)

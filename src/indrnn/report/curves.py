@@ -1,7 +1,7 @@
 """Curves of training runs: one line a group (the mean over its seeds, with a band), all groups of a task in the same
 axes; and final error against sequence length."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .runs import Group, grouped, in_words, mean_answer_level
-from .style import BASELINE, Look, figure, label_lines, legend_below, looks, save, say_above, short_number
+from .style import BASELINE, Look, figure, finish, looks, save, say_above, short_number
 from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.
 LOG_RATIO = 8
 MARKED = 40  # evaluations of a line that are all marked
-LONGEST_LABEL = 34  # letters beside a line
 
 
 @dataclass(frozen=True)
@@ -191,30 +188,6 @@ def _times_compare(groups: Sequence[Group]) -> bool:
     """Whether there are several groups, and all of them ran on one device."""
     devices = {run.result and run.result.device_name for group in groups for run in group.drawn}
     return len(groups) > 1 and len(devices) == 1 and None not in devices
-
-
-def finish(
-    drawing: Figure,
-    axes: Axes,
-    title: str,
-    labels: Mapping[str, str],
-    ends: Mapping[str, tuple[float, float]],
-    look: Mapping[str, Look],
-    level: str,
-    note: str | None,
-) -> None:
-    """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
-    level that takes no learning."""
-    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
-    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL:
-        # The legend first, for it decides how high the axes are.
-        legend = legend_below(drawing, handles, entries, note)
-        if label_lines(drawing, axes, [(*ends[name], labels[name], look[name].color) for name in labels]):
-            return
-        legend.remove()
-    lines = [Line2D([], [], **look[name].line) for name in labels]
-    legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
 
 
 def _axis_of(axes: Axes, x: str, groups: Sequence[Group]) -> float:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from indrnn.config.checks import run_name
-from indrnn.config.schema import Config
 from indrnn.data import Split, Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
@@ -31,72 +30,61 @@ SEQUENCES = 32  # that gradients are averaged over
 @dataclass(frozen=True)
 class Inspected:
     """One run: its trained network, and the same network as it was before the first update. ``label``: its model in
-    words, with the run's name and seed where several have that model; ``stem``: the same for file names."""
+    words, with the run's name and seed where several have that model."""
 
     label: str
-    stem: str
-    cfg: Config
+    model: str
     trained: nn.Module
     untrained: nn.Module
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """The recurrent weights u (H,) of one layer as the recurrence uses them, on the CPU in float64."""
+    """The factor by which each unit of one layer keeps its state in a step, (H,) float64 on the CPU: |u|, or what an
+    LSTM's or GRU's gate keeps (its geometric mean over sequences and steps)."""
 
     name: str
-    u: Tensor
+    keeps: Tensor
 
     @property
     def half_life(self) -> Tensor:
-        """Steps until half of a state is forgotten, ln 0.5 / ln |u|; infinite where |u| >= 1."""
-        size = self.u.abs()
-        return torch.where(size < 1, math.log(0.5) / size.clamp(max=1 - 1e-16).log(), math.inf)
+        """Steps until half of a state is forgotten, ln 0.5 / ln of the factor; infinite where it is 1 or more."""
+        return torch.where(self.keeps < 1, math.log(0.5) / self.keeps.clamp(max=1 - 1e-16).log(), math.inf)
 
     @property
     def share_forever(self) -> float:
-        return float((self.u.abs() >= 1).double().mean())
-
-
-@dataclass(frozen=True)
-class GradientNorms:
-    """Mean over sequences of the norm of d loss / d state_t, (T,) each; ``cell`` is an LSTM's c_t, else None."""
-
-    hidden: Tensor
-    cell: Tensor | None
+        return float((self.keeps >= 1).double().mean())
 
 
 def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[Inspected], Task, Splits]:
     """The networks of runs of one task, and the task's data.
 
     Raises:
-        UserError: a folder is no run or has no checkpoint, the runs are of several tasks, or the data is missing.
+        UserError: a folder is no run or has no weights, the runs are of several tasks, or the data is missing.
     """
-    runs = [(path, *load_run(path)) for path in paths]
-    tasks = sorted({make_task(cfg.data).folder for _, _, cfg in runs})
+    runs = [load_run(path) for path in paths]
+    tasks = sorted({make_task(cfg.data).folder for _, cfg in runs})
     if len(tasks) > 1:
         raise UserError(f"--inspect compares runs of one task; these are of {', '.join(tasks)}")
-    data = runs[0][2].data
+    data = runs[0][1].data
     if data_root is not None:
         if not hasattr(data, "root"):
             raise UserError(f"--data-root: the task {data.name} reads no files")
         data.root = data_root
     task = make_task(data)
     splits = task.load(torch.device("cpu"))
-    models = [model_name(cfg) for _, _, cfg in runs]
-    return [_inspected(model, cfg, splits, models.count(model_name(cfg)) == 1) for _, model, cfg in runs], task, splits
-
-
-def _inspected(model: nn.Module, cfg: Config, splits: Splits, only: bool) -> Inspected:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
-        untrained = build_model(cfg.model, make_task(cfg.data))
-    samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
-    reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
-    networks = [network.double().eval().requires_grad_(False) for network in (model, untrained)]
-    label = MODELS.get(model_name(cfg), model_name(cfg))
-    label = label if only else f"{label} ({run_name(cfg)}, seed {cfg.seed})"
-    return Inspected(label, f"{run_name(cfg)}-seed{cfg.seed}", cfg, *networks)
+    models = [model_name(cfg) for _, cfg in runs]
+    inspected = []
+    for (trained, cfg), model in zip(runs, models, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
+            untrained = build_model(cfg.model, task)
+        samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
+        reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
+        label = MODELS.get(model, model) + f" ({run_name(cfg)}, seed {cfg.seed})" * (models.count(model) > 1)
+        networks = (network.double().eval().requires_grad_(False) for network in (trained, untrained))
+        inspected.append(Inspected(label, model, *networks))
+    return inspected, task, splits
 
 
 def spread_indices(size: int, count: int) -> Tensor:
@@ -104,11 +92,40 @@ def spread_indices(size: int, count: int) -> Tensor:
     return torch.arange(min(size, count)) * size // min(size, count)
 
 
-def layer_memories(model: nn.Module) -> list[LayerMemory]:
-    """Of every IndRNN layer in depth order; empty for other networks."""
-    return [
-        LayerMemory(name, layer.recurrent_weight().detach().double().cpu()) for name, layer in recurrent_layers(model)
-    ]
+def some_sequences(split: Split) -> tuple[Tensor, Tensor]:
+    """x (SEQUENCES, T, D) in float64 and y (SEQUENCES,), evenly spread over the split."""
+    x, y = split.batch(spread_indices(split.size or 10_000, SEQUENCES))
+    return x.double(), y
+
+
+@torch.no_grad()
+def layer_memories(model: nn.Module, x: Tensor) -> list[LayerMemory]:
+    """Of every IndRNN layer, or of every layer of an LSTM or GRU as it reads x (B, T, D), in depth order; empty for
+    other networks."""
+    layers = recurrent_layers(model)
+    if layers:
+        return [LayerMemory(name, layer.recurrent_weight().double().abs()) for name, layer in layers]
+    module = last_recurrence(model)
+    if not isinstance(module, nn.LSTM | nn.GRU):
+        return []
+    read: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+    model(x)
+    handle.remove()
+    x, memories = read[0], []
+    for depth in range(module.num_layers):
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = {f"{name}_l0": getattr(module, f"{name}_l{depth}") for name in names}
+        alone = type(module)(x.shape[2], module.hidden_size, batch_first=True).double()
+        alone.load_state_dict(weights)
+        h = alone(x)[0]
+        before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], dim=1)
+        w_ih, w_hh, b_ih, b_hh = weights.values()
+        # The second of PyTorch's gates: the LSTM's forget gate, and the GRU's update gate, which keeps its share of h.
+        gate = (x @ w_ih.T + before @ w_hh.T + b_ih + b_hh).chunk(4 if isinstance(module, nn.LSTM) else 3, dim=2)[1]
+        memories.append(LayerMemory(f"layer {depth + 1}", nn.functional.logsigmoid(gate).mean((0, 1)).exp()))
+        x = h
+    return memories
 
 
 def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
@@ -122,31 +139,28 @@ def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
     raise UserError(f"--inspect: {type(model).__name__} has neither an IndRNN layer nor an nn.RNN, nn.LSTM or nn.GRU")
 
 
-def gradient_norms(model: nn.Module, split: Split, classes: bool) -> GradientNorms:
-    """The norm of d loss / d h_t for every t, averaged over SEQUENCES sequences of ``split``.
+def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The norm of d loss / d state_t for every t, (T,): the mean over the sequences x (B, T, D), y (B,).
 
-    h_t is the last recurrent layer's state after step t, and the derivative is the whole one: along every path from
-    h_t to the loss, through all later steps. For an LSTM d loss / d c_t beside it is that along the paths that leave
-    step t through its cell state. The layer is run step by step with its own weights, in float64, the network in
-    evaluation mode. ``model``: as in `Inspected`.
+    state_t is all that the last recurrent layer hands on from step t to t + 1 (h_t, and an LSTM's c_t too), and the
+    derivative is the whole one: along every path to the loss, through all later steps. The layer is run step by step
+    with its own weights, in float64, the network in evaluation mode. ``model``: as in `Inspected`.
     """
-    x, y = split.batch(spread_indices(split.size or 10_000, SEQUENCES))
     states: list[tuple[Tensor, ...]] = []
     with _replaced_output(last_recurrence(model), states), torch.enable_grad():
-        output = model(x.double())
-        if classes:
-            loss = nn.functional.cross_entropy(output, y, reduction="sum")
-        else:
+        output = model(x)
+        if y.is_floating_point():
             loss = (output.squeeze(1) - y.double()).square().sum()
+        else:
+            loss = nn.functional.cross_entropy(output, y, reduction="sum")
         loss.backward()
 
-    def norms(which: int) -> Tensor:
-        gradients = [state[which].grad for state in states]
-        # A state of nn.RNNBase is (layers, B, H): the last layer's is meant.
-        tops = [gradient if gradient is None or gradient.dim() == 2 else gradient[-1] for gradient in gradients]
-        return torch.stack([torch.zeros(()).double() if g is None else g.norm(dim=1).mean() for g in tops])
+    def norm(state: tuple[Tensor, ...]) -> Tensor:
+        # The loss does not see a state without a gradient. A state of nn.RNNBase is (layers, B, H): the last is meant.
+        gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in state]
+        return torch.cat([gradient.reshape(-1, *gradient.shape[-2:])[-1] for gradient in gradients], 1).norm(dim=1)
 
-    return GradientNorms(norms(0), norms(1) if len(states[0]) > 1 else None)
+    return torch.stack([norm(state).mean() for state in states]).detach()
 
 
 @contextmanager
@@ -156,52 +170,28 @@ def _replaced_output(module: IndRNNLayer | nn.RNNBase, states: list[tuple[Tensor
     def unroll(_: nn.Module, arguments: tuple[Any, ...], __: object) -> object:
         handle.remove()  # the steps below call the module again
         sequence = arguments[0]
-        state: tuple[Tensor, ...] = ()
-        for t in range(_length(sequence)):
-            output, state = _advance(module, _step(sequence, t), state)
-            for tensor in state:
+        x = sequence.h if isinstance(sequence, AffineSequence) else sequence
+        stacked = isinstance(module, nn.RNNBase)
+        shape = (module.num_layers, len(x), module.hidden_size) if stacked else (len(x), module.hidden_size)
+        # Zeros that need a gradient, from which all later states inherit it, since no weight needs one.
+        zeros = torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
+        state: Any = (zeros, zeros) if isinstance(module, nn.LSTM) else zeros
+        for t in range(x.shape[1]):
+            step = x[:, t : t + 1]
+            if isinstance(sequence, AffineSequence):
+                step = AffineSequence(step, x[:, t], sequence.scale, sequence.shift)
+            output, state = module(step, state)
+            states.append(state if isinstance(state, tuple) else (state,))
+            for tensor in states[-1]:
                 tensor.retain_grad()
-            states.append(state)
-        return output, (state if len(state) > 1 else state[0])
+        # From the state, not the output beside it, so that the loss reaches it through the state itself.
+        return states[-1][0][-1].unsqueeze(1) if stacked else output, state
 
     handle = module.register_forward_hook(unroll)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _advance(
-    module: IndRNNLayer | nn.RNNBase, x: Tensor | AffineSequence, state: tuple[Tensor, ...]
-) -> tuple[Any, ...]:
-    """One step: the output that the classifier reads, and the new state. The first state is zeros that need a gradient,
-    from which all later ones inherit it, since no weight needs one."""
-    batch = len(x.h if isinstance(x, AffineSequence) else x)
-    if isinstance(module, IndRNNLayer):
-        output, h = module(x, state[0] if state else _zeros(batch, module.hidden_size))
-        return output, (h,)
-    if not state:
-        shape = (module.num_layers, batch, module.hidden_size)
-        state = tuple(_zeros(*shape) for _ in range(2 if isinstance(module, nn.LSTM) else 1))
-    _, new = module(x, state if isinstance(module, nn.LSTM) else state[0])
-    new = new if isinstance(new, tuple) else (new,)
-    # From the state, not the output beside it, so that the loss reaches it through the state itself.
-    return new[0][-1].unsqueeze(1), new
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
-
-
-def _length(sequence: Tensor | AffineSequence) -> int:
-    return (sequence.h if isinstance(sequence, AffineSequence) else sequence).shape[1]
-
-
-def _step(sequence: Tensor | AffineSequence, t: int) -> Tensor | AffineSequence:
-    """Step ``t`` alone, still a sequence; without dropout, as in evaluation mode."""
-    if not isinstance(sequence, AffineSequence):
-        return sequence[:, t : t + 1]
-    return AffineSequence(sequence.h[:, t : t + 1], sequence.h[:, t], sequence.scale, sequence.shift)
 
 
 @torch.no_grad()

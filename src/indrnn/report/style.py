@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 
 from indrnn.errors import UserError
 from indrnn.record.files import one_line
@@ -127,6 +128,7 @@ def legend_below(drawing: Figure, handles: list[Any], labels: list[str], note: s
     )  # fmt: skip
 
 
+LONGEST_LABEL = 34  # letters beside a line
 LINE = 10.5  # points: how far apart two lines of small print stand
 
 
@@ -153,6 +155,30 @@ def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, 
         )  # fmt: skip
         place += LINE
     return True
+
+
+def finish(
+    drawing: Figure,
+    axes: Axes,
+    title: str,
+    labels: Mapping[str, str],
+    ends: Mapping[str, tuple[float, float]],
+    look: Mapping[str, Look],
+    level: str,
+    note: str | None,
+) -> None:
+    """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
+    level that takes no learning."""
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
+    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL:
+        # The legend first, for it decides how high the axes are.
+        legend = legend_below(drawing, handles, entries, note)
+        if label_lines(drawing, axes, [(*ends[name], labels[name], look[name].color) for name in labels]):
+            return
+        legend.remove()
+    lines = [Line2D([], [], **look[name].line) for name in labels]
+    legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
 
 
 def say_above(axes: Axes, quantity: str) -> None:
