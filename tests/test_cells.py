@@ -5,7 +5,7 @@ import torch
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
-from indrnn.models.gru import GRUClassifier
+from indrnn.models.baselines import GRUClassifier
 from indrnn.models.mingru import MinGRU, MinGRUClassifier, log_g
 from indrnn.training import train
 from parts import adding as adding_data

@@ -125,11 +125,9 @@ def test_a_packed_sequence_comes_back_as_it_came(enforce_sorted):
     assert h_n.shape == (4, 4, H)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-@pytest.mark.parametrize("position", ["before", "after"])
-def test_padding_enters_nothing(norm, position):
+def test_padding_enters_nothing():
     """Each sequence's output is what it is alone; NaN in the padding reaches no output, statistic or gradient."""
-    rnn = IndRNN(D, H, 2, batch_first=True, bidirectional=True, norm=norm, norm_position=position, dtype=torch.float64)
+    rnn = IndRNN(D, H, 2, batch_first=True, bidirectional=True, norm="batch", dtype=torch.float64)
     lengths = [7, 2, 5]
     x = torch.randn(3, 7, D, dtype=torch.float64)
     x_nan = x.clone()

@@ -274,7 +274,7 @@ class TestTorchFunc:
 
     def test_functional_call_an_example(self):
         """The README's layer, as torch.func's own tutorial on per-sample gradients uses one."""
-        net, x = IndRNN(3, 5, 2, batch_first=True, norm="layer"), torch.randn(4, 7, 3)
+        net, x = IndRNN(3, 5, 2, batch_first=True), torch.randn(4, 7, 3)
         parameters = dict(net.named_parameters())
 
         def loss(parameters, one):

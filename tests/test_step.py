@@ -11,7 +11,7 @@ from torch import nn
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
-from indrnn.errors import RunError, UserError
+from indrnn.errors import RunError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.training.evaluate import Objective
@@ -257,8 +257,3 @@ def test_mean_squared_error_is_judged_without_accuracy():
     loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
     assert (float(loss), float(correct)) == (0.5, 0.0)
     assert objective.accuracy(0, 2) is None
-
-
-def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(UserError, match=r"optimizer\.name=sgd is unknown; choose from adam"):
-        build_optimizer(nn.Linear(1, 1), SimpleNamespace(name="sgd"), CPU)

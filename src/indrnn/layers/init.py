@@ -1,4 +1,4 @@
-"""Where a layer's three parameters start, and the bounds that the recurrent weights u keep."""
+"""Initial values of a layer's W and u, and the bounds on the recurrent weights u."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,6 @@ import torch
 from torch import Tensor, nn
 
 Initialiser = str | Callable[[Tensor], object]
-
-INPUT = ("linear", "kaiming", "small_uniform", "small_normal")
-RECURRENT = ("positive", "symmetric", "ones")
-BIAS = ("zeros",)
 
 
 def recurrent_max(T: int, gamma: float = 2.0) -> float:
@@ -54,48 +50,33 @@ def clip_recurrent_weight(u: Tensor, max_abs: float | None, min_abs: float = 0.0
     return u
 
 
+INPUT: dict[str, Callable[[Tensor], object]] = {
+    "linear": lambda weight: nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5),
+    "kaiming": lambda weight: nn.init.kaiming_uniform_(weight, a=8.0),
+    "small_uniform": lambda weight: nn.init.uniform_(weight, -0.001, 0.001),
+    "small_normal": lambda weight: nn.init.normal_(weight, 0.0, 0.001),
+}
+
+
 def fill_input(weight: Tensor, how: Initialiser) -> None:
     """W (H, D): "linear" is U(±1/√D) as in nn.Linear, "kaiming" Kaiming uniform with a = 8, "small_uniform"
     U(−0.001, 0.001), "small_normal" N(0, 0.001²)."""
-    if callable(how):
-        how(weight)
-    elif how == "linear":
-        bound = weight.shape[1] ** -0.5
-        nn.init.uniform_(weight, -bound, bound)
-    elif how == "kaiming":
-        nn.init.kaiming_uniform_(weight, a=8.0)
-    elif how == "small_uniform":
-        nn.init.uniform_(weight, -0.001, 0.001)
-    elif how == "small_normal":
-        nn.init.normal_(weight, 0.0, 0.001)
-    else:
-        raise ValueError(_unknown("input_init", how, INPUT))
+    _choose("input_init", how, INPUT)(weight)
 
 
 def fill_recurrent(u: Tensor, how: Initialiser, max_abs: float | None) -> None:
-    """u (H,): "positive" is U[0, m], "symmetric" U[−m, m] with m = max_abs or 1, "ones" is 1."""
+    """u (H,): "positive" is U[0, m], "symmetric" U[−m, m] with m = max_abs or 1."""
     largest = 1.0 if max_abs is None else max_abs
-    if callable(how):
-        how(u)
-    elif how == "positive":
-        nn.init.uniform_(u, 0.0, largest)
-    elif how == "symmetric":
-        nn.init.uniform_(u, -largest, largest)
-    elif how == "ones":
-        nn.init.ones_(u)
-    else:
-        raise ValueError(_unknown("recurrent_init", how, RECURRENT))
+    choices: dict[str, Callable[[Tensor], object]] = {
+        "positive": lambda u: nn.init.uniform_(u, 0.0, largest),
+        "symmetric": lambda u: nn.init.uniform_(u, -largest, largest),
+    }
+    _choose("recurrent_init", how, choices)(u)
 
 
-def fill_bias(bias: Tensor, how: Initialiser) -> None:
-    """b (H,): "zeros"."""
-    if callable(how):
-        how(bias)
-    elif how == "zeros":
-        nn.init.zeros_(bias)
-    else:
-        raise ValueError(_unknown("bias_init", how, BIAS))
-
-
-def _unknown(key: str, value: str, choices: tuple[str, ...]) -> str:
-    return f"{key} must be a function or one of {', '.join(choices)}, got {value!r}"
+def _choose(key: str, how: Initialiser, choices: dict[str, Callable[[Tensor], object]]) -> Callable[[Tensor], object]:
+    if not isinstance(how, str):
+        return how
+    if how not in choices:
+        raise ValueError(f"{key} must be a function or one of {', '.join(choices)}, got {how!r}")
+    return choices[how]

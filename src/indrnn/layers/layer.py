@@ -13,11 +13,10 @@ from ..recurrence import BACKENDS, NONLINEARITIES
 from ..recurrence.dispatch import state_dtype
 from ..recurrence.ops import recurrence
 from .folding import AffineSequence, materialise, project
-from .init import Initialiser, check_bounds, clip_recurrent_weight, fill_bias, fill_input, fill_recurrent
+from .init import Initialiser, check_bounds, clip_recurrent_weight, fill_input, fill_recurrent
 
 CONSTRAINTS = ("clip", "project", "none")
-NORMS = ("none", "batch", "layer")
-POSITIONS = ("before", "after")
+NORMS = ("none", "batch")
 
 
 class Weights(nn.Module):
@@ -30,7 +29,7 @@ class Weights(nn.Module):
         nonlinearity: str,
         bias: bool,
         bounds: tuple[float | None, float, str],
-        initialisers: tuple[Initialiser, Initialiser, Initialiser],
+        initialisers: tuple[Initialiser, Initialiser],
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -55,14 +54,14 @@ class Weights(nn.Module):
         self.bias = None if input_size is None or not bias else parameter(hidden_size)
 
     def reset_parameters(self) -> None:
-        """Draw W and u, and set b."""
-        input_init, recurrent_init, bias_init = self._initialisers
+        """Draw W and u; b = 0."""
+        input_init, recurrent_init = self._initialisers
         with torch.no_grad():
             if self.weight_ih is not None:
                 fill_input(self.weight_ih, input_init)
             fill_recurrent(self.weight_hh, recurrent_init, self.recurrent_max_abs)
             if self.bias is not None:
-                fill_bias(self.bias, bias_init)
+                nn.init.zeros_(self.bias)
 
     def recurrent_weight(self) -> Tensor:
         """u (H,) as the recurrence uses it: clipped if constraint is "clip"."""
@@ -159,15 +158,14 @@ class IndRNNLayer(Weights):
         hidden_size: H.
         nonlinearity: σ: "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
         bias: whether b exists.
-        norm: "none", "batch" (over batch and time) or "layer"; norm_position: "after" the recurrence or "before" it.
+        norm: of h: "none", or "batch", over batch and time.
         dropout: probability in [0, 1), in training; one mask a sequence, shared by all time steps.
         recurrent_max_abs, recurrent_min_abs: bounds on |u|; None, 0: no bound.
         constraint: how they are kept: "clip" in the forward pass (no gradient reaches a weight outside), "project"
             when the trainer calls `project_recurrent_weights_`, "none": they only set the range of initial values.
         input_init: W: "linear", U(±1/√D); "kaiming", Kaiming uniform with a = 8; "small_uniform", U(±0.001);
-            "small_normal", N(0, 0.001²). Like the next two, also a function that fills the tensor in place.
-        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; "ones".
-        bias_init: b: "zeros".
+            "small_normal", N(0, 0.001²); or a function that fills the tensor in place.
+        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or a function.
         backend: of the recurrence: "auto", "reference", "scan", "numba", "triton" (see `recurrence.resolve_backend`).
         reverse: read the sequence from its end; the state "after the last step" is then the one at t = 1.
 
@@ -185,41 +183,34 @@ class IndRNNLayer(Weights):
         nonlinearity: str = "relu",
         bias: bool = True,
         norm: str = "none",
-        norm_position: str = "after",
         dropout: float = 0.0,
         recurrent_max_abs: float | None = None,
         recurrent_min_abs: float = 0.0,
         constraint: str = "clip",
         input_init: Initialiser = "linear",
         recurrent_init: Initialiser = "positive",
-        bias_init: Initialiser = "zeros",
         backend: str = "auto",
         reverse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        bounds, initialisers = (
-            (recurrent_max_abs, recurrent_min_abs, constraint),
-            (input_init, recurrent_init, bias_init),
-        )
+        bounds = (recurrent_max_abs, recurrent_min_abs, constraint)
+        initialisers = (input_init, recurrent_init)
         super().__init__(input_size, hidden_size, nonlinearity, bias, bounds, initialisers, device, dtype)
         check_choice("norm", norm, NORMS)
-        check_choice("norm_position", norm_position, POSITIONS)
         check_choice("backend", backend, BACKENDS)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        self.norm_position = norm_position
         self.dropout = dropout
         self.backend = backend
         self.reverse = reverse
-        kind = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[norm]
-        self.norm = None if kind is None else kind(hidden_size, device=device, dtype=dtype)
+        self.norm = None if norm == "none" else nn.BatchNorm1d(hidden_size, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw W and u, set b, and reset the norm."""
+        """Draw W and u, set b to 0, and reset the norm."""
         super().reset_parameters()
-        if isinstance(self.norm, nn.BatchNorm1d | nn.LayerNorm):
+        if self.norm is not None:
             self.norm.reset_parameters()
 
     def forward(
@@ -244,11 +235,7 @@ class IndRNNLayer(Weights):
             x = materialise(input)
         else:
             x, bias = project(input, self.weight_ih, self.bias)
-        norm = self.norm
-        if norm is not None and self.norm_position == "before":
-            x, bias, norm = _normalise(norm, x if bias is None else x + bias), None, None
-        folded = norm if isinstance(norm, nn.BatchNorm1d) else None
-        statistics = folded is not None and _uses_batch_statistics(folded)
+        statistics = self.norm is not None and _uses_batch_statistics(self.norm)
         places = None if steps is None else steps.backwards if self.reverse else steps.place
         if steps is not None and places is not None:
             # relu comes to rest at 0 in the padding, instead of growing there to an infinity that spoils du
@@ -269,23 +256,18 @@ class IndRNNLayer(Weights):
             if statistics:
                 variance, mean = torch.var_mean(h.to(self.weight_hh.dtype), dim=0, correction=0)
         scale = shift = None
-        z_last = last
-        if folded is not None:
+        if self.norm is not None:
             n: int | Tensor = h.numel() // h.shape[-1]
             if statistics and self.share is not None:
                 mean, variance, n = self.share.join(mean, variance, h.numel() // h.shape[-1])
-            scale, shift = _affine_of(folded, mean, variance, n)
-        elif norm is not None:
-            # the last step anew from its copy, so that a reader of it alone leaves the rest without gradient
-            h, z_last = _normalise(norm, h), _normalise(norm, last)
-        sequence = AffineSequence(h, z_last, scale, shift, self._mask(last))
-        if steps is not None and sequence.mask is not None:
+            scale, shift = _affine_of(self.norm, mean, variance, n)
+        mask = self._mask(last)
+        if steps is not None and mask is not None:
             # rows of one sequence are not together, so its mask cannot be folded into a matrix
-            affine = AffineSequence(h, z_last, scale, shift)
-            return AffineSequence(
-                affine.materialise() * sequence.mask.index_select(0, steps.sequence), affine.last() * sequence.mask
-            ), last
-        return sequence, last
+            affine = AffineSequence(h, last, scale, shift)
+            z = affine.materialise() * mask.index_select(0, steps.sequence)
+            return AffineSequence(z, affine.last() * mask), last
+        return AffineSequence(h, last, scale, shift, mask), last
 
     def _mask(self, last: Tensor) -> Tensor | None:
         if not self.training or self.dropout == 0:
@@ -297,21 +279,11 @@ class IndRNNLayer(Weights):
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]
-        if self.norm is not None:
-            parts.append(f"norm_position={self.norm_position}")
         if self.dropout:
             parts.append(f"dropout={self.dropout}")
         if self.reverse:
             parts.append("reverse=True")
         return ", ".join(parts)
-
-
-def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm to x (B, T, H) or (N, H); batch norm takes its statistics over batch and time."""
-    if isinstance(norm, nn.BatchNorm1d):
-        normalised: Tensor = norm(x.flatten(0, -2)).view(x.shape)
-        return normalised
-    return torch.as_tensor(norm(x))
 
 
 def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:

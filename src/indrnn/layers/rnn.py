@@ -35,18 +35,16 @@ class IndRNN(nn.Module):
         batch_first: (B, T, …) instead of (T, B, …) for input and output.
         dropout: probability in [0, 1) after each layer but the last, in training; one mask a sequence, for all steps.
         bidirectional: every layer reads the sequence in both directions, and the next reads both, side by side.
-        norm: "none"; "batch", over batch and time; or "layer". Each direction has its own.
-        norm_position: "after" the recurrence or "before" it.
+        norm: of each layer's output: "none", or "batch", over batch and time. Each direction has its own.
         recurrent_max_abs: largest |u|, or None for no bound. ``recurrent_max(T)`` suits sequences of T steps.
         recurrent_min_abs: smallest |u|.
         constraint: how the bounds are kept: "clip" in the forward pass (no gradient reaches a weight outside);
             "project", stored weights are clamped whenever you call `indrnn.layers.project_recurrent_weights_`; "none",
             they only set the range of initial values.
         input_init: W: "linear", U(±1/√D) as nn.Linear; "kaiming", Kaiming uniform with a = 8; "small_uniform",
-            U(±0.001); "small_normal", N(0, 0.001²).
-        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or "ones".
-        bias_init: b: "zeros". Each of the three may also be a function that fills a tensor in place, or a list of
-            names or functions, one a layer.
+            U(±0.001); "small_normal", N(0, 0.001²); or a function that fills a tensor in place. b starts at 0.
+        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or a function;
+            or a list of these, one a layer.
         backend: of the recurrence: "auto", "reference", "scan", "numba" (CPU) or "triton" (CUDA).
         device, dtype: of the parameters, as for every torch module.
 
@@ -74,13 +72,11 @@ class IndRNN(nn.Module):
         bidirectional: bool = False,
         *,
         norm: str = "none",
-        norm_position: str = "after",
         recurrent_max_abs: float | None = None,
         recurrent_min_abs: float = 0.0,
         constraint: str = "clip",
-        input_init: Initialiser | Sequence[Initialiser] = "linear",
+        input_init: Initialiser = "linear",
         recurrent_init: Initialiser | Sequence[Initialiser] = "positive",
-        bias_init: Initialiser | Sequence[Initialiser] = "zeros",
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -96,9 +92,12 @@ class IndRNN(nn.Module):
         self.batch_first = batch_first
         self.bidirectional = bidirectional
         self.num_directions = 2 if bidirectional else 1
-        input_inits = _per_layer("input_init", input_init, num_layers)
-        recurrent_inits = _per_layer("recurrent_init", recurrent_init, num_layers)
-        bias_inits = _per_layer("bias_init", bias_init, num_layers)
+        if isinstance(recurrent_init, str) or callable(recurrent_init):
+            recurrent_init = [recurrent_init] * num_layers
+        if len(recurrent_init) != num_layers:
+            raise ValueError(
+                f"recurrent_init must hold one entry for each of {num_layers} layers, got {len(recurrent_init)}"
+            )
         self.layers = nn.ModuleList(
             IndRNNLayer(
                 input_size if k == 0 else hidden_size * self.num_directions,
@@ -106,14 +105,12 @@ class IndRNN(nn.Module):
                 nonlinearity=nonlinearity,
                 bias=bias,
                 norm=norm,
-                norm_position=norm_position,
                 dropout=dropout if k < num_layers - 1 else 0.0,
                 recurrent_max_abs=recurrent_max_abs,
                 recurrent_min_abs=recurrent_min_abs,
                 constraint=constraint,
-                input_init=input_inits[k],
-                recurrent_init=recurrent_inits[k],
-                bias_init=bias_inits[k],
+                input_init=input_init,
+                recurrent_init=recurrent_init[k],
                 backend=backend,
                 reverse=reverse,
                 device=device,
@@ -235,14 +232,6 @@ class IndRNN(nn.Module):
         return f"{text}, bidirectional=True" if self.bidirectional else text
 
 
-def _per_layer(name: str, value: Initialiser | Sequence[Initialiser], num_layers: int) -> Sequence[Initialiser]:
-    if isinstance(value, str) or callable(value):
-        return [value] * num_layers
-    if len(value) != num_layers:
-        raise ValueError(f"{name} must hold one entry for each of {num_layers} layers, got {len(value)}")
-    return value
-
-
 def _checked_lengths(lengths: Tensor | Sequence[int], B: int, T: int, device: torch.device) -> Tensor:
     lengths = torch.as_tensor(lengths, device=device)
     if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
@@ -282,12 +271,11 @@ class IndRNNCell(Weights):
         recurrent_min_abs: float = 0.0,
         input_init: Initialiser = "linear",
         recurrent_init: Initialiser = "positive",
-        bias_init: Initialiser = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         bounds = (recurrent_max_abs, recurrent_min_abs, "clip")
-        initialisers = (input_init, recurrent_init, bias_init)
+        initialisers = (input_init, recurrent_init)
         check_size("input_size", input_size)
         super().__init__(input_size, hidden_size, nonlinearity, bias, bounds, initialisers, device, dtype)
         self.reset_parameters()

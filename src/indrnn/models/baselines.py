@@ -1,4 +1,5 @@
-"""The networks the IndRNN is compared with: `torch.nn.LSTM` and `torch.nn.RNN`, classifying the last step.
+"""The networks the IndRNN is compared with: `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN`, classifying the last
+step.
 
 B: sequences, T: time steps, D: input features, H: hidden units, K: outputs.
 """
@@ -46,9 +47,7 @@ class LSTMClassifier(nn.Module):
     def _initialise(self, model: LSTMConfig, length: int) -> None:
         for weight_ih, weight_hh, bias_ih, bias_hh in self.lstm.all_weights:
             if model.weight_init == "glorot":
-                for input_weight, recurrent_weight in zip(weight_ih.chunk(4), weight_hh.chunk(4), strict=True):
-                    nn.init.xavier_uniform_(input_weight)
-                    nn.init.orthogonal_(recurrent_weight)
+                _glorot_by_gate(weight_ih, weight_hh, 4)
             # nn.LSTM adds both biases: the first carries what is set here alone, or it would count twice.
             nn.init.zeros_(bias_ih)
             nn.init.zeros_(bias_hh)
@@ -64,6 +63,34 @@ class LSTMClassifier(nn.Module):
         """Map x (B, T, D) to logits (B, K)."""
         _, (h_last, _) = self.lstm(x)
         return self.head(self.dropout(h_last[-1]))
+
+
+def _glorot_by_gate(weight_ih: Tensor, weight_hh: Tensor, gates: int) -> None:
+    for input_weight, recurrent_weight in zip(weight_ih.chunk(gates), weight_hh.chunk(gates), strict=True):
+        nn.init.xavier_uniform_(input_weight)
+        nn.init.orthogonal_(recurrent_weight)
+
+
+class GRUClassifier(nn.Module):
+    """`nn.GRU` (Cho et al. 2014, arXiv 1406.1078) and a linear classifier on its last output, built as a network from
+    outside the package is (configs/model/gru.yaml).
+
+    Input weights are Glorot uniform, recurrent weights orthogonal gate by gate, biases 0, as the LSTM's here.
+    """
+
+    def __init__(self, task: Task, hidden_size: int = 128, num_layers: int = 1) -> None:
+        super().__init__()
+        self.gru = nn.GRU(task.input_size, hidden_size, num_layers, batch_first=True)
+        self.head = classifier(hidden_size, task)
+        for weight_ih, weight_hh, bias_ih, bias_hh in self.gru.all_weights:
+            _glorot_by_gate(weight_ih, weight_hh, 3)
+            nn.init.zeros_(bias_ih)
+            nn.init.zeros_(bias_hh)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to logits (B, K)."""
+        _, h_last = self.gru(x)
+        return self.head(h_last[-1])
 
 
 class RNNClassifier(nn.Module):

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from indrnn.data import Task
 
+from .indrnn import classifier
+
 
 def log_g(a: Tensor) -> Tensor:
     """log g(a), without the overflow of computing g first (their listing 6)."""
@@ -53,14 +55,11 @@ class MinGRUClassifier(nn.Module):
         sizes = [task.input_size, *[hidden_size] * num_layers]
         self.layers = nn.ModuleList(MinGRU(*pair) for pair in pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_size) for _ in self.layers)
-        self.head = nn.Linear(hidden_size, task.output_size)
-        nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = classifier(hidden_size, task)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to logits (B, K)."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = layer(x)
             x = norm(h.flatten(0, 1)).view_as(h)
-        logits: Tensor = self.head(x[:, -1])
-        return logits
+        return self.head(x[:, -1])

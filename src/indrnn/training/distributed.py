@@ -119,7 +119,7 @@ class _Group(Processes):
                     "fewer processes"
                 )
         share = Share(self, batch_size, self._rows(batch_size))
-        folded = {id(layer.norm) for _, layer in recurrent_layers(model) if layer.norm_position == "after"}
+        folded = {id(layer.norm) for _, layer in recurrent_layers(model)}
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in folded:
                 raise UserError(f"the batch norm {name} cannot be joined between processes; train in one process")

@@ -24,8 +24,6 @@ from ..config.schema import (
 )
 from ..errors import UserError
 
-OPTIMIZERS = {"adam": torch.optim.Adam}
-
 
 def decayed_parameters(model: nn.Module) -> list[Tensor]:
     """The parameters that weight decay applies to: all but u and biases, as in the paper's code. These are the matrices
@@ -37,13 +35,10 @@ def decayed_parameters(model: nn.Module) -> list[Tensor]:
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Weight decay is added to the gradient.
+    """Adam; weight decay is added to the gradient.
 
-    All groups share one learning-rate tensor, to be changed in place (`rate_tensor`). Raises UserError for an unknown
-    name.
+    All groups share one learning-rate tensor, to be changed in place (`rate_tensor`).
     """
-    if cfg.name not in OPTIMIZERS:
-        raise UserError(f"optimizer.name={cfg.name} is unknown; choose from {', '.join(OPTIMIZERS)}")
     decayed = decayed_parameters(model)
     ids = {id(parameter) for parameter in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ids]
@@ -53,7 +48,7 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig, device: torch.device
         for parameters, decay in ((decayed, cfg.weight_decay), (others, 0.0))
         if parameters
     ]
-    return OPTIMIZERS[cfg.name](
+    return torch.optim.Adam(
         groups,
         lr=cfg.lr,
         betas=(cfg.beta1, cfg.beta2),
