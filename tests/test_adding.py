@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from indrnn.data import make_task
-from indrnn.data.adding_stream import _mix
+from indrnn.data.adding import _mix
 from parts import adding as adding_data
 
 CPU = torch.device("cpu")

@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line_and_a_good_checkpoi
     assert codes[1 - victim] == 1, said
     assert said[victim].count("another process") == 0
     assert said[1 - victim].count("another process of this run has ended or cannot be reached; ") == 1
-    assert "go on with the same command" in said[1 - victim].splitlines()[-1]
+    assert "continue with the same command" in said[1 - victim].splitlines()[-1]
     folder = folder_of(tmp_path / "two" / "dropout")
     step = torch.load(folder / "checkpoint.pt", weights_only=True)["progressed"]["step"]
     # The first process saves the step before the one that was broken off; without it, the last checkpoint stays.

@@ -246,7 +246,7 @@ def test_a_report_knows_a_task_by_its_object_alone(mine):
         (["data._target_=mytask.strange", "data._target_=mytask.other"], "no class or function other"),
         (["model._target_=mygru.without"], "model.args: got an unexpected keyword .*without takes .task, ., size=3"),
         (["model.args.hidden_size=wide"], "with hidden_size=wide: TypeError: hidden_size should be of type int"),
-        (["model._target_=mygru.Wrong"], r"must make an output \(3, 2\), not \(3, 12, 64\)"),
+        (["model._target_=mygru.Wrong"], r"its output must be \(3, 2\), not \(3, 12, 64\)"),
         (["model._target_=mygru.Falls"], r"called with x \(3, 12, 1\): RuntimeError: .*mygru.py, line 21"),
         (["data._target_=mytask.nothing"], "must return an indrnn.data.Task, not None"),
         (["data._target_=mytask.unsafe"], "folder='../elsewhere' of a task: use letters"),

@@ -17,7 +17,7 @@ from indrnn.errors import RunError, UserError
 from indrnn.record import read_result
 from indrnn.training import Interrupted, checkpoint, load_run, loop, state
 from indrnn.training.checkpoint import read_checkpoint
-from indrnn.training.evaluate import Objective, evaluate
+from indrnn.training.evaluation import Objective, evaluate
 from indrnn.training.order import DataOrder
 from indrnn.training.step import CaptureError
 from small_runs import (
@@ -153,7 +153,7 @@ def test_a_drop_of_the_plateau_goes_back_to_the_best_weights_and_their_optimizer
     end = read_checkpoint(folder_of(tmp_path) / "checkpoint.pt")
     assert (end["best"]["step"], end["progressed"]["step"]) == (10, 20)
     assert ("optimizer" in end["best"]) == restore_best
-    said = "step 20: the learning rate drops; going on from the best step, 10" in capsys.readouterr().err
+    said = "step 20: the learning rate drops; back to the best step, 10" in capsys.readouterr().err
     assert said == restore_best
     for part in ("model", "optimizer") if restore_best else ("model",):
         pairs = zip(_leaves(end[part]), _leaves(end["best"][part]), strict=True)
@@ -286,7 +286,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(loop.Training, "_advance", interrupted)
-    with pytest.raises(Interrupted, match=r"stopped at step 12, saved in .*; go on with the same command") as caught:
+    with pytest.raises(Interrupted, match=r"stopped at step 12, saved in .*; continue with the same command") as caught:
         run_small(tmp_path)
     assert caught.value.exit_code == 130
     assert torch.load(folder_of(tmp_path) / "checkpoint.pt", weights_only=True)["progressed"]["step"] == 12
@@ -371,7 +371,7 @@ def test_a_folder_that_is_no_run_and_one_without_checkpoint_are_refused(tmp_path
         load_run(folder, "last")
     (folder / "best.pt").unlink()
     (folder / "weights.safetensors").unlink()
-    with pytest.raises(UserError, match=r"has no weights\.safetensors or best\.pt: the run has not come far enough"):
+    with pytest.raises(UserError, match=r"has no weights\.safetensors or best\.pt: the run has not written one yet"):
         load_run(folder)
     assert load_run(folder, "latest")[1].seed == 0
 
@@ -408,19 +408,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 @pytest.fixture
 def _without_graphs(monkeypatch):
     """As on a GPU where no step can be captured; the steps run on the CPU."""
-    rehearse = state.TrainingState._rehearse
+    trial_step = state.TrainingState._make_trial_step
 
     def on_a_gpu(self, fallbacks):
         device, self.device = self.device, SimpleNamespace(type="cuda")
         try:
-            rehearse(self, fallbacks)
+            trial_step(self, fallbacks)
         finally:
             self.device = device
 
     def refuse(*_):
         raise CaptureError("operation not permitted")
 
-    monkeypatch.setattr(state.TrainingState, "_rehearse", on_a_gpu)
+    monkeypatch.setattr(state.TrainingState, "_make_trial_step", on_a_gpu)
     monkeypatch.setattr(state, "GraphedStep", refuse)
     monkeypatch.setattr(state, "synchronise", lambda device: None)
 

@@ -1,15 +1,15 @@
 """Learning-rate schedules against values computed by hand."""
 
-from types import SimpleNamespace
-
 import pytest
+from omegaconf import OmegaConf
 
 from indrnn.errors import UserError
-from indrnn.training.optimizer import Plateau, build_schedule
+from indrnn.training.optimizer import build_schedule
 
 
 def schedule(name, peak=2e-4, max_steps=100, **values):
-    return build_schedule(SimpleNamespace(**{"name": name, "restore_best": False, **values}), peak, max_steps)
+    plateau = {"restore_best": False} if name == "plateau" else {}
+    return build_schedule(OmegaConf.create({"name": name, **plateau, **values}), peak, max_steps)
 
 
 def test_constant():
@@ -93,7 +93,9 @@ def test_plateau_goes_back_to_the_best_at_a_drop(restore_best):
 
 
 def test_plateau_counts_the_first_evaluation_as_a_gain_however_bad():
-    assert Plateau().after(-1e9, [1]) == Plateau(best=-1e9)
+    plateau = schedule("plateau", factor=0.1, patience=[1], minimum_lr=1e-9)
+    plateau.observe(-1e9)
+    assert plateau.state() == {"drops": 0, "waited": 0, "best": -1e9}
 
 
 def test_an_unknown_schedule_is_refused():

@@ -75,6 +75,7 @@ def test_a_fresh_run_writes_its_configuration(tmp_path):
     with opened(tmp_path, "seed=3", "optimizer.lr=1e-3") as run:
         assert run.state == "fresh"
         assert run.path == tmp_path / "mnist5k" / "indrnn" / "seed3"
+        run.begin()
         stored = OmegaConf.load(run.config_path)
         assert (stored.optimizer.lr, stored.name, stored.seed) == (1e-3, "indrnn", 3)
         assert list(OmegaConf.load(run.overrides_path)) == ["seed=3", "optimizer.lr=1e-3"]
@@ -134,9 +135,11 @@ def test_many_differences_are_counted(tmp_path):
 
 
 def test_a_run_that_never_trained_blocks_nothing(tmp_path):
-    opened(tmp_path).close()
+    with opened(tmp_path) as run:
+        run.begin()
     with opened(tmp_path, "optimizer.lr=1e-3") as run:
         assert run.state == "fresh"
+        run.begin()
         assert load_config_file(run.config_path)["optimizer"]["lr"] == 1e-3
 
 
@@ -266,6 +269,7 @@ def test_a_runs_files_without_its_configuration_are_kept(tmp_path, name):
 def test_a_second_process_is_turned_away_until_the_first_ends(tmp_path):
     cfg = load_config(["model=indrnn", "data=mnist5k", f"output_root={tmp_path}"])
     with open_run(cfg, [], "") as run:
+        run.begin()
         script = (
             "import sys; from indrnn.config.compose import load_config; from indrnn.record import open_run\n"
             "open_run(load_config(sys.argv[1:]), [], '')"
@@ -369,8 +373,8 @@ def test_a_disk_that_is_full_at_the_start_is_a_user_error(tmp_path):
     path = run_folder(config(tmp_path))
     path.mkdir(parents=True)
     (path / "config.yaml.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"No space left.*free some space") as failure:
-        opened(tmp_path)
+    with opened(tmp_path) as run, pytest.raises(UserError, match=r"No space left.*free some space") as failure:
+        run.begin()
     assert not isinstance(failure.value, RunError)
     one_line(failure)
     with opened(tmp_path) as run:

@@ -13,7 +13,7 @@ import torch
 
 from fabricated_runs import MNIST, fabricate
 from indrnn.cli.report import main
-from indrnn.data.adding_stream import AddingSplit
+from indrnn.data.adding import AddingSplit
 from indrnn.errors import UserError
 from indrnn.record import MetricsWriter
 from indrnn.report.curves import band, binned

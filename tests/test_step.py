@@ -14,7 +14,7 @@ from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.training.evaluate import Objective
+from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer, decayed_parameters, rate_tensor
 from indrnn.training.step import CaptureError, GraphedStep, TrainingStep
 from small_runs import ArraySplit, small_config, small_task

@@ -1,4 +1,4 @@
-"""Code from outside that a configuration names: ``_target_``, imported and called with ``args``."""
+"""Code from outside the package that a configuration names: ``_target_``, imported and called with ``args``."""
 
 import importlib
 import inspect
@@ -13,30 +13,30 @@ from .errors import UserError
 
 
 def call_target(key: str, config: Any, *arguments: Any) -> Any:
-    """What ``config._target_`` (module.function or module.Class) returns for ``arguments`` and ``config.args``.
+    """Call ``config._target_`` (module.function or module.Class) with ``arguments`` and ``config.args``.
 
     Args:
-        key: where ``config`` stands in the configuration, for messages: "model" or "data".
+        key: the place of ``config`` in the configuration, for messages: "model" or "data".
 
     Raises:
-        UserError: it cannot be imported, does not take these arguments, or fails.
+        UserError: the target cannot be imported, does not take these arguments, or fails.
     """
     target = _import(f"{key}._target_={config._target_}", str(config._target_))
-    # What the target gets must not be the configuration itself: plain values.
+    # Plain values: the target must not hold parts of the configuration.
     keywords = _plain(config.args)
     try:
         inspect.signature(target).bind(*arguments, **keywords)
     except TypeError as error:
         raise UserError(f"{key}.args: {error}; {config._target_} takes {inspect.signature(target)}") from error
     except ValueError:
-        pass  # No signature is known; the call itself tells.
+        pass  # The signature is not known; the call will show.
     given = ", ".join(f"{name}={value}" for name, value in keywords.items())
     with_arguments = f"{key}._target_={config._target_} with {given or 'no arguments'}"
     return blaming(with_arguments, target, lambda: target(*arguments, **keywords))
 
 
 def blaming(what: str, target: Any, call: Callable[[], Any]) -> Any:
-    """``call()``; whatever it raises becomes one line that begins with ``what`` and names the place in the file of
+    """Return ``call()``; turn an exception into one line that begins with ``what`` and names the line in the file of
     ``target``."""
     try:
         return call()

@@ -16,7 +16,7 @@ from indrnn.data import make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.training.device import bfloat16_refusal, flush_denormals, set_precision
-from indrnn.training.evaluate import Objective
+from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer
 from indrnn.training.step import GraphedStep, TrainingStep
 

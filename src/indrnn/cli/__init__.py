@@ -11,13 +11,13 @@ from ..errors import UserError
 
 
 def run(program: str, command: Callable[[], int | None], tracebacks: bool = False) -> None:
-    """Run a command's body, which returns its exit code. What stops it is one line on stderr: exit code 2 for a request
-    that cannot be met, 1 for a failure, 128 + n for signal n; nothing is said where stdout was closed."""
+    """Run a command's body, which returns its exit code. Errors become one line on stderr, with exit code 2 for a
+    request that cannot be met, 1 for a failure, 128 + n for signal n; nothing is printed if stdout was closed."""
     try:
         code = command() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nor may the interpreter flush into the pipe as it ends.
+        # The interpreter must not flush into the pipe at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as stop:
@@ -26,14 +26,14 @@ def run(program: str, command: Callable[[], int | None], tracebacks: bool = Fals
         if leads():
             say(program, f"stopped by {number.name}; nothing is lost", code)
     except Exception as error:
-        # Several processes fail alike while they read the command.
+        # All processes fail alike while they read the command.
         code = explain(program, error, tracebacks) if leads() else getattr(error, "exit_code", 1)
     if code:
         sys.exit(code)
 
 
 def explain(program: str, error: Exception, tracebacks: bool = False) -> int:
-    """Say what went wrong, with a traceback if ``tracebacks`` or nobody foresaw it; returns the exit code."""
+    """Print what went wrong, with a traceback if ``tracebacks`` or if the error is unexpected; return the exit code."""
     line, code = None, 1
     if isinstance(error, UserError):
         line, code = str(error), error.exit_code
@@ -48,16 +48,16 @@ def explain(program: str, error: Exception, tracebacks: bool = False) -> int:
 
 
 def say(program: str, message: str, code: int) -> int:
-    """Print one line on stderr, whatever library worded it; returns ``code``."""
+    """Print a message as one line on stderr; return ``code``."""
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 
 def announce(program: str, doing: str) -> None:
-    """Say on stderr what is about to take more than a moment."""
+    """Say on stderr what will take more than a moment."""
     print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
 
 
 def leads() -> bool:
-    """Whether this process is the one that speaks, of those that torchrun started together."""
+    """Whether this process prints for all those that torchrun started together."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""``indrnn-eval``: the weights that finished runs keep, evaluated again and held against their result.json."""
+"""``indrnn-eval``: evaluate the weights of finished runs again and compare with their result.json."""
 
 import argparse
 import os
@@ -11,14 +11,14 @@ from ..errors import UserError
 from . import run
 
 if TYPE_CHECKING:
-    from ..training.evaluate import Reevaluation
+    from ..training.evaluation import Reevaluation
 
 DESCRIPTION = """\
-Read the test set again with the weights and batch-norm statistics that finished runs keep, and print accuracy and 95 %
+Read the test set again with the weights and batch-norm statistics of finished runs, and print accuracy and 95 %
 interval beside those in result.json. Exits with 1 if a run's right answers differ by more than 2 of 10,000 (where there
 are no classes, if its error differs by more than 1 %), with 2 if one cannot be evaluated.
 """
-# Of 10,000: other processors and backends round otherwise, which may turn an answer that was a close call.
+# Of 10,000: other processors and backends round differently, which may flip a close answer.
 ALLOWED = 2
 ALLOWED_ERROR = 0.01
 
@@ -55,21 +55,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not runs:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
-    # Heavy: loaded once there is something to do.
-    from ..training.evaluate import evaluate_run
+    # Imports PyTorch, so only once there is something to do.
+    from ..training.evaluation import evaluate_run
 
     agree = 0
     for path in runs:
         again = evaluate_run(path, options.device, options.data_root)
-        agrees, line = _held_against(again)
+        agrees, line = _compare(again)
         agree += agrees
         print(f"{path}: {line}", flush=True)
     print(f"{agree} of {len(runs)} agree with result.json")
     return 0 if agree == len(runs) else 1
 
 
-def _held_against(again: "Reevaluation") -> tuple[bool, str]:
-    """Whether the run gives its result again, and both in words."""
+def _compare(again: "Reevaluation") -> tuple[bool, str]:
+    """Whether the run reproduces its result, and a line with both."""
     from ..record import wilson_interval
 
     recorded, found, n = again.recorded, again.evaluation, again.evaluation.size
@@ -86,7 +86,3 @@ def _held_against(again: "Reevaluation") -> tuple[bool, str]:
         low, high = recorded.test_ci95
     line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"
     return agrees, line + ("" if agrees else ": DIFFERENT")
-
-
-if __name__ == "__main__":
-    main()

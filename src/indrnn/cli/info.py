@@ -8,7 +8,7 @@ from pathlib import Path
 from . import announce, run
 
 DESCRIPTION = """\
-Print what a report of a problem, or of a result, should state: versions, devices, CPU threads, which backends of the
+Print what a bug report, or a report of results, should include: versions, devices, CPU threads, which backends of the
 recurrence work here and why the others do not, where the configuration is read from, and whether MNIST is there.
 """
 
@@ -100,7 +100,7 @@ def _backends(device: str) -> list[tuple[str, str]]:
 
     reasons = available_backends(device).items()
     facts = [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
-    # On a GPU this compiles and checks the kernels; what is wrong with them is a warning.
+    # On a GPU this compiles and checks the kernels, and warns if they are wrong.
     return [*facts, (f"auto on {device}", resolve_backend("auto", device))]
 
 
@@ -113,7 +113,3 @@ def _mnist(root: str) -> str:
     if not missing:
         return f"found in {folder}"
     return f"not in {folder}; indrnn-train downloads it, data.root= or INDRNN_DATA names another folder"
-
-
-if __name__ == "__main__":
-    main()

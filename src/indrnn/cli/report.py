@@ -82,7 +82,3 @@ def _list(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix != ".svg":
             print(f"wrote {path}{' and .svg' if path.suffix == '.png' else ''}")
-
-
-if __name__ == "__main__":
-    main()

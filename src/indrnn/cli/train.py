@@ -1,4 +1,4 @@
-"""``indrnn-train``: Hydra around `indrnn.training.train`; what is wrong with a request is one line and exit code 2."""
+"""``indrnn-train``: Hydra around `indrnn.training.train`; a bad request is answered with one line and exit code 2."""
 
 import argparse
 import logging
@@ -33,12 +33,12 @@ indrnn-train trains one network on one task, evaluates it and records the run.
 
 Flags: -m sweep; --cfg job print the configuration, --resolve with references replaced; --config-dir FOLDER more
 choices of your own; --version; -sc install=bash tab completion (also zsh, fish); --hydra-help the rest.
-Run again, a command goes on where it stopped, and skips what is done."""
+A command that is run again continues where it stopped and skips finished runs."""
 
 
 class _Command:
-    """This process's command. Hydra knows no exit codes and words exceptions in its own lines, so a job says itself
-    what stopped it and leaves its code here."""
+    """The state of this process's command. Hydra has no exit codes and prints exceptions its own way, so a job prints
+    its own errors and leaves its exit code here."""
 
     def __init__(self) -> None:
         self.tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -53,7 +53,7 @@ def main() -> None:
     global _command
     _command = _Command()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
-    # Without this Hydra turns every exception into lines of its own and exit code 1.
+    # Otherwise Hydra would print every exception itself and exit with code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     terminate = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends what is not training as Ctrl-C does; a run sees to signals itself."""
+    """Outside of training SIGTERM acts as Ctrl-C does; a run handles signals itself."""
     raise KeyboardInterrupt(number)
 
 
@@ -82,8 +82,8 @@ def _run() -> int:
 
 
 def _options() -> argparse.Namespace:
-    """The command's flags, which are Hydra's, and its overrides. Leaves in sys.argv what Hydra reads as the same: its
-    own parser takes flags before or after the overrides only, not between them."""
+    """The command's flags, which are Hydra's, and its overrides. Reorders sys.argv, because Hydra's own parser does not
+    take flags between overrides."""
     parser = argparse.ArgumentParser(PROGRAM, add_help=False)
     parser.error = _refuse_flag  # type: ignore[method-assign]
     for flags in ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m",
@@ -127,7 +127,7 @@ def _answer(options: argparse.Namespace) -> None:
             try:
                 hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
             except Exception:
-                # What stopping leaves half done in a launcher has been asked for.
+                # A launcher may fail because the sweep was stopped.
                 if not sweep.stopped_by:
                     raise
             finally:
@@ -137,7 +137,7 @@ def _answer(options: argparse.Namespace) -> None:
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
     except OSError as error:
-        # Jobs report their own; what is left is the folder of a sweep.
+        # Jobs report their own errors, so this one comes from the sweep's folder.
         if isinstance(error, BrokenPipeError):
             raise
         raise UserError(
@@ -165,14 +165,14 @@ def _help(composer: "Composer", overrides: list[str]) -> str:
 
 
 def _typed(value: object) -> str:
-    """As it would be typed."""
+    """A value as it would be typed on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan]":
-    """Compose and check every job of the command, so that the last of a sweep cannot fail over a typing error. Returns
+    """Compose and check every job of the command, so that the last job of a sweep cannot fail on a typing error. Return
     the jobs, as far as they are known."""
     from ..config.checks import check, result_keys
     from ..record import run_folder
@@ -193,13 +193,13 @@ def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan
                 f"{key} differs between jobs of the same run folder {folder}; keep them apart, "
                 f"for example with 'tag={key.rsplit('.', 1)[-1]}-${{{key}}}'"
             )
-    # Another sweeper draws the jobs as it goes.
+    # Another sweeper chooses its jobs as it goes.
     return [] if any(word.startswith("hydra/sweeper=") for word in options.overrides) else plans
 
 
 def _job(composed: DictConfig) -> float | None:
-    """One job, in this process or, with another launcher of Hydra, in one of its own. One of a sweep returns its
-    validation score."""
+    """One job, in this process or, with another launcher of Hydra, in a process of its own. Returns the validation
+    score in a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
     if "torch" not in sys.modules and leads():
@@ -228,7 +228,7 @@ def _train(cfg: DictConfig, hydra: Any) -> "Result":
     from indrnn.record import command_line, run_folder
     from indrnn.training import train
 
-    # The name is drawn from what Hydra knows of this job, which the next job replaces.
+    # Resolve the name now: it depends on Hydra's record of this job, which the next job replaces.
     cfg.name = str(cfg.name)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Composing the configuration from ``configs/`` with Hydra, and saying in one line what is wrong with a request."""
+"""Compose the configuration from ``configs/`` with Hydra; errors are one line with a remedy."""
 
 import copy
 import os
@@ -28,11 +28,11 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from ..errors import UserError
 from .checks import check, type_problem
-from .schema import SCHEMAS, Config
+from .schema import SCHEMAS, Config, all_keys
 
 # Plugins of Hydra that the extra "sweep" installs.
 _SWEEP_PLUGINS = {("hydra/launcher", name) for name in ("joblib", "ray", "submitit_local", "submitit_slurm")}
-# What an experiment sets for one model only.
+# Files with what an experiment sets for one model only.
 _FOR_MODEL = "experiment/for_model"
 
 
@@ -71,7 +71,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
 
 
 class _FurtherChoices(SearchPathPlugin):
-    """What Hydra searches beside ``configs/``: the folder of the `Composer` at work, as for ``--config-dir``."""
+    """Adds the current `Composer`'s folder to Hydra's search path, as ``--config-dir`` does."""
 
     folder: str | None = None
 
@@ -99,7 +99,7 @@ class Composer:
         self._by_choices: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> Config:
-        """One job's configuration; its keys and types are right, the rest is for `check`.
+        """The configuration of one job, with keys and types checked; ranges are left to `check`.
 
         Raises:
             UserError: an override or a file has a key, a choice or a type of value that does not exist.
@@ -112,7 +112,7 @@ class Composer:
             if chosen not in self._by_choices:
                 self._by_choices[chosen] = compose(self._config_name, list(chosen), return_hydra_config=True)
         cfg = copy.deepcopy(self._by_choices[chosen])
-        # Keys are looked up in what the chosen files compose to, so that a key of another model is recognised as one.
+        # Checked against the composed files, so that a key of another model is recognised.
         _check_keys(values, cfg)
         for override in values:
             try:
@@ -120,15 +120,15 @@ class Composer:
             except (OmegaConfBaseException, ValueError, OverflowError) as error:
                 raise UserError(f"{override.input_line}: {type_problem(str(error))}") from error
         with flag_override(cfg, ["struct", "readonly"], False):
-            # What cannot be resolved is reported by `check`.
+            # If the name cannot be resolved, `check` reports it.
             with suppress(OmegaConfBaseException):
                 cfg.name = cfg.name
             cfg.pop("hydra")
         return cast(Config, cfg)
 
     def jobs(self, overrides: Sequence[str]) -> list[list[str]]:
-        """The overrides of every job of ``-m``, in the order in which Hydra's basic sweeper runs them; the whole, as
-        one job, if another sweeper runs it.
+        """The overrides of every job of ``-m``, in the order of Hydra's basic sweeper; for another sweeper, one job
+        without the swept keys.
 
         Raises:
             UserError: an override cannot be read, or is a range that the basic sweeper cannot enumerate.
@@ -149,13 +149,13 @@ class Composer:
         return jobs
 
     def choices(self) -> dict[str, list[str]]:
-        """Every group that a user chooses from, with its choices."""
+        """Every group with its choices."""
         with self._loader() as loader:
             groups = set(loader.list_groups("")) - {"hydra", "schema"}
             return {group: loader.get_group_options(group) for group in [*SCHEMAS, *sorted(groups - set(SCHEMAS))]}
 
     def for_models(self) -> dict[str, dict[str, Any]]:
-        """What an experiment sets for one model only: <experiment>_<model> and its keys with their values."""
+        """The settings that an experiment has for one model only: <experiment>_<model>, its keys and values."""
         content: dict[str, dict[str, Any]] = {}
         with self._loader() as loader:
             for name in loader.get_group_options(_FOR_MODEL):
@@ -176,7 +176,7 @@ class Composer:
             _FurtherChoices.folder = None
 
 
-# Overrides, checked before Hydra sees them, for it lets ``+key`` add keys that no schema has.
+# Overrides are checked before Hydra sees them, because it lets ``+key`` add keys that no schema has.
 
 
 def _parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool = False) -> list[Override]:
@@ -205,7 +205,7 @@ def _chooses_file(override: Override, loader: ConfigLoader) -> bool:
 
 
 def _sets_value(override: Override, loader: ConfigLoader) -> bool:
-    """Whether it sets a key of the project's own, and not a choice or a key of Hydra's."""
+    """Whether it sets a key of ours, rather than choosing a file or setting a key of Hydra's."""
     return not (override.is_hydra_override() or override.package is not None or _chooses_file(override, loader))
 
 
@@ -234,7 +234,7 @@ def _check_choices(overrides: Sequence[Override], loader: ConfigLoader) -> None:
 
 
 def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
-    """Look the key of every override up in ``cfg``, the configuration that the chosen files compose to."""
+    """Look up the key of every override in ``cfg``, the configuration composed from the chosen files."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     del plain["hydra"]
     known = dict.fromkeys(_leaf_keys(plain))
@@ -247,7 +247,7 @@ def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
         if name == "name" and group in SCHEMAS and override.value() != cfg[group].name:
             raise UserError(f"{override.input_line}: a name goes with its file; write {group}={override.value()}")
         if override.is_delete():
-            raise UserError(f"~{key}: a key cannot be taken away; give it another value")
+            raise UserError(f"~{key}: a key cannot be removed; give it another value")
         if override.is_add():
             raise UserError(f"+{key}: the key exists already; write {str(override.input_line).lstrip('+')}")
 
@@ -261,11 +261,11 @@ def _leaf_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-# Messages in one line: Hydra's and OmegaConf's put into ours, and suggestions for misspelt words.
+# Error messages: those of Hydra and OmegaConf in one line, and suggestions for misspelt words.
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of Hydra, OmegaConf or PyYAML says, without search paths, carets and hints about Hydra."""
+    """The message of an exception of Hydra, OmegaConf or PyYAML, without search paths, carets and hints about Hydra."""
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():
         cause = cause.__cause__
@@ -286,7 +286,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _file_problem(text: str) -> str:
-    """What OmegaConf says about a value in a file: its key, then what is wrong with it."""
+    """OmegaConf's error about a value in a file, in our words: the key, then the problem."""
     key = re.search(r"full_key: (\S+)", text)
     missing = re.match(r"Key '.*' not in '(\w+)'", text)
     if key and key[1] == "experiment":
@@ -294,20 +294,8 @@ def _file_problem(text: str) -> str:
     if key and missing:
         schemas = {(group, schema.__name__): name for group, of in SCHEMAS.items() for name, schema in of.items()}
         chosen = {group: name for (group, schema), name in schemas.items() if schema == missing[1]}
-        return _unknown_key(key[1], _all_keys(), chosen)
+        return _unknown_key(key[1], [name for name, _ in all_keys()], chosen)
     return f"{key[1] + ': ' if key else ''}{type_problem(text)}"
-
-
-def _all_keys() -> list[str]:
-    """Every key of every schema, dotted, and the groups."""
-    root = [field.name for field in fields(Config)]
-    groups = [
-        f"{group}.{field.name}"
-        for group, choices in SCHEMAS.items()
-        for schema in choices.values()
-        for field in fields(schema)
-    ]
-    return list(dict.fromkeys([*root, *groups]))
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:
@@ -342,12 +330,11 @@ def _unknown_key(key: str, known: Iterable[str], choices: dict[str, str]) -> str
     return message + (_suggestion(key, known) or "; indrnn-train --cfg job lists all")
 
 
-# What Hydra must know of this project.
+# Registered with Hydra.
 
 
 def _name_by_choices(*, _root_: DictConfig) -> str:
-    """A run is named after the files that its command chose, so that a variant of one has a name of its own: a primary
-    file of the user's own, the experiment, the model."""
+    """The name of a run: the files its command chose, that is the user's own primary file, experiment and model."""
     # Hydra takes its own node away from what a job gets, and keeps it apart.
     hydra: Any = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = hydra.runtime.choices
@@ -356,7 +343,7 @@ def _name_by_choices(*, _root_: DictConfig) -> str:
 
 
 def _register() -> None:
-    """Put the dataclasses where ``/schema/<group>/<name>`` finds them; and what files and searches rely on."""
+    """Register the dataclasses as ``/schema/<group>/<name>``, the resolver of run names and the search path."""
     OmegaConf.register_new_resolver("run_name", _name_by_choices, replace=True)
     Plugins.instance().register(_FurtherChoices)
     store = ConfigStore.instance()

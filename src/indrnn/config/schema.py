@@ -1,14 +1,14 @@
-"""The schema of the configuration: every key, its type, its range and what it means.
+"""The schema of the configuration: every key with its type, range and meaning.
 
-The dataclasses are the only place where a key, a type or a range is declared, and hold no value. The values stand in
-``configs/*.yaml``, one file a choice, each starting with ``defaults: [/schema/<group>/<name>@_here_]``. The ranges are
-in the field metadata, for `indrnn.config.checks`.
+Keys, types and ranges are declared here only; values are in ``configs/*.yaml``, one file per choice, beginning with
+``defaults: [/schema/<group>/<name>@_here_]``. The ranges are in the field metadata, for `indrnn.config.checks`.
 
-A field with ``affects_result=False`` cannot change what a run computes (where data lies, what is logged): two runs
+A field with ``affects_result=False`` cannot change what a run computes (where data is stored, what is logged): two runs
 that differ only there are the same run.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING
@@ -40,12 +40,12 @@ def setting(
     )
 
 
-# Of a folder that a name becomes, on every file system; "=" and "+" also stand in TensorBoard's list of runs.
+# Names that are safe as folders on every file system; "=" and "+" are also shown in TensorBoard's list of runs.
 FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
-# The largest seed that every generator takes (numpy's RandomState the least).
+# The largest seed that every generator takes; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
-# Far beyond any use, and where building a network would not end.
+# Far beyond any use; building a larger network would take forever.
 MAX_LAYERS, MAX_WIDTH = 1000, 100_000
 # Generated for each evaluation; enough for any precision.
 MAX_SEQUENCES = 1_000_000
@@ -54,7 +54,7 @@ BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 @dataclass
 class ModelConfig:
-    name: str = setting(doc="an entry of indrnn.models.MODELS, or what a network from outside is called")
+    name: str = setting(doc="an entry of indrnn.models.MODELS, or the name of a network from outside")
 
 
 @dataclass
@@ -64,7 +64,7 @@ class ExternalModelConfig(ModelConfig):
     _target_: str = setting(doc="module.Class, called as Class(task, **args) with the task's `indrnn.data.Task`")
     args: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"doc": "what else it is called with"},
+        metadata={"doc": "further arguments"},
     )
 
 
@@ -152,7 +152,7 @@ class RNNConfig(ModelConfig):
 
 @dataclass
 class DataConfig:
-    name: str = setting(doc="which task to load, or what a task from outside is called")
+    name: str = setting(doc="the task, or the name of a task from outside")
 
 
 @dataclass
@@ -160,7 +160,7 @@ class ExternalDataConfig(DataConfig):
     """A task from anywhere on Python's path."""
 
     _target_: str = setting(doc="module.function, called as function(**args), which returns an `indrnn.data.Task`")
-    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "what it is called with"})
+    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "its arguments"})
 
 
 @dataclass
@@ -323,3 +323,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "trainer": {"base": TrainerConfig},
 }
+
+
+def all_keys() -> Iterator[tuple[str, Field[Any]]]:
+    """Every key that any configuration can have, dotted, with its field; the groups among them."""
+    for key in fields(Config):
+        yield key.name, key
+    for group, choices in SCHEMAS.items():
+        for schema in choices.values():
+            yield from ((f"{group}.{key.name}", key) for key in fields(schema))

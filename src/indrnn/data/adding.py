@@ -1,45 +1,138 @@
-"""The adding problem as a task; its sequences are made in `adding_stream`."""
+"""The adding problem (Hochreiter & Schmidhuber 1997; as in Li et al. 2018, section 5.1), generated on the fly.
+
+x (B, T, 2): a value from U[0, 1) at every step, and a marker that is 1 at two steps, one in each half of the sequence,
+and 0 elsewhere. y (B,): the sum of the two marked values. Always answering their mean, 1, has an expected squared error
+of 1/6; for a split of finite size, `AddingSplit.mean_answer_error` computes it.
+
+Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. So
+a resumed run sees the numbers it would have seen, on any device, and a batch can be part of a CUDA graph.
+
+torch is imported by the splits only, so a command can name its run folder without it.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .task import Splits, Task
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ..config.schema import AddingConfig
-    from .adding_stream import AddingSplit
+
+# Of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4) as signed
+# 64-bit numbers: the odd increment 0x9E3779B97F4A7C15 and the multipliers of its variant-13 finaliser.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+
+# Where each split's sequences begin on one number line: the ranges cannot meet.
+TRAIN, VALIDATION, TEST = 0, 1 << 61, 1 << 62
+
+# Draws 0 and 1 of a sequence place the markers, draw 2 + t is the value at step t.
+_FIRST_VALUE = 2
+
+
+def _wrap(number: int) -> int:
+    """`number` modulo 2^64 as a signed 64-bit number."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64's own >> would copy the sign bit in."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of the 64-bit numbers; int64 products wrap as unsigned ones do."""
+    z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1
+    z = (z ^ _shift_right(z, 27)) * _MULTIPLIER_2
+    return z ^ _shift_right(z, 31)
+
+
+def _draws(keys: Tensor, first: int, count: int) -> Tensor:
+    """Draws first..first+count-1 of each sequence, (B, count) int64: SplitMix64 started at keys (B,)."""
+    import torch
+
+    counters = torch.arange(first + 1, first + count + 1, device=keys.device) * _INCREMENT
+    return _mix(keys.unsqueeze(1) + counters)
+
+
+def _uniform(draws: Tensor) -> Tensor:
+    """The upper 24 bits: every multiple of 2^-24 in [0, 1), exact in float32."""
+    return _shift_right(draws, 40).float() * 2.0**-24
+
+
+class AddingSplit:
+    """Sequences `start`, `start` + 1, ... of the stream that `data_seed` selects; `size` None: endless."""
+
+    def __init__(self, length: int, data_seed: int, start: int, size: int | None) -> None:
+        import torch
+
+        self.size = size
+        self._length = length
+        # The key of sequence i is mix(seed key + (start + i) * increment), so no two sequences of a seed share a key.
+        seed_key = int(_mix(torch.tensor([_wrap(data_seed * _INCREMENT + 1)])))
+        self._base = _wrap(seed_key + start * _INCREMENT)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, 2) float32 (value, marker) and y (B,) float32."""
+        import torch
+
+        keys = _mix(indices * _INCREMENT + self._base)
+        values = _uniform(_draws(keys, _FIRST_VALUE, self._length))
+        positions = self._positions(keys)
+        markers = torch.zeros_like(values).scatter_(1, positions, 1.0)
+        return torch.stack((values, markers), 2), values.gather(1, positions).sum(1)
+
+    def mean_answer_error(self) -> float:
+        """The mean squared error of always answering the mean of this split's targets, which takes no learning."""
+        import torch
+
+        if self.size is None:
+            return 1 / 6
+        keys = _mix(torch.arange(self.size) * _INCREMENT + self._base)
+        # Draws are numbered from 1.
+        counters = (self._positions(keys) + _FIRST_VALUE + 1) * _INCREMENT
+        targets = _uniform(_mix(keys.unsqueeze(1) + counters)).sum(1)
+        return float(targets.double().var(correction=0))
+
+    def _positions(self, keys: Tensor) -> Tensor:
+        """The marked steps, (B, 2) int64."""
+        import torch
+
+        half = self._length // 2
+        # floor(u31 * n / 2^31) is uniform on 0..n-1 but for n / 2^31.
+        u31 = _shift_right(_draws(keys, 0, 2), 33)
+        first = (u31[:, :1] * half) >> 31
+        second = half + ((u31[:, 1:] * (self._length - half)) >> 31)
+        return torch.cat((first, second), 1)
 
 
 def adding_task(data: AddingConfig) -> Task:
-    """The adding problem over ``data.length`` steps; training sequences without end."""
+    """The adding problem over ``data.length`` steps; endless training sequences."""
+    parts = {
+        "train": (TRAIN, None),
+        "validation": (VALIDATION, data.validation_size),
+        "test": (TEST, data.test_size),
+    }
 
     def split(part: str) -> AddingSplit:
-        from .adding_stream import TEST, TRAIN, VALIDATION, AddingSplit
-
-        start, size = {
-            "train": (TRAIN, None),
-            "validation": (VALIDATION, data.validation_size),
-            "test": (TEST, data.test_size),
-        }[part]
-        return AddingSplit(data.length, data.data_seed, start, size)
+        return AddingSplit(data.length, data.data_seed, *parts[part])
 
     def load(device: torch.device) -> Splits:
-        sizes = {"seed": data.data_seed, "train": None, "validation": data.validation_size, "test": data.test_size}
-        return Splits(
-            split("train"),
-            split("validation"),
-            {"sha256": {}, "split": sizes, "permutation": None, "permutation_sha256": None},
-            lambda: split("test"),
-        )
+        sizes = {"seed": data.data_seed, **{part: size for part, (_, size) in parts.items()}}
+        provenance = {"sha256": {}, "split": sizes, "permutation": None, "permutation_sha256": None}
+        return Splits(split("train"), split("validation"), provenance, partial(split, "test"))
 
     return Task(
         name="adding",
-        folder=f"adding-T{int(data.length)}",
+        folder=f"adding-T{data.length}",
         title=f"Adding problem, T = {data.length:,}",
-        length=int(data.length),
+        length=data.length,
         input_size=2,
         output_size=1,
         loss="mse",

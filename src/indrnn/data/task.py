@@ -1,22 +1,20 @@
-"""A task as one object: what a network must know of it, how it is called, and how its data are had.
+"""A task as one object: its name, the shapes a network must know, and how to load its data.
 
-Everything here is known from the configuration alone: no file is read and torch is not imported until `Task.load`.
+Everything here follows from the configuration alone: no file is read and torch is not imported until `Task.load`.
 
 B batch, T time steps, D input features, K outputs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..config.schema import FOLDER_NAME
 from ..errors import UserError
-from ..external import blaming, call_target
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +26,7 @@ class Split(Protocol):
 
     @property
     def size(self) -> int | None:
-        """Number of sequences; None when they are generated without end."""
+        """Number of sequences; None if they are generated endlessly."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The sequences at `indices` (B,) int64 on the data's device: x (B, T, D) float32 and y (B,), int64 classes
@@ -38,7 +36,7 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """A task's data at hand.
+    """The data of a task.
 
     `provenance` goes into result.json: the files' SHA-256, the split, the permutation and its SHA-256.
     """
@@ -50,7 +48,7 @@ class Splits:
 
     @cached_property
     def test(self) -> Split:
-        """The test split, read when first asked for, so that nothing before can have looked at it."""
+        """The test split, read on first use: nothing before can have looked at it."""
         return self.load_test()
 
 
@@ -65,16 +63,17 @@ class Task:
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
         load: reads, checks and places the data on a device. Raises UserError for what is missing or damaged.
-        training_samples: how many there are; None if they are generated without end.
-        test_samples: how many there are.
-        mean_answer_error: the mean squared error that always answering the mean of a part ("train", "validation",
-            "test") has, which takes no learning; None if it is not known.
-        changed: given the provenance that a finished run recorded, what is not the same any more although the
-            configuration is (a file that it names), as "data.file=x holds other numbers", or None; None if nothing can.
-        series: tasks of one series differ in their length alone; where ``mean_answer_error`` is known, reports draw
-            their error against it.
-        caveat: a sentence that stands under every table of this task.
-        picture: what a sequence x (T, D) was read from, as an image (rows, columns) from 0 to 1; None if it is none.
+        training_samples: their number; None if they are generated endlessly.
+        test_samples: their number.
+        mean_answer_error: for a part ("train", "validation", "test"), the mean squared error of always answering the
+            mean, which takes no learning; None if it is not known.
+        changed: given the provenance recorded by a finished run of the same configuration, says how the data differ now
+            (a file may have changed), for example "data.file=x holds other numbers", or None; None if they cannot.
+        series: tasks of one series differ only in length; reports draw their error against length, beside
+            ``mean_answer_error``.
+        caveat: a sentence below every table of this task.
+        picture: turns a sequence x (T, D) back into the image it was read from, (rows, columns) from 0 to 1; None if
+            sequences are no images.
     """
 
     name: str
@@ -94,7 +93,7 @@ class Task:
     picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for what a task from outside can get wrong."""
+        """Raises UserError for mistakes that a task from outside can make."""
         if not re.fullmatch(FOLDER_NAME, self.folder):
             raise UserError(f"folder={self.folder!r} of a task: use letters, digits and . _ - = + , @ %")
         for name in ("length", "input_size", "output_size"):
@@ -110,47 +109,3 @@ class Task:
     @property
     def measures_accuracy(self) -> bool:
         return self.loss == "cross_entropy"
-
-
-def make_task(data: Any) -> Task:
-    """The task that ``cfg.data`` asks for: one of TASKS by its name, or what its ``_target_`` returns.
-
-    Raises:
-        UserError: there is no such task, or what it is asked for does not exist (a permutation, an import), or what
-            ``_target_`` returns is no task.
-    """
-    from . import TASKS
-
-    target = getattr(data, "_target_", None)
-    if target is not None:
-        task = call_target("data", data)
-        if not isinstance(task, Task):
-            raise UserError(f"data._target_={target}: it must return an indrnn.data.Task, not {task!r}")
-        return dataclasses.replace(task, load=lambda device: _checked(task, target, device))
-    if data.name not in TASKS:
-        raise UserError(f"data.name={data.name} is unknown; choose from {', '.join(TASKS)}")
-    return TASKS[data.name](data)
-
-
-def _checked(task: Task, target: str, device: torch.device) -> Splits:
-    """What a task from outside loads. Raises UserError if it fails, or if its batches are not as `Split` says."""
-    import torch
-
-    where = f"data._target_={target}"
-    splits = blaming(f"{where}, reading the data", task.load, lambda: task.load(device))
-    if not isinstance(splits, Splits):
-        raise UserError(f"{where}: load must return an indrnn.data.Splits, not {splits!r}")
-    indices = torch.arange(2, device=device)
-    expected_y = torch.int64 if task.measures_accuracy else torch.float32
-    for name, split in (("train", splits.train), ("validation", splits.validation)):
-        x, y = blaming(f"{where}, a batch of {name}", type(split), partial(split.batch, indices))
-        for letter, tensor, shape, dtype in (
-            ("x", x, (2, task.length, task.input_size), torch.float32),
-            ("y", y, (2,), expected_y),
-        ):
-            if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
-                found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-                raise UserError(f"{where}: {letter} of two sequences of {name} must be {shape} {dtype}, not {found}")
-        if task.measures_accuracy and not bool(((y >= 0) & (y < task.output_size)).all()):
-            raise UserError(f"{where}: y of {name} must be from 0 to {task.output_size - 1}, not {y.tolist()}")
-    return splits

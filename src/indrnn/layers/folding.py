@@ -1,9 +1,9 @@
-"""A sequence that is an affine map away: what a normalised, dropped-out hidden layer hands to the next one.
+"""Batch norm and dropout folded into the matrix that reads them: what one hidden layer hands to the next.
 
 Letters: B batch, T time steps, H features of the sequence, K features of the product.
 
 Batch norm after a recurrence is z = scale ⊙ h + shift, one pair a unit, and dropout shared over time multiplies z by
-a mask (B, H). Neither needs passes over memory of its own, because whatever reads z first multiplies it by a matrix:
+a mask (B, H). Neither needs its own pass over memory, because every reader of z multiplies it by a matrix first:
 
     W (mask ⊙ (scale ⊙ h + shift)) + b = (W ⊙ scale ⊙ mask) h + (W (shift ⊙ mask) + b).
 
@@ -69,7 +69,7 @@ def _apply(sequence: AffineSequence, h: Tensor, time_dims: int) -> Tensor:
 
 
 def materialise(sequence: Tensor | AffineSequence) -> Tensor:
-    """The tensor (B, T, H), whichever form it comes in."""
+    """The tensor (B, T, H) of a sequence in either form."""
     return sequence.materialise() if isinstance(sequence, AffineSequence) else _cast(sequence)
 
 

@@ -1,4 +1,4 @@
-"""One IndRNN layer, the norm beside it, and what is done to all layers of a model: listing, projecting their weights.
+"""One IndRNN layer with its norm, and functions over all layers of a model.
 
 Letters: B batch, T time steps, D input features, H hidden units, N all time steps of sequences that differ in length.
 """
@@ -138,36 +138,25 @@ class Steps:
 
 
 class BatchShare(Protocol):
-    """Joins the part of a batch that a layer sees to the parts that other processes have of it."""
+    """Joins this process's part of a batch with those of other processes."""
 
     def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance (H,) of n values a unit here, to those of all parts, and the number of all values."""
+        """From mean and variance (H,) of this part's n values per unit, those of all parts and their number."""
 
     def mask(self, like: Tensor, keep: float) -> Tensor:
-        """The rows (b, H) that belong to this part, of a dropout mask drawn for the whole batch."""
+        """This part's rows (b, H) of a dropout mask drawn for the whole batch."""
 
 
 class IndRNNLayer(Weights):
     """dropout(norm(h)) with h_t = σ(W x_t + b + u ⊙ h_{t-1}) (Li et al. 2018, arXiv 1803.04831, eq. 2).
 
     Takes (B, T, D) or an `AffineSequence`, and returns an `AffineSequence` of (B, T, H) and the state after the last
-    step (B, H): batch norm and dropout are not computed but folded into whatever reads the sequence (see `folding`).
+    step (B, H): batch norm and dropout are not computed but folded into the next product (see `folding`).
 
     Args:
         input_size: D, or None for a recurrence alone: no weight_ih and no bias, the input has H features.
-        hidden_size: H.
-        nonlinearity: σ: "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
-        bias: whether b exists.
-        norm: of h: "none", or "batch", over batch and time.
-        dropout: probability in [0, 1), in training; one mask a sequence, shared by all time steps.
-        recurrent_max_abs, recurrent_min_abs: bounds on |u|; None, 0: no bound.
-        constraint: how they are kept: "clip" in the forward pass (no gradient reaches a weight outside), "project"
-            when the trainer calls `project_recurrent_weights_`, "none": they only set the range of initial values.
-        input_init: W: "linear", U(±1/√D); "kaiming", Kaiming uniform with a = 8; "small_uniform", U(±0.001);
-            "small_normal", N(0, 0.001²); or a function that fills the tensor in place.
-        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or a function.
-        backend: of the recurrence: "auto", "reference", "scan", "numba", "triton" (see `recurrence.resolve_backend`).
         reverse: read the sequence from its end; the state "after the last step" is then the one at t = 1.
+        The others are those of `IndRNN`, for one layer; dropout follows this layer.
 
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,); the norm's own are in the module `norm`.
     """
@@ -287,7 +276,7 @@ class IndRNNLayer(Weights):
 
 
 def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:
-    """Whether the module would normalise with the statistics of the batch at hand."""
+    """Whether the module would normalise with the statistics of the current batch."""
     return norm.training or norm.running_mean is None
 
 

@@ -182,7 +182,7 @@ class IndRNN(nn.Module):
         if input.shape[-1] != self.input_size:
             raise ValueError(f"input must have {self.input_size} features, got shape {tuple(input.shape)}")
         batched = input.dim() == 3
-        # (B, T, D) inside, whatever came: batch-major memory is the fast one
+        # (B, T, D) internally: batch-major memory is the fast one
         x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
         B, T = x.shape[:2]
         states = self._initial_states(h0, B, batched)

@@ -62,8 +62,8 @@ def build_model(model: ModelConfig, task: Task) -> nn.Module:
 
 
 def _check_network(network: Any, target: str, task: Task) -> None:
-    """Try a network from outside, without leaving a trace: on a copy, in evaluation mode, with random numbers of its
-    own. Raises UserError with one line."""
+    """Try a copy of a network from outside, in evaluation mode, without touching the random state. Raises UserError
+    with one line."""
     where = f"model._target_={target}"
     if not isinstance(network, nn.Module):
         raise UserError(f"{where}: it must return a torch.nn.Module, not {network!r}")
@@ -78,7 +78,7 @@ def _check_network(network: Any, target: str, task: Task) -> None:
         weights = blaming(f"{where}, recurrent_weights()", type(network), lambda: recurrent_weights(copied))
     if not isinstance(output, Tensor) or tuple(output.shape) != (batch, task.output_size):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{where}: of x {shape} it must make an output {(batch, task.output_size)}, not {found}")
+        raise UserError(f"{where}: given x {shape}, its output must be {(batch, task.output_size)}, not {found}")
     if not all(isinstance(weight, Tensor) for weight in weights):
         raise UserError(f"{where}: recurrent_weights() must return a list of tensors")
 

@@ -39,8 +39,8 @@ def recurrent_layer(
     """One recurrence with its norm and dropout, as the configuration describes them.
 
     Args:
-        input_size: None for a recurrence without a Linear of its own.
-        last: the layer that the classifier reads, whose u starts in a range of its own.
+        input_size: None for a recurrence without input weights.
+        last: the layer that the classifier reads, whose u has its own initial range.
         dropout: instead of ``model.dropout``.
     """
     return IndRNNLayer(
@@ -65,8 +65,8 @@ def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
 
 
 def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor], Tensor]:
-    """Initial u of the last layer: one value, or U[gamma^(-1/T), gamma^(1/T)], so that it remembers the whole sequence
-    from the start (Li et al. 2018, section 5), or as in the lower layers."""
+    """Initial u of the last layer: one value, or U[gamma^(-1/T), gamma^(1/T)], which remembers the whole sequence from
+    the start (Li et al. 2018, section 5), or as in the lower layers."""
     fixed = model.last_layer_fixed
     if fixed is not None:
         return lambda u: nn.init.constant_(u, fixed)

@@ -1,24 +1,23 @@
-"""Is this the same run? Configurations are compared key by key, leaving out those that cannot change the result."""
+"""Is this the same run? Configurations are compared key by key, except for keys that cannot change the result."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from ..config.checks import result_keys, settings
-from ..config.schema import SCHEMAS, Config
+from ..config.schema import Config, all_keys
 
 ABSENT = "(absent)"
-# Their rate at every step depends on max_steps, so a run with a larger one is another run from its first step.
+# Their rate at every step depends on max_steps, so a larger one makes another run from the first step on.
 SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 
-
-# What keys meant before they existed, for the network or schedule of the name that has them.
+# The values that keys had, in effect, before they existed; by the name of the network or schedule that has them.
 EARLIER_MEANING: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "lstm"): {"weight_init": "glorot", "bias_init": "forget"},
     ("schedule", "plateau"): {"restore_best": False},
 }
 # Networks that were told apart by a size or an initialisation.
 EARLIER_NAMES = {"lstm_matched": "lstm", "lstm_chrono": "lstm"}
-# What the only choice that is left of a former key was called.
+EARLIER_TARGETS = {"indrnn.models.gru.GRUClassifier": "indrnn.models.baselines.GRUClassifier"}
+# Keys that are gone, with the value that means what is always done now.
 FORMER_KEYS = {("model", "norm_position"): "after"}
 
 
@@ -43,11 +42,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def in_terms_of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration as it would be written now, so that a change of the schema disowns no recorded run."""
+    """A stored configuration as it would be written today, so that recorded runs survive changes of the schema."""
     today = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     model = today["model"]
     if model.get("name") in EARLIER_NAMES:
         model["name"] = EARLIER_NAMES[model["name"]]
+    if model.get("_target_") in EARLIER_TARGETS:
+        model["_target_"] = EARLIER_TARGETS[model["_target_"]]
     for (group, name), values in EARLIER_MEANING.items():
         if today[group].get("name") == name:
             today[group] = {**values, **today[group]}
@@ -59,11 +60,7 @@ def in_terms_of_today(config: dict[str, Any]) -> dict[str, Any]:
 
 def neutral_keys() -> frozenset[str]:
     """The keys that the schema declares with affects_result=False, such as data.root."""
-    neutral = {field.name for field in dataclasses.fields(Config) if _is_neutral(field)}
-    for group, choices in SCHEMAS.items():
-        for schema in choices.values():
-            neutral |= {f"{group}.{field.name}" for field in dataclasses.fields(schema) if _is_neutral(field)}
-    return frozenset(neutral)
+    return frozenset(key for key, field in all_keys() if not field.metadata.get("affects_result", True))
 
 
 def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
@@ -78,9 +75,9 @@ def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
 
 
 def continues(differ: list[Difference], cfg: Config) -> bool:
-    """Whether a larger max_steps is all that differs, so that ``cfg`` is the same run going on for longer."""
+    """Whether only max_steps differs and is larger: ``cfg`` is then the same run, continued for longer."""
     return (
-        [each.key for each in differ] == ["trainer.max_steps"]
+        [difference.key for difference in differ] == ["trainer.max_steps"]
         and isinstance(differ[0].old, int)
         and differ[0].new > differ[0].old
         and cfg.schedule.name not in SCHEDULES_OF_MAX_STEPS
@@ -93,7 +90,7 @@ def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
-    """Where a stored `fingerprint` is that of another run. What only one of the two knows of the data is left out."""
+    """The differences between a stored `fingerprint` and this run. Hashes that only one of the two has are ignored."""
     config: dict[str, Any] = {}
     for key, value in stored["config"].items():
         group, _, name = key.partition(".")
@@ -108,10 +105,6 @@ def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> 
         for key, old in stored["data"].items()
         if key in data and data[key] != old
     ]
-
-
-def _is_neutral(field: dataclasses.Field[Any]) -> bool:
-    return field.metadata.get("affects_result") is False
 
 
 def _shown(value: Any) -> str:

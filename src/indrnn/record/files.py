@@ -1,4 +1,4 @@
-"""Writing files so that neither a killed process nor a full disk leaves half of one, and fails with one line."""
+"""Writing files so that neither a killed process nor a full disk leaves half of one; errors are one line."""
 
 import csv
 import errno
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from ..errors import RunError, UserError
 
@@ -87,14 +87,32 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def append(descriptor: int, data: bytes) -> None:
-    """Add ``data`` at the end of an open file, all or nothing: a part that still fitted on a full disk is cut off."""
-    size = os.fstat(descriptor).st_size
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(descriptor, size)
-        raise
+class AppendOnlyFile:
+    """A file that grows by whole records, each handed to the system at once; what still fitted of one on a full disk is
+    cut off. Raises RunError with one line. ``flags``: for os.open."""
+
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        self.path = path
+        with one_line("write", path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o666)
+
+    def append(self, data: bytes) -> None:
+        with one_line("write", self.path):
+            size = os.fstat(self._descriptor).st_size
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, size)
+                raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,4 +1,4 @@
-"""The run folder: where a run's files lie, and what is done with a folder that already holds some.
+"""The run folder: where a run's files are, and what happens if the folder already holds some.
 
     nothing there                       fresh: start
     result.json, same config            finished: say so and stop
@@ -6,11 +6,11 @@
     same config but a larger max_steps  resume, also of a finished run
     another config                      refused, naming the keys that differ
 
-A finished run that goes on keeps the evaluation and the log row of its old end, which an unbroken longer run has only
-if that step was due for them, and reads the test set once more at its new end.
+A finished run that continues keeps the evaluation and the log row of its old end, which an uninterrupted longer run
+might not have, and reads the test set again at its new end.
 
-Keys that cannot change the result are not compared (`indrnn.record.compare`). Nothing of an earlier run is touched
-before `RunFolder.begin`, so a command that then fails (data missing, no such device) has destroyed nothing.
+Keys that cannot change the result are not compared (`indrnn.record.compare`). Nothing is changed before
+`RunFolder.begin`, so a command that fails earlier (data missing, no such device) has destroyed nothing.
 """
 
 import errno
@@ -85,35 +85,32 @@ class RunFolder:
             self.overrides_path: OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
         }
         self._lock = lock
-        self._begun = state == "finished"
 
     def begin(self) -> None:
-        """Make the folder ready for the run's files: call it once all that can fail before the first step has not.
+        """Prepare the folder for the run's files; call it when nothing but training can fail any more.
 
-        A fresh run removes what an earlier one left (only files that this package writes); a finished run that goes
-        on keeps its old figures as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written. A
-        second call does nothing. Raises UserError with one line.
+        A fresh run removes the files of an earlier one (only those that this package writes); a finished run that
+        continues keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
+        Raises UserError with one line.
         """
-        if self._begun:
+        if self.state == "finished":
             return
         with one_line("prepare run folder", self.path, UserError):
             if self.state == "fresh":
-                # config.yaml goes last, so that a kill in between leaves a folder that is still known to be a run's.
+                # config.yaml last: after a kill in between, the folder is still recognised as a run's.
                 for file in sorted(written_files(self.path), key=lambda file: file.name == CONFIG):
                     file.unlink()
             elif self.result_path.exists():
-                # Before config.yaml names the larger max_steps, or a kill in between would leave a run that looks
-                # finished with it.
+                # Before config.yaml gets the larger max_steps: after a kill in between, the run must not look finished.
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
                 self.weights_path.unlink(missing_ok=True)
                 self.result_path.rename(self.path / f"result.max_steps{old}.json")
             sync_folder(self.path)
         for file, text in self._texts.items():
             write_atomically(file, text, UserError)
-        self._begun = True
 
     def close(self) -> None:
-        """Let other processes use the folder."""
+        """Release the folder to other processes."""
         if self._lock is not None:
             self._lock.release()
 
@@ -127,7 +124,6 @@ class RunFolder:
 def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
     """Decide what to do with the folder of ``cfg`` (see the module's docstring) and hold it for this process.
 
-    config.yaml and overrides.yaml are written at once where that loses nothing, otherwise by `RunFolder.begin`.
     Raises UserError with one line: a folder that holds another run or something else, is in use, or cannot be written.
     """
     path = run_folder(cfg)
@@ -139,23 +135,16 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
         lock = _locked(path)
         try:
             # Asked again, now that nobody else can change the answer.
-            run = RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
-            if run.state == "fresh":
-                loses_nothing = not _was_trained(path)
-            else:
-                loses_nothing = not differences(load_config_file(run.config_path), cfg)
-            if loses_nothing:
-                run.begin()
+            return RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
         except BaseException:
             lock.release()
             raise
-        return run
 
 
 def _locked(folder: Path) -> FileLock:
-    """Holds ``folder`` for this process until released, forgotten, or the process ends however it may.
+    """Lock ``folder`` for this process, until the lock is released, garbage-collected, or the process ends.
 
-    The file stays: to delete it would let a process that is just opening it hold a lock on a file without a name.
+    The lock file stays: if it were deleted, a process that had just opened it would lock a file nobody else can find.
     """
     # Any thread may release it.
     lock = FileLock(folder / LOCK, thread_local=False)
@@ -168,15 +157,15 @@ def _locked(folder: Path) -> FileLock:
                 "tag=<word>"
             ) from None
         except OSError as failure:
-            # What file systems without locks answer (some network mounts).
+            # File systems without locks (some network mounts).
             if failure.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            log.warning("%s: nothing keeps a second process out, for this file system has no locks", folder)
+            log.warning("%s: this file system has no locks, so nothing keeps a second process out", folder)
     return lock
 
 
 def written_files(path: Path) -> list[Path]:
-    """The files in ``path`` that a run writes, and what a kill left of one; never anything else."""
+    """The files in ``path`` that runs write, temporary ones left by a kill included; never anything else."""
     names = (*_FILES, *(name + TEMPORARY for name in _FILES))
     return [
         file
@@ -209,7 +198,7 @@ def _state(path: Path, cfg: Config) -> str:
         strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}
         if strangers:
             raise UserError(
-                f"run folder {path} holds {', '.join(sorted(strangers))} but no config.yaml to say of which run; "
+                f"run folder {path} holds {', '.join(sorted(strangers))} but no config.yaml that says of which run; "
                 f"{_ELSEWHERE}"
             )
         return "fresh"
@@ -217,7 +206,7 @@ def _state(path: Path, cfg: Config) -> str:
     if cfg.overwrite:
         return "fresh"
     if not _was_trained(path):
-        return "fresh"  # stopped before it had trained at all: nothing to go on from, nothing to lose
+        return "fresh"  # stopped before it had trained: nothing to resume, nothing to lose
     differ = differences(old, cfg)
     if differ and not continues(differ, cfg):
         raise UserError(_refusal(path, differ, cfg))
@@ -226,20 +215,20 @@ def _state(path: Path, cfg: Config) -> str:
     if cfg.resume == "never":
         raise UserError(
             f"run folder {path} holds {'a shorter' if RESULT in present else 'an unfinished'} run and resume=never; "
-            "go on with it with resume=auto, keep it and add tag=<word>, or replace it with overwrite=true"
+            "continue it with resume=auto, keep it and add tag=<word>, or replace it with overwrite=true"
         )
     if CHECKPOINT in present:
         return "resume"
     if RESULT in present:
         raise UserError(
-            f"the finished run in {path} has no {CHECKPOINT} to go on from ({differ[0]}); keep it and add tag=<word>, "
-            "or replace it with overwrite=true"
+            f"the finished run in {path} has no {CHECKPOINT} to continue from ({differ[0]}); keep it and add "
+            "tag=<word>, or replace it with overwrite=true"
         )
     return "fresh"
 
 
 def _was_trained(path: Path) -> bool:
-    """Whether ``path`` holds anything that took a run more than starting."""
+    """Whether ``path`` holds any result of training."""
     metrics = path / METRICS
     rows = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
     return rows > 0 or any((path / name).exists() for name in (RESULT, CHECKPOINT, BEST))

@@ -1,5 +1,5 @@
-"""result.json: what a finished run found and what it ran on (versions, device, source commit, command line), written
-once, last."""
+"""result.json: the figures of a finished run and what it ran on (versions, device, source commit, command line). It is
+the last file a run writes."""
 
 import dataclasses
 import json
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import indrnn
 
@@ -63,8 +62,8 @@ class Result:
     """Of the last segment, as it began; so for versions."""
     command: str
     segments: list[dict[str, Any]] = field(default_factory=list)
-    """What computed from which step on, an entry for each start (`indrnn.training.segments.segment`); files written
-    before there were segments have none."""
+    """What computed from which step on, an entry for each start; files written before there were segments have
+    none."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -85,40 +84,23 @@ def read_result(path: Path) -> Result:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except (ValueError, RecursionError) as failure:
         raise UserError(f"{path} is damaged ({failure}); move it away to run again") from failure
-    found = values.get("schema_version") if isinstance(values, dict) else None
-    if found != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema_version {found}, this version of indrnn reads {SCHEMA_VERSION}")
-    types = get_type_hints(Result)
-    missing = [each.name for each in dataclasses.fields(Result) if each.name not in values and _required(each)]
+    schema_version = values.get("schema_version") if isinstance(values, dict) else None
+    if schema_version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema_version {schema_version}, this version of indrnn reads {SCHEMA_VERSION}")
+    values = {"segments": [], **values}
+    names = [field.name for field in dataclasses.fields(Result)]
+    missing = [name for name in names if name not in values]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; move it away to run again")
-    given = {name: values[name] for name in types if name in values}
-    given["model"] = EARLIER_NAMES.get(str(given["model"]), given["model"])
-    for name, value in given.items():
-        if not _fits(value, types[name]):
-            raise UserError(f"{path} is damaged: {name} is {json.dumps(value)[:40]}; move it away to run again")
-    if given["test_ci95"] is not None:
-        given["test_ci95"] = tuple(given["test_ci95"])
-    return Result(**given)
+    values["model"] = EARLIER_NAMES.get(values["model"], values["model"])
+    values["test_ci95"] = values["test_ci95"] and tuple(values["test_ci95"])
+    return Result(**{name: values[name] for name in names})
 
 
-def _required(each: dataclasses.Field[Any]) -> bool:
-    return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a field's type."""
-    inner = get_args(kind)
-    if get_origin(kind) is UnionType:
-        return any(_fits(value, each) for each in inner)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
-    if kind is float or kind is int:
-        # Comparing finds NaN and infinity out, and takes whole numbers too large for a float.
-        return type(value) in (int, kind) and abs(value) < math.inf
-    return isinstance(value, get_origin(kind) or kind)
+def no_better_than_chance(accuracy: float, chance: float) -> bool:
+    """Whether a network has learnt nothing: its accuracy is within two points of ``chance``, the share of the most
+    frequent class (where that is not known, 1/K)."""
+    return accuracy <= chance + 0.02
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -146,7 +128,7 @@ def environment(device: "torch.device | str") -> dict[str, Any]:
 
     versions = {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a class of its own, which no checkpoint may hold
+        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint cannot hold
         "cuda": torch.version.cuda,
         "numba": _version("numba"),
         "triton": _version("triton"),

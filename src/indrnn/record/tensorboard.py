@@ -1,9 +1,11 @@
-"""TensorBoard: one event file a run segment, the same tags for every model, and the link that shows the comparison.
+"""TensorBoard: one event file per run segment, the same tags for every model, and the link that shows the comparison.
 
-Event files are written here rather than by torch's SummaryWriter because that one writes from a thread (a full disk
-surfaces later, elsewhere) and puts the machine's host name into the file's name, which then is published with results.
+torch's SummaryWriter writes from a thread: on a full disk that thread prints a traceback of its own before the run can
+say what happened, and nothing more can be written. It also puts the host's name into the file's name, which is then
+published with results. So its summaries and TensorBoard's RecordWriter are used here, without the thread.
 """
 
+import io
 import json
 import os
 import shlex
@@ -16,7 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from .compare import flatten
-from .files import append, one_line
+from .files import AppendOnlyFile
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 EVENTS = "events.out.tfevents."
 PINNED = ("eval/accuracy", "train/loss")
 
-# Every scalar, and what stands beside its chart. Pages sort by tag: validation accuracy is what one sees first.
+# Every scalar with its description. TensorBoard sorts by tag, so validation accuracy comes first.
 SCALARS = {
     "eval/accuracy": "Share of right answers on the validation split; the best checkpoint is chosen by it.",
     "eval/loss": "Mean loss on the validation split.",
@@ -50,28 +52,27 @@ _CHARTS = {
 _BINS = 30
 
 
-class TensorBoardWriter:
+class TensorBoardWriter(AppendOnlyFile):
     """Scalars, histograms and hyperparameters of one run, in its run folder ``path``.
 
-    With ``resume_step`` a further event file goes on where the checkpoint was: TensorBoard drops what earlier files
-    hold past that step, so that curves do not zigzag. Raises RunError with one line if the disk is full.
+    With ``resume_step`` a new event file continues from the checkpoint: TensorBoard drops the points of earlier files
+    beyond that step, so curves do not zigzag. Raises RunError with one line if the disk is full.
     """
 
     def __init__(self, path: Path, model_name: str, task: str, resume_step: int | None) -> None:
         from tensorboard.compat.proto import event_pb2
+        from torch.utils.tensorboard.summary import custom_scalars
 
+        super().__init__(_next_file(path), os.O_CREAT | os.O_EXCL)
         self._identity = {"model": model_name, "task": task}
-        self.path = _next_file(Path(path))
-        with one_line("write", self.path):
-            self._descriptor: int | None = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         if resume_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-        self._add(_layout(), 0)
+        self._add(custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}}), 0)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One point for each tag; None (accuracy in a task without classes) is left out."""
+        """One point per tag; None (accuracy in a task without classes) is left out."""
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
         points = [
@@ -116,17 +117,6 @@ class TensorBoardWriter:
         shown = {key: _plain(value) for key, value in flatten({**self._identity, **values}).items()}
         self._add(hparams_pb(shown, trial_id="/".join(self.path.absolute().parts[-4:-1])), 0)
 
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _add(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
@@ -135,19 +125,9 @@ class TensorBoardWriter:
     def _write(self, event: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        assert self._descriptor is not None, "the writer is closed"
-        with one_line("write", self.path):
-            RecordWriter(_Appender(self._descriptor)).write(event.SerializeToString())
-
-
-class _Appender:
-    """The file that RecordWriter expects: one write a record."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def write(self, data: bytes) -> None:
-        append(self._descriptor, data)
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self.append(record.getvalue())
 
 
 def tensorboard_command(folder: Path | str) -> str:
@@ -168,20 +148,14 @@ def tensorboard_link(port: int = 6006) -> str:
 
 
 def _next_file(folder: Path) -> Path:
-    """A name that sorts after the earlier segments' (TensorBoard reads them in that order), whatever the clock says."""
+    """A name that sorts after the earlier segments', as TensorBoard reads them, even if the clock went back."""
     earlier = [file.name.removeprefix(EVENTS).split(".")[0] for file in folder.glob(f"{EVENTS}*")]
     seconds = max([int(time.time()), *(int(stamp) + 1 for stamp in earlier if stamp.isdigit())])
     return folder / f"{EVENTS}{seconds:010d}.indrnn"
 
 
-def _layout() -> Any:
-    from torch.utils.tensorboard.summary import custom_scalars
-
-    return custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}})
-
-
 def _plain(value: Any) -> float | str:
-    """TensorBoard has no None and no lists here; whole numbers as text are shown as 6, not 6.0000, with check boxes."""
+    """HPARAMS takes no None and no lists; integers as text are shown as 6, not 6.0000, and get check boxes."""
     return value if isinstance(value, float) else "none" if value is None else str(value)
 
 
@@ -204,7 +178,7 @@ def digits_page(images: "np.ndarray", answers: "np.ndarray", probabilities: "np.
 
 
 def confusion_matrix(answers: "np.ndarray", targets: "np.ndarray", classes: int) -> Any:
-    """How often each class (row) got each answer (column)."""
+    """How often each class (row) was given each answer (column)."""
     from matplotlib.figure import Figure
 
     counts = np.zeros((classes, classes), dtype=int)
@@ -214,7 +188,7 @@ def confusion_matrix(answers: "np.ndarray", targets: "np.ndarray", classes: int)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="Answer", ylabel="Class", xticks=range(classes), yticks=range(classes))
-    axes.set_title("Test split, best checkpoint: how often each class got each answer", fontsize=9)
+    axes.set_title("Test split, best checkpoint: answers given to each class", fontsize=9)
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)

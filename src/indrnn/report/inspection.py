@@ -19,7 +19,7 @@ from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
 from indrnn.training import load_run
-from indrnn.training.evaluate import reestimate_batch_norm
+from indrnn.training.evaluation import reestimate_batch_norm
 from indrnn.training.order import Stream, torch_seed
 
 from .runs import MODELS, model_name

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
+from indrnn.record import no_better_than_chance
 from indrnn.record.files import csv_text
 
 from .runs import Group, Run, by_task, differing_keys, mean_answer_level
@@ -164,7 +165,7 @@ def _tie(better: Group, worse: Group) -> bool:
 
 
 def _learnt_nothing(group: Group) -> bool:
-    return group.about.measures_accuracy and group.score < 1 / group.about.output_size + 0.02
+    return group.about.measures_accuracy and no_better_than_chance(group.score, 1 / group.about.output_size)
 
 
 LEFT_ALIGNED = frozenset(

@@ -1,7 +1,7 @@
 """Training: ``train(cfg)`` makes a run, ``load_run(path)`` gives its model back."""
 
 from .checkpoint import load_run
-from .console import Interrupted
+from .interrupts import Interrupted
 from .loop import train
 
 __all__ = ["Interrupted", "load_run", "train"]

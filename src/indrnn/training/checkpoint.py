@@ -1,13 +1,14 @@
-"""Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read; and the
-model of a run folder, given back by `load_run`.
+"""Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read; and
+`load_run`, the model of a run folder.
 
-checkpoint.pt holds all that a run needs to go on exactly as if it had not stopped, the best weights so far included,
-and beside them, where the schedule goes back to them, the optimizer's state then. best.pt holds those alone and is
-written again from checkpoint.pt when a run resumes, so the two cannot disagree.
+checkpoint.pt holds everything a run needs to continue as if it had not stopped, including the best weights so far and,
+if the schedule returns to them, the optimizer's state at that step. best.pt holds these alone and is rewritten from
+checkpoint.pt when a run resumes, so the two cannot disagree.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,59 +58,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[str, Any], path: Path) -> None:
     """Raises UserError for the checkpoint of another run; one from before there were fingerprints passes."""
-    if "fingerprint" not in content:
-        return
-    wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
-    differ = strange(content["fingerprint"], cfg, provenance)
+    differ = strange(content["fingerprint"], cfg, provenance) if "fingerprint" in content else []
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
 
 
-def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best: bool, path: Path) -> None:
-    """Raises UserError for a checkpoint that lacks a part or has one of another shape than ``own``, this run's content
-    at its first step."""
-    parts = ("model", "optimizer", "meter", "schedule", "progressed")
-    # On another device the run had other generators; a checkpoint from before there were segments has none.
-    pattern = {**{part: own[part] for part in parts}, "random": {"cpu": own["random"]["cpu"]}, "best": None}
-    if content.get("best") is not None:
-        pattern["best"] = {"step": 0, "score": 0.0, "accuracy": None, "loss": 0.0, "model": own["model"]}
-        if restores_best:
-            pattern["best"]["optimizer"] = own["optimizer"]
-    if "segments" in content:
-        pattern["segments"] = [{}]
-    wrong = _misshapen(content, pattern)
-    if wrong is None and not 0 <= content["progressed"]["observed"] <= content["progressed"]["step"]:
-        wrong = "progressed"
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
-
-
-def _misshapen(content: Any, pattern: Any, name: str = "") -> str | None:
-    """The dotted name of the first part of ``content`` that is not of the kind that ``pattern`` shows, None if all are:
-    dicts with (at least) the pattern's keys, lists of what the pattern's one element shows, tensors of the same shape
-    and type, numbers and words; where the pattern has None, None or a number.
-    """
-    parts: list[tuple[Any, Any, str]] = []
-    if isinstance(pattern, dict):
-        fits = isinstance(content, dict)
-        if fits:
-            parts = [(content.get(key, _NOTHING), part, f"{name}.{key}".lstrip(".")) for key, part in pattern.items()]
-    elif isinstance(pattern, list):
-        fits = isinstance(content, list)
-        if fits:
-            parts = [(element, pattern[0], f"{name}[{number}]") for number, element in enumerate(content)]
-    elif isinstance(pattern, Tensor):
-        fits = isinstance(content, Tensor) and content.shape == pattern.shape and content.dtype == pattern.dtype
-    elif pattern is None or isinstance(pattern, float):
-        fits = type(content) in (int, float) or (content is None and pattern is None)
-    else:
-        fits = type(content) is type(pattern)
-    return next(filter(None, (_misshapen(*part) for part in parts)), None) if fits else name
-
-
-_NOTHING = object()
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Within it, an error caused by a missing or misshapen part of the checkpoint becomes a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        raise UserError(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from failure
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -133,7 +94,7 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Per parameter name, what the optimizer remembers of it, as copies on the CPU."""
+    """The optimizer's state by parameter name, as copies on the CPU."""
     return {
         name: {key: value.to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
@@ -143,15 +104,15 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 @torch.no_grad()
 def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]] | None
 ) -> None:
-    """Set what the optimizer remembers, to zero where ``state`` has nothing; in place, for a CUDA graph may hold it."""
+    """Restore the optimizer's state, or zero it without ``state``; in place, since a CUDA graph may read it."""
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if name in state:
-                value.copy_(state[name][key])
-            else:
+            if state is None:
                 value.zero_()
+            else:
+                value.copy_(state[name][key])
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -164,17 +125,13 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
-    """What `random_state` gave; the generator of a device that the run was not on before stays as it is. Raises
-    UserError for a state that no generator can have."""
-    try:
-        torch.set_rng_state(state["cpu"])
-        if device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], device)
-        elif device.type == "mps" and "mps" in state:
-            torch.mps.set_rng_state(state["mps"])
-    except (RuntimeError, TypeError, AttributeError) as failure:
-        raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Undo `random_state`; the generator of a device that the run was not on before stays as it is."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 # The first of these that the folder has.
@@ -184,9 +141,9 @@ CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
 def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Config]:
     """The model of a run with its weights, on the CPU and in evaluation mode, and the run's configuration.
 
-    ``best`` are the weights chosen on validation, with the batch-norm statistics they were judged with (a finished run
-    needs nothing but config.yaml and weights.safetensors for that); ``latest`` the last checkpoint written. Raises
-    UserError for a folder that is no run, weights that are missing, damaged or of another model.
+    ``best``: the weights chosen on validation, with their batch-norm statistics (if the run is finished, only
+    config.yaml and weights.safetensors are read); ``latest``: the last checkpoint written. Raises UserError for a
+    folder that is no run, and for weights that are missing, damaged or of another model.
     """
     folder = Path(path)
     if checkpoint not in CHECKPOINTS:
@@ -196,7 +153,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Con
     names = CHECKPOINTS[checkpoint]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has no {' or '.join(names)}: the run has not come far enough to write one")
+        raise UserError(f"{folder} has no {' or '.join(names)}: the run has not written one yet")
     cfg = cast(Config, OmegaConf.create(load_config_file(folder / CONFIG)))
     model = build_model(cfg.model, make_task(cfg.data))
     load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
@@ -216,4 +173,4 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except SafetensorError as failure:
-        raise UserError(f"{path} is damaged ({failure}); fetch it again, or train the run again") from failure
+        raise UserError(f"{path} is damaged ({failure}); restore the file, or train the run again") from failure

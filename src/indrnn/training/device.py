@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ..config.checks import least_memory
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError, UserError
@@ -45,16 +44,21 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_memory(cfg: Config, device: torch.device) -> None:
-    """Raises UserError if the device has less memory than the run needs at the very least: without this the system
-    would end the process without a word, perhaps only at the first evaluation."""
-    have, needed = _memory(device), least_memory(cfg)
+    """Raises UserError if the device has less memory than the run needs at the very least. Otherwise the system would
+    kill the process without a message, perhaps only at the first evaluation."""
+    trainer, length = cfg.trainer, make_task(cfg.data).length
+    size = getattr(cfg.model, "hidden_size", 0)  # of a network from outside nothing is known
+    layers = getattr(cfg.model, "num_layers", getattr(cfg.model, "num_blocks", 1))
+    # Each layer's output for a batch, but of an evaluation one layer's output and input; and four numbers a weight.
+    sequences = min(trainer.eval_batch_size, getattr(cfg.data, "validation_size", trainer.eval_batch_size))
+    needed = 4 * length * size * max(trainer.batch_size * layers, 2 * sequences) + 16 * (layers - 1) * size**2
+    have = _memory(device)
     if have is not None and needed > have:
         raise UserError(
-            f"model.hidden_size={getattr(cfg.model, 'hidden_size', None)}, "
-            f"trainer.batch_size={cfg.trainer.batch_size}, "
-            f"trainer.eval_batch_size={cfg.trainer.eval_batch_size} and "
-            f"{make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
-            f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
+            f"model.hidden_size={size}, trainer.batch_size={trainer.batch_size}, "
+            f"trainer.eval_batch_size={trainer.eval_batch_size} and {length:,} time steps need at least "
+            f"{needed / 2**30:,.0f} GiB; device={device.type} has {have / 2**30:,.0f}; lower one of them, or the "
+            "number of layers"
         )
 
 
@@ -74,16 +78,16 @@ def _memory(device: torch.device) -> int | None:
 def flush_denormals(device: torch.device) -> None:
     """Treat denormal numbers as zero in this thread and in every thread that PyTorch's CPU operators use.
 
-    ``torch.set_flush_denormal`` reaches the calling thread; threads started later inherit it, but the OpenMP workers
-    that an earlier operator woke keep their own setting, and half of each matrix product would stay slow. So the
-    workers are dismissed (they come back with this thread's setting) and the outcome is checked on a product that all
-    of them share. (Backward runs in the thread that calls it. Our own kernels' threads see to themselves.)
+    ``torch.set_flush_denormal`` reaches the calling thread, and threads started later inherit the setting, but OpenMP
+    workers that an earlier operator started keep their own, and their part of each matrix product stays slow. So the
+    workers are dismissed (new ones start with this thread's setting) and the effect is checked on a product that all
+    of them share. (Backward runs in the calling thread. The threads of our own kernels set it themselves.)
 
-    A CPU that cannot do it raises RunError for a run on it, which would be slower than it needs to be and no fair one;
-    for a run on another device that is a warning. So are workers that cannot be dismissed, in a notebook for example.
+    On a CPU that cannot flush denormals a run is refused with RunError: its times would not be fair. For a run on
+    another device that is a warning, and so are workers that cannot be dismissed, in a notebook for example.
     """
     if not torch.set_flush_denormal(True):
-        reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so no timing on it would be fair"
+        reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so its timings would not be fair"
         if device.type == "cpu":
             raise RunError(reason)
         warnings.warn(reason, stacklevel=2)
@@ -97,22 +101,22 @@ def flush_denormals(device: torch.device) -> None:
     if not _workers_flush():
         warnings.warn(
             "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run, so it "
-            "may be slower than it needs to be; start it in a process of its own",
+            "may be slower than necessary; start it in a new process",
             stacklevel=2,
         )
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors free, for the next step, instead of giving it back to the system.
+    """Let the allocator keep the memory that tensors free for the next step, instead of returning it to the system.
 
-    glibc maps every large block afresh, and its pages are cleared one fault at a time: 54,500 faults in a training step
-    of nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
-    0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). Like denormals, that
-    would make a dishonest baseline. Other C libraries have no such setting, and nothing changes there.
+    glibc maps every large block afresh, and clears its pages one fault at a time: 54,500 faults in a training step of
+    nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
+    0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). As with denormals, the baseline
+    would suffer most. Other C libraries have no such setting, and nothing changes there.
 
-    Tensors from 2 MB on are put on pages of that size where the kernel has them to give, which takes a few percent off
-    the step of either network (58.1 instead of 61.2 ms, 72.6 instead of 74.6 for the LSTM of 144 units; two cores of a
-    Xeon, PyTorch 2.14).
+    Tensors of 2 MB or more are put on pages of that size if the kernel has any, which saves a few percent of a step of
+    either network (58.1 instead of 61.2 ms, 72.6 instead of 74.6 for the LSTM of 144 units; two cores of a Xeon,
+    PyTorch 2.14).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it allocates its first tensor
     if not sys.platform.startswith("linux"):
@@ -157,12 +161,12 @@ def bfloat16_refusal() -> str | None:
 def set_precision(precision: str, device: torch.device) -> None:
     """How float32 matrices are multiplied from here on, in matmul and cuDNN alike.
 
-    float32 as float32 and tf32 as TF32: PyTorch's own default is mixed, float32 matmul but TF32 inside cuDNN, which
-    would favour the LSTM. bfloat16 is `computing`'s.
+    PyTorch's default is mixed, float32 in matmul but TF32 inside cuDNN, which would favour the LSTM. For bfloat16 see
+    `computing`.
 
     Raises:
-        UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it would
-            do nothing and be recorded as if it had.
+        UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it has no
+            effect.
     """
     if precision == "bfloat16" and device.type == "cpu":
         reason = bfloat16_refusal()
@@ -220,7 +224,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it (before reading a clock)."""
+    """Wait until the device has finished its work (before reading a clock)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,24 +1,23 @@
-"""Where a run that is no longer finite first went wrong."""
+"""Find where a non-finite value first appeared in a step."""
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Split
+from ..layers import AffineSequence
 from .device import computing
-from .evaluate import Objective
+from .evaluation import Objective
 
 
 def first_non_finite(
     model: nn.Module, objective: Objective, split: Split, indices: Tensor, precision: str, device: torch.device,
     training: bool = True,
 ) -> str:  # fmt: skip
-    """Runs one training step without its update and names the first module whose parameter, output or gradient is not
-    finite, in the order in which they are computed. Meant for the weights that the bad step itself started from.
-    Without ``training``, the step of an evaluation: up to the loss, with the statistics that the model keeps."""
+    """Repeat a training step without its update, from the weights it started from, and name the first parameter, output
+    or gradient that is not finite, in the order in which they are computed. Without ``training``, repeat a step of an
+    evaluation: up to the loss, with the model's running statistics."""
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"parameter {name}"
@@ -56,22 +55,16 @@ def _is_leaf(module: nn.Module) -> bool:
 
 def _watch(name: str, seen: list[str]) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not all(_finite(tensor) for tensor in _tensors(output)):
+        if not _finite(output):
             seen.append(name)
 
     return hook
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _finite(value: Any) -> bool:
+    """Whether all tensors in a module's output are finite."""
     if isinstance(value, Tensor):
-        yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+        return bool(value.isfinite().all())
+    if isinstance(value, AffineSequence):
+        value = tuple(vars(value).values())
+    return not isinstance(value, tuple | list) or all(map(_finite, value))

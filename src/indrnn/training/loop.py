@@ -1,8 +1,8 @@
 """train(cfg): a run from its first step, or from its checkpoint, to its result; the order of events.
 
-After every step, in this order, whatever is due: a row of training figures, an evaluation on the validation split (and
-best.pt), a checkpoint. Everything that decides how training goes on is in
-`TrainingState`, so that a checkpoint taken there and continued is the same run.
+After every step, as far as they are due, in this order: a row of training figures, an evaluation on the validation
+split (and best.pt), a checkpoint. Everything that decides how training continues is in `TrainingState`, so a run that
+resumes from a checkpoint is the same run.
 """
 
 import sys
@@ -25,24 +25,22 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .console import Interrupted, Interrupts
 from .device import check_memory, computing, resolve_device, synchronise
 from .diagnose import first_non_finite
-from .distributed import ALONE, Processes, ProcessLost, joined_processes, whole_batches
-from .evaluate import Evaluation, evaluate, reestimate_batch_norm
+from .distributed import Processes, ProcessLost, joined_processes, whole_batches
+from .evaluation import Evaluation, evaluate, reestimate_batch_norm
+from .interrupts import Interrupted, Interrupts
 from .optimizer import rate_tensor
 from .recorder import Recorder, SilentRecorder
-from .segments import changes, make_result
-from .state import TrainingState
+from .state import TrainingState, changes
 
 
 def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> Result:
     """Train, evaluate and record the run that ``cfg`` describes.
 
-    A run folder that is finished is read, not run again; an unfinished one is gone on with. ``overrides`` and
-    ``command`` are recorded. Processes that torchrun started together make one run (`indrnn.training.distributed`). For
-    the whole process it sets PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed
-    memory.
+    A finished run is read, not run again; an unfinished one continues. ``overrides`` and ``command`` are recorded.
+    Processes that torchrun started together make one run (`indrnn.training.distributed`). For the whole process it sets
+    PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed memory.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
@@ -62,7 +60,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
 
 
 def _open(cfg: Config, overrides: list[str], command: str, processes: Processes) -> RunFolder:
-    """The run folder, held by the process that leads; the others know where it is and in which state."""
+    """The run folder, locked by the leading process; the others learn only where it is and its state."""
     if not processes.leads:
         state = processes.from_leader(lambda: "")
         return RunFolder(run_folder(cfg), state, cfg, overrides, command)
@@ -72,8 +70,7 @@ def _open(cfg: Config, overrides: list[str], command: str, processes: Processes)
 
 
 def _finished(cfg: Config, folder: RunFolder) -> Result:
-    """The result of a run that is not run again: its configuration is the same, but a file that this names may have
-    changed since."""
+    """The result of a finished run, after a check that no data file its configuration names has changed since."""
     result, path = read_result(folder.result_path), folder.path
     changed = make_task(cfg.data).changed
     words = changed(result.data) if changed else None
@@ -86,9 +83,9 @@ def _finished(cfg: Config, folder: RunFolder) -> Result:
 
 
 class Training:
-    """One run in this process. Use: ``Training(cfg, folder, device).run()``."""
+    """One run in this process. Use: ``Training(cfg, folder, device, processes).run()``."""
 
-    def __init__(self, cfg: Config, folder: RunFolder, device: torch.device, processes: Processes = ALONE) -> None:
+    def __init__(self, cfg: Config, folder: RunFolder, device: torch.device, processes: Processes) -> None:
         self.cfg, self.folder, self.device, self.processes = cfg, folder, device, processes
         self.state = TrainingState(cfg, device, processes)
         self.position, self.model, self.data = self.state.position, self.state.model, self.state.data
@@ -99,9 +96,9 @@ class Training:
         self._random: Tensor | None = None
 
     def run(self) -> Result:
-        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (if it came too late to
-        stop the run, once that is finished), RunError if a loss is not finite or a file cannot be written; the last
-        checkpoint is whole in either case."""
+        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (once the run is finished,
+        if the signal came too late to stop it), RunError if a loss is not finite or a file cannot be written; the last
+        checkpoint is intact in either case."""
         position, folder = self.position, self.folder
         self.state.prepare(folder)
         resume_step = position.observed if folder.state == "resume" else None
@@ -116,7 +113,7 @@ class Training:
             try:
                 if folder.state == "resume":
                     elsewhere = self._made_elsewhere()
-                    self.recorder.say(f"{label}: going on from the checkpoint at step {position.step}{elsewhere}")
+                    self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
                 self._train()
                 result = self._finish()
             except _Stop:
@@ -132,9 +129,9 @@ class Training:
             self._train_to_the_end()
         except ProcessLost as lost:
             if not self.processes.leads or self.device.type != "cpu":
-                again = f"the last checkpoint is {self.folder.checkpoint_path}; go on with the same command"
+                again = f"the last checkpoint is {self.folder.checkpoint_path}; continue with the same command"
                 raise ProcessLost(f"{lost}; {again}") from lost
-            # Of the step that was broken off, nothing has reached the weights.
+            # The interrupted step has not reached the weights.
             if self._random is not None:
                 torch.set_rng_state(self._random)
             self._save()
@@ -183,7 +180,7 @@ class Training:
         return reached or self.schedule.finished or self.position.step >= trainer.max_steps
 
     def _record_what_is_due(self) -> None:
-        """The row of training figures and the evaluation that are due at this step, once."""
+        """Write the row of training figures and make the evaluation, if due at this step and not done yet."""
         position, trainer = self.position, self.cfg.trainer
         if position.observed == position.step:
             return
@@ -192,7 +189,7 @@ class Training:
         if position.step % trainer.eval_every == 0 or last:
             self._read_meter()
             evaluation = self._validate()
-        # Rows follow the evaluation, which may be broken off: it is then as if nothing had been due yet.
+        # Rows are written after the evaluation: if a signal interrupts it, nothing that was due has been recorded yet.
         if position.step % trainer.log_every == 0 or last:
             self._record_training()
         if evaluation is not None:
@@ -245,8 +242,7 @@ class Training:
         return evaluation
 
     def _record_validation(self, evaluation: Evaluation) -> None:
-        """Rows, the schedule and the best checkpoint after an evaluation on validation; back to that one where the
-        schedule says so."""
+        """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
         step = self.position.step
         self.recorder.validation(*self._when(), evaluation, self.model)
         if evaluation.near_chance and not self.position.warned:
@@ -267,24 +263,20 @@ class Training:
                 save_checkpoint(self.folder.best_path, self.state.best)
         elif go_back:
             best_step = self.state.best["step"]
-            self.recorder.say(f"step {step}: the learning rate drops; going on from the best step, {best_step}")
+            self.recorder.say(f"step {step}: the learning rate drops; back to the best step, {best_step}")
             load_weights(self.model, self.state.best["model"], self.folder.best_path)
             restore_optimizer(self.model, self.state.optimizer, self.state.best["optimizer"])
 
     def _finish(self) -> Result:
-        """Read the test split once, with the weights that validation chose and the statistics they were judged with."""
-        position, folder, state, best = self.position, self.folder, self.state, self.state.best
+        """Read the test split once, with the weights and batch-norm statistics that validation chose."""
+        folder, state, best = self.folder, self.state, self.state.best
         assert best is not None, "an evaluation precedes every end"
         load_weights(self.model, best["model"], folder.best_path)
         with computing(self.cfg.trainer.precision, self.device):
             test = self._evaluate(self.data.test, "test loss")
         self.recorder.test(*self._when(), test)
-        self.recorder.pictures(position.step, test)
-        result = make_result(
-            self.cfg, folder.command, state.task, state.data.provenance, state.model, state.segments, best, test,
-            steps=position.step, epochs=state.order.epochs(position.step), seconds=position.seconds,
-            peak_memory=state.peak_memory(),
-        )  # fmt: skip
+        self.recorder.pictures(self.position.step, test)
+        result = state.result(folder.command, test)
         self.recorder.result(result)
         if self.processes.leads:
             save_weights(folder.weights_path, best["model"])
@@ -292,7 +284,7 @@ class Training:
         return result
 
     def _when(self) -> tuple[int, float, float]:
-        """Step, epoch and seconds, with which every row begins."""
+        """Step, epoch and seconds: the first columns of every row."""
         step = self.position.step
         return step, self.order.epochs(step), self.position.seconds
 
@@ -305,7 +297,7 @@ class Training:
             save_checkpoint(self.folder.checkpoint_path, self.state.content())
 
     def _rewrite_best(self) -> None:
-        """best.pt as checkpoint.pt knows it: a kill may have come between the two."""
+        """Make best.pt agree with checkpoint.pt: the run may have been killed between the two writes."""
         if self.state.best is not None:
             save_checkpoint(self.folder.best_path, self.state.best)
         else:
@@ -320,7 +312,7 @@ class Training:
             self._clock = None
 
     def _asked_to_stop(self) -> bool:
-        """Whether a signal has come, to any of the processes."""
+        """Whether any of the processes has received a signal."""
         self._signal = self.processes.agree(self.interrupts.received or 0)
         return self._signal > 0
 
@@ -330,11 +322,13 @@ class Training:
 
     def _stopped_message(self) -> str:
         again = f": {self.folder.command}" if self.folder.command else ""
-        return f"stopped at step {self.position.step}, saved in {self.folder.path}; go on with the same command{again}"
+        return (
+            f"stopped at step {self.position.step}, saved in {self.folder.path}; continue with the same command{again}"
+        )
 
     def _made_elsewhere(self) -> str:
         differ = changes(self.state.segments)
-        return f", which was made elsewhere ({differ}), so that figures may differ from here on" if differ else ""
+        return f", made elsewhere ({differ}), so figures may differ from here on" if differ else ""
 
     def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.
@@ -356,11 +350,8 @@ class _Stop(Exception):  # noqa: N818
 
 def _nothing_learnt(step: int, evaluation: Evaluation) -> str:
     if evaluation.accuracy is None:
-        return (
-            f"validation error {evaluation.loss:.4f} at step {step}: always answering the mean has "
-            f"{evaluation.chance:.4f}, so the network has learnt nothing yet"
-        )
-    return (
-        f"validation accuracy {evaluation.accuracy:.4f} at step {step}: the share of the most frequent class is "
-        f"{evaluation.chance:.4f}, so the network has learnt nothing yet"
-    )
+        figure, trivial = f"error {evaluation.loss:.4f}", "the error of always answering the mean"
+    else:
+        figure, trivial = f"accuracy {evaluation.accuracy:.4f}", "the share of the most frequent class"
+    learnt = f"{trivial} is {evaluation.chance:.4f}, so the network has learnt nothing yet"
+    return f"validation {figure} at step {step}: {learnt}"

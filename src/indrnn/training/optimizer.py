@@ -1,27 +1,20 @@
-"""Adam with parameter groups chosen by module, its learning rate a tensor so that a captured step can read it; and the
+"""Adam with parameter groups chosen by module, its learning rate a tensor that a captured step can read; and the
 schedules of that rate.
 
-Everything but the plateau is a pure function of the step; the plateau's state is explicit, so that a checkpoint can
-hold it. `steps` counts the updates made so far: the first update runs with ``rate(0)``.
+All schedules but the plateau are pure functions of the step. `steps` counts the updates made so far: the first update
+runs with ``rate(0)``.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import cos, pi
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ..config.schema import (
-    CosineConfig,
-    OneCycleConfig,
-    OptimizerConfig,
-    PlateauConfig,
-    ScheduleConfig,
-    StaircaseConfig,
-)
+from ..config.schema import OptimizerConfig, ScheduleConfig
 from ..errors import UserError
 
 
@@ -64,7 +57,11 @@ def rate_tensor(optimizer: torch.optim.Optimizer) -> Tensor:
     return optimizer.param_groups[0]["lr"]
 
 
-def staircase(steps: int, every: int, factor: float) -> float:
+def constant(steps: int, total: int) -> float:
+    return 1.0
+
+
+def staircase(steps: int, total: int, every: int, factor: float) -> float:
     """The share of the peak rate after a drop by ``factor`` every ``every`` steps."""
     return factor ** (steps // every)
 
@@ -91,82 +88,55 @@ def _half_cosine(steps: int, total: int) -> float:
     return (1.0 + cos(pi * min(1.0, steps / max(1, total - 1)))) / 2.0
 
 
-@dataclass(frozen=True)
-class Plateau:
-    """Where a plateau schedule stands: rate drops so far, evaluations without gain since the last, best score."""
-
-    drops: int = 0
-    waited: int = 0
-    best: float | None = None
-
-    def after(self, score: float, patience: list[int]) -> "Plateau":
-        """The state after an evaluation with ``score`` (higher is better; an equal one is no gain)."""
-        if self.best is None or score > self.best:
-            return replace(self, best=score, waited=0)
-        waited = self.waited + 1
-        if waited >= patience[min(self.drops, len(patience) - 1)]:
-            return replace(self, drops=self.drops + 1, waited=0)
-        return replace(self, waited=waited)
-
-
-class Schedule(Protocol):
-    def rate(self, steps: int) -> float:
-        """The learning rate of the update that follows ``steps`` updates."""
-
-    def observe(self, score: float) -> bool:
-        """Take note of an evaluation; higher is better. Whether training is to go back to the best checkpoint."""
-
-    restores_best: bool
-    """Whether `observe` can send training back, so that the best checkpoint must hold the optimizer's state."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule says that training is over."""
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
-class StepSchedule:
+class Schedule:
     """A schedule that depends on the step alone; ``share`` gives the share of the peak rate."""
 
-    finished = False
     restores_best = False
+    """Whether `observe` may ask to go back: the best checkpoint then holds the optimizer's state."""
 
     def __init__(self, peak: float, share: Callable[[int], float]) -> None:
         self._peak, self._share = peak, share
 
     def rate(self, steps: int) -> float:
+        """The learning rate of the update that follows ``steps`` updates."""
         return self._peak * self._share(steps)
 
     def observe(self, score: float) -> bool:
+        """Take an evaluation's score, higher is better; return whether to go back to the best checkpoint."""
+        return False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule says that training is over."""
         return False
 
     def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
         pass
 
 
-class PlateauSchedule:
+class PlateauSchedule(Schedule):
     """The rate drops when evaluations bring no gain; training ends when it falls below the minimum."""
 
-    def __init__(self, cfg: PlateauConfig, peak: float) -> None:
-        self._factor, self._minimum, self._patience = cfg.factor, cfg.minimum_lr, list(cfg.patience)
-        self.restores_best = cfg.restore_best
-        self._peak = peak
-        self._plateau = Plateau()
-
-    def rate(self, steps: int) -> float:
-        return self._peak * self._factor**self._plateau.drops
+    def __init__(self, peak: float, factor: float, patience: list[int], minimum_lr: float, restore_best: bool) -> None:
+        super().__init__(peak, lambda steps: factor**self._drops)
+        self._patience, self._minimum = patience, minimum_lr
+        self.restores_best = restore_best
+        self._drops = self._waited = 0  # rate drops so far, evaluations without gain since the last
+        self._best: float | None = None
 
     def observe(self, score: float) -> bool:
-        drops = self._plateau.drops
-        self._plateau = self._plateau.after(score, self._patience)
-        return self.restores_best and self._plateau.drops > drops
+        if self._best is None or score > self._best:  # an equal score is no gain
+            self._best, self._waited = score, 0
+            return False
+        self._waited += 1
+        if self._waited < self._patience[min(self._drops, len(self._patience) - 1)]:
+            return False
+        self._drops, self._waited = self._drops + 1, 0
+        return self.restores_best
 
     @property
     def finished(self) -> bool:
@@ -174,29 +144,26 @@ class PlateauSchedule:
         return self.rate(0) < self._minimum * (1.0 - 1e-9)
 
     def state(self) -> dict[str, Any]:
-        return asdict(self._plateau)
+        return {"drops": self._drops, "waited": self._waited, "best": self._best}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._plateau = Plateau(**state)
+        self._drops, self._waited, self._best = state["drops"], state["waited"], state["best"]
+
+
+SHARES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "staircase": staircase,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+}
 
 
 def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule:
-    """The schedule of ``cfg.name``. Raises UserError for one that does not exist."""
-    match cfg.name:
-        case "constant":
-            return StepSchedule(peak, lambda steps: 1.0)
-        case "staircase":
-            stairs = cast(StaircaseConfig, cfg)
-            return StepSchedule(peak, partial(staircase, every=stairs.every, factor=stairs.factor))
-        case "cosine":
-            wave = cast(CosineConfig, cfg)
-            return StepSchedule(peak, partial(cosine, total=max_steps, warmup=wave.warmup, final=wave.final))
-        case "one_cycle":
-            cycle = cast(OneCycleConfig, cfg)
-            return StepSchedule(
-                peak,
-                partial(one_cycle, total=max_steps, warmup=cycle.warmup, initial=cycle.initial, final=cycle.final),
-            )
-        case "plateau":
-            return PlateauSchedule(cast(PlateauConfig, cfg), peak)
-    raise UserError(f"schedule.name={cfg.name} is unknown; choose from constant, staircase, plateau, cosine, one_cycle")
+    """The schedule of ``cfg.name``, with the other keys of ``cfg``. Raises UserError for one that does not exist."""
+    parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg))  # type: ignore[assignment]
+    name = parameters.pop("name")
+    if name == "plateau":
+        return PlateauSchedule(peak, **parameters)
+    if name not in SHARES:
+        raise UserError(f"schedule.name={name} is unknown; choose from {', '.join([*SHARES, 'plateau'])}")
+    return Schedule(peak, partial(SHARES[name], total=max_steps, **parameters))

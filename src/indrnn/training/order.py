@@ -1,5 +1,5 @@
-"""The random streams of a run, and which training sequences a step sees: a pure function of (seed, step), so that a
-resumed run goes on exactly.
+"""The random streams of a run, and which training sequences a step sees: a pure function of (seed, step), so a resumed
+run sees what it would have seen.
 
 Each purpose draws from a stream of its own, all derived from ``cfg.seed``: more dropout cannot change the order of the
 data, nor another evaluation the dropout masks. Streams are split with numpy's SeedSequence (O'Neill's seed_seq_fe),
@@ -41,7 +41,7 @@ def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
 class DataOrder:
     """Full batches of a permutation drawn anew for each epoch (the rest of an epoch is dropped).
 
-    A training set without an end (size None) is read in its own order: step s takes the indices from s·B on.
+    An endless training set (size None) is read in its own order: step s takes the indices from s·B on.
     """
 
     def __init__(self, size: int | None, batch_size: int, seed: int, device: torch.device) -> None:
@@ -69,13 +69,13 @@ class DataOrder:
         return self._order[start : start + self.batch_size]
 
     def epochs(self, steps: int) -> float:
-        """How often `steps` batches have gone through the training set; 0 for one without an end."""
+        """How many passes over the training set `steps` batches make; 0 for an endless one."""
         return 0.0 if self.steps_per_epoch is None else steps / self.steps_per_epoch
 
     def norm_samples(self, count: int, step: int) -> Tensor:
         """Indices (≤ count,) of training sequences for the batch-norm statistics of the evaluation at `step`.
 
-        Drawn without repetition from a stream of their own. Of an endless set, ones that no step can have reached.
+        Drawn without repetition from a stream of their own. In an endless set, these are indices no step can reach.
         """
         draw = generator(self.seed, Stream.NORM_SAMPLES, step)
         if self.size is None:

@@ -1,9 +1,12 @@
-"""What a run writes into its folder and says on stderr while it trains: metrics.csv, TensorBoard events, progress."""
+"""What a run writes into its folder and says on stderr while it trains: metrics.csv, TensorBoard events, progress (a
+bar on a terminal, elsewhere a line now and then)."""
 
-from types import TracebackType
+import sys
+import time
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..config.checks import result_keys
 from ..config.schema import Config
@@ -11,8 +14,65 @@ from ..data import Task
 from ..models import recurrent_weights
 from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, read_metrics
 from ..record.tensorboard import confusion_matrix, digits_page
-from .console import Progress
-from .evaluate import Evaluation
+from .evaluation import Evaluation
+
+LINE_EVERY = 30.0  # seconds between lines when stderr is not a terminal
+
+
+class Progress:
+    """Steps done, steps/s, training loss, last validation accuracy (or loss) and time left."""
+
+    def __init__(self, label: str, step: int, max_steps: int) -> None:
+        self._label = label
+        self._max_steps = max_steps
+        self._train = self._validation = ""
+        self._rate = 0.0
+        self._last_line = time.monotonic()
+        self._bar = (
+            tqdm(desc=label, initial=step, total=max_steps, unit="step", dynamic_ncols=True, file=sys.stderr)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self) -> None:
+        """Count one more step."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def trained(self, step: int, loss: float, rate: float) -> None:
+        """A log interval has ended; `rate` in steps/s."""
+        self._train, self._rate = f"loss {loss:.4f}", rate
+        if self._bar is None and time.monotonic() - self._last_line >= LINE_EVERY:
+            self._line(step)
+        self._show()
+
+    def evaluated(self, step: int, loss: float, accuracy: float | None) -> None:
+        self._validation = f"val loss {loss:.4f}" if accuracy is None else f"val {accuracy:.2%}"
+        if self._bar is None:
+            self._line(step)
+        self._show()
+
+    def say(self, message: str) -> None:
+        """Print a line that stays."""
+        if self._bar is None:
+            print(message, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(filter(None, (self._train, self._validation))), refresh=False)
+
+    def _line(self, step: int) -> None:
+        self._last_line = time.monotonic()
+        left = f"{tqdm.format_interval((self._max_steps - step) / self._rate)} left" if self._rate else ""
+        rate = f"{self._rate:.1f} steps/s" if self._rate else ""
+        parts = (f"{self._label}: step {step}/{self._max_steps}", rate, self._train, self._validation, left)
+        print(", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
 class Recorder:
@@ -27,32 +87,22 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.close()
         self._tensorboard.close()
         self._metrics.close()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._progress.say(message)
 
     def step_made(self) -> None:
         self._progress.advance()
 
     def training(
-        self,
-        step: int,
-        epoch: float,
-        seconds: float,
-        *,
-        loss: float,
-        accuracy: float | None,
-        rate: float,
-        norm: float,
-        speed: float | None,
-    ) -> None:
+        self, step: int, epoch: float, seconds: float,
+        *, loss: float, accuracy: float | None, rate: float, norm: float, speed: float | None,
+    ) -> None:  # fmt: skip
         """Means over the steps since the last row; ``rate``: of learning; ``speed``: steps a second."""
         self._metrics.row(step, epoch, seconds, "train", loss, accuracy, rate, norm)
         tags = {"train/loss": loss, "train/accuracy": accuracy, "optimizer/lr": rate, "optimizer/grad_norm": norm}
@@ -68,7 +118,7 @@ class Recorder:
         self._progress.evaluated(step, loss, accuracy)
 
     def test(self, step: int, epoch: float, seconds: float, evaluation: Evaluation) -> None:
-        """A run that was killed just before its result has the row already."""
+        """Skips the row if it is there: the run may have been killed between this row and its result."""
         loss, accuracy = evaluation.loss, evaluation.accuracy
         columns = read_metrics(self._folder.metrics_path)
         if not ((columns["split"] == "test") & (columns["step"] == step)).any():
@@ -76,7 +126,7 @@ class Recorder:
         self._tensorboard.scalars(step, {"test/loss": loss, "test/accuracy": accuracy})
 
     def pictures(self, step: int, evaluation: Evaluation) -> None:
-        """How the classes of the test split were answered and, where a sequence is an image, its first ones."""
+        """The confusion matrix of the test split and, if sequences are images, the first ones with their answers."""
         if evaluation.outputs is None or evaluation.targets is None or evaluation.inputs is None:
             return
         probabilities, answers = evaluation.outputs.float().softmax(1).max(1)
@@ -98,7 +148,7 @@ class Recorder:
 
 
 class SilentRecorder(Recorder):
-    """Of a process that leaves writing and speaking to another."""
+    """For a process that leaves writing and printing to the leading one."""
 
     def __init__(self) -> None:
         pass

@@ -1,5 +1,6 @@
-"""All that decides how training goes on: the network, its optimizer, the schedule, the order of the data, how far it
-is; made from the configuration, rehearsed, put into a checkpoint and taken out of one.
+"""Everything that decides how training continues: the network, its optimizer, the schedule, the order of the data, the
+position. It is built from the configuration, warmed up, saved in a checkpoint and restored from one. Each start of a
+run adds a segment, a record of what computes it.
 """
 
 import warnings
@@ -8,22 +9,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config.checks import run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..layers import recurrent_layers
 from ..models import build_model
-from ..record import RunFolder, running_code
-from ..record.compare import fingerprint
+from ..record import Result, RunFolder, environment, running_code, wilson_interval
+from ..record.compare import Difference, fingerprint, flatten
+from ..recurrence import resolve_backend
+from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
     copied_weights,
     load_weights,
+    naming_damage,
     optimizer_state,
     random_state,
     read_checkpoint,
     require_same_run,
-    require_whole,
     restore_optimizer,
     restore_random_state,
 )
@@ -36,21 +40,20 @@ from .device import (
     synchronise,
 )
 from .distributed import ALONE, Processes
-from .evaluate import Objective, norm_batches
+from .evaluation import Evaluation, Objective, norm_batches
 from .optimizer import build_optimizer, build_schedule
 from .order import DataOrder, Stream, torch_seed
-from .segments import passed_over, segment
 from .step import CaptureError, GraphedStep, TrainingStep
 
 
 @dataclass
 class Position:
-    """How far a run is, in plain values."""
+    """How far a run has come, in plain values."""
 
     step: int = 0
     """Updates made."""
     observed: int = 0
-    """All that was due up to and including this step has been done and recorded."""
+    """Everything due up to and including this step has been recorded."""
     seconds: float = 0.0
     """Spent on training steps alone."""
     interval_seconds: float = 0.0
@@ -63,9 +66,9 @@ class TrainingState:
     """Built as at step 0; `prepare` makes it ready for the step that comes next."""
 
     def __init__(self, cfg: Config, device: torch.device, processes: Processes = ALONE) -> None:
-        # The code as it is loaded, not as it may lie there once the data is.
+        # The commit is noted before the data is read, in case the checkout changes meanwhile.
         self._code = running_code()
-        # Before the first tensor is allocated, and before any operator wakes worker threads.
+        # Before the first tensor is allocated, and before any operator starts worker threads.
         keep_freed_memory()
         flush_denormals(device)
         set_precision(cfg.trainer.precision, device)
@@ -93,14 +96,14 @@ class TrainingState:
         """Makes one update from the training sequences at the indices (B,)."""
 
     def prepare(self, folder: RunFolder) -> None:
-        """Rehearse a step, then take over what the folder's checkpoint holds, if the run goes on from one."""
+        """Make a trial step, then restore the folder's checkpoint, if the run resumes from one."""
         path, content = folder.checkpoint_path, None
         if folder.state == "resume":
             content = self.processes.from_leader(lambda: read_checkpoint(path))
             require_same_run(content, self.cfg, self.data.provenance, path)
             load_weights(self.model, content["model"], path)
         precision = self.cfg.trainer.precision
-        # What was to be used and is not -> why.
+        # What the configuration prefers and cannot be used -> the reason.
         fallbacks = passed_over(self.model, self.device, precision)
         if precision == "bfloat16" and self.device.type == "cpu" and not recurrent_layers(self.model):
             fallbacks["bfloat16"] = "on a CPU only IndRNN layers compute in it"
@@ -108,29 +111,41 @@ class TrainingState:
                 f"trainer.precision=bfloat16 changes nothing, the run is in float32: {fallbacks['bfloat16']}",
                 stacklevel=2,
             )
-        self._rehearse(fallbacks)
+        self._make_trial_step(fallbacks)
         if content is None:
-            restore_optimizer(self.model, self.optimizer, {})
+            restore_optimizer(self.model, self.optimizer, None)
             self.meter.reset()
             torch.manual_seed(torch_seed(self.cfg.seed, Stream.DROPOUT))
         else:
-            require_whole(content, self.content(), self.schedule.restores_best, path)
-            restore_optimizer(self.model, self.optimizer, content["optimizer"])
-            self.meter.restore(content["meter"])
-            restore_random_state(content["random"], self.device, path)
-            self.schedule.restore(content["schedule"])
-            for name in asdict(self.position):
-                setattr(self.position, name, content["progressed"][name])
-            self.best = content["best"]
-            # Before there were segments, a checkpoint held the number of threads alone.
-            self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
+            with naming_damage(path):
+                self._restore(content)
         self.segments.append(
-            segment(self.position.step, self.model, self.device, precision, self._code, fallbacks, self.processes.size)
+            {
+                "step": self.position.step,
+                "git": self._code,
+                "device": self.device.type,
+                **environment(self.device),
+                "processes": self.processes.size,
+                "precision": precision,
+                "backend": backend_of(self.model, self.device, precision),
+                "fallbacks": fallbacks,
+            }
         )
 
-    def _rehearse(self, fallbacks: dict[str, str]) -> None:
-        """Make a step ahead of the run, so that compiling, allocating or capturing is done before the clock starts and
-        the optimizer has its state; what else it changed, the caller restores in place. Sets `step`."""
+    def _restore(self, content: dict[str, Any]) -> None:
+        restore_optimizer(self.model, self.optimizer, content["optimizer"])
+        self.meter.restore(content["meter"])
+        restore_random_state(content["random"], self.device)
+        self.schedule.restore(content["schedule"])
+        for name in asdict(self.position):
+            setattr(self.position, name, content["progressed"][name])
+        self.best = content["best"]
+        # Before there were segments, a checkpoint held the number of threads alone.
+        self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
+
+    def _make_trial_step(self, fallbacks: dict[str, str]) -> None:
+        """Make a step ahead of the run, so that compiling, allocating and capturing are done before the clock starts
+        and the optimizer's state exists. Sets `step`; restores the weights, and leaves the rest to the caller."""
         weights = copied_weights(self.model)
         self.model.train()
         indices = self.order.indices(0)
@@ -142,7 +157,7 @@ class TrainingState:
                     raise
                 fallbacks["cuda_graph"] = failure.reason
                 warnings.warn(
-                    f"the training step runs without a CUDA graph, which is slow: it cannot be captured "
+                    "the training step runs without a CUDA graph, which is slow: it cannot be captured "
                     f"({failure.reason}); please report it, with indrnn-info's output",
                     stacklevel=2,
                 )
@@ -169,3 +184,70 @@ class TrainingState:
         """Over all segments; None where it is not known."""
         here = peak_memory_bytes(self.device)
         return None if here is None else max(here, self.position.peak_memory)
+
+    def result(self, command: str, test: Evaluation) -> Result:
+        """The result of the finished run; ``test`` is the evaluation of the best weights."""
+        cfg, position, best = self.cfg, self.position, self.best
+        assert best is not None, "an evaluation precedes every end"
+        return Result(
+            model=cfg.model.name,
+            task=self.task.name,
+            name=run_name(cfg),
+            seed=cfg.seed,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            best_step=best["step"],
+            steps=position.step,
+            epochs=self.order.epochs(position.step),
+            val_accuracy=best["accuracy"],
+            val_loss=best["loss"],
+            test_accuracy=test.accuracy,
+            test_loss=test.loss,
+            test_ci95=None if test.accuracy is None else wilson_interval(test.correct, test.size),
+            seconds=position.seconds,
+            steps_per_second=position.step / position.seconds,
+            peak_memory_bytes=self.peak_memory(),
+            backend=_joined("backend", self.segments, "+"),
+            device_name=_joined("device_name", self.segments, ", then "),
+            precision=cfg.trainer.precision,
+            data=self.data.provenance,
+            versions=self.segments[-1]["versions"],
+            git=self.segments[-1]["git"],
+            command=command,
+            segments=self.segments,
+        )
+
+
+def changes(segments: list[dict[str, Any]]) -> str:
+    """What differs between the last segment and the one before, in words; empty if nothing does."""
+    before, now = map(flatten, segments[-2:])
+    keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
+    return ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
+
+
+def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
+    """The distinct values of a key over all segments, in order."""
+    return separator.join(dict.fromkeys(segment[key] for segment in segments if key in segment))
+
+
+def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
+    """What computes the recurrences: a backend of `indrnn.recurrence`, or cudnn or torch for other networks."""
+    dtype = _sequence_dtype(precision)
+    names = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for _, layer in recurrent_layers(model)}
+    if names:
+        return "+".join(sorted(names))
+    by_cudnn = device.type == "cuda" and torch.backends.cudnn.is_available()
+    return "cudnn" if by_cudnn and any(isinstance(module, nn.RNNBase) for module in model.modules()) else "torch"
+
+
+def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
+    """The backends that backend=auto prefers to the one it chose, each with the reason why it cannot be used."""
+    dtype, reasons = _sequence_dtype(precision), dict[str, str]()
+    for _, layer in recurrent_layers(model):
+        if layer.backend == "auto":
+            reasons |= auto_backend(device, dtype, layer.nonlinearity)[1]
+    return reasons
+
+
+def _sequence_dtype(precision: str) -> torch.dtype:
+    """The dtype of the recurrences' input (see `device.computing`)."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

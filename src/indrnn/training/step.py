@@ -18,11 +18,11 @@ from ..errors import RunError, UserError
 from ..layers import project_recurrent_weights_
 from .device import computing
 from .distributed import Share
-from .evaluate import Objective
+from .evaluation import Objective
 
 WARM_UP = 3  # on a side stream, so that libraries make their workspaces and autograd its streams before the capture
 
-# Graphs whose capture failed: the allocator goes on asking them whether it is under way, so they must stay alive.
+# Graphs whose capture failed. The allocator keeps asking them whether a capture is under way, so they must stay alive.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
@@ -43,7 +43,7 @@ class Meter:
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
 
     def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor) -> Tensor:
-        """Take note of a step. Returns a scalar that is 1 from the first non-finite step on, else 0."""
+        """Count a step. Returns a scalar that is true from the first non-finite step on."""
         self.steps.add_(1)
         bad = ~(loss.isfinite() & grad_norm.isfinite())
         self.first_bad.copy_(torch.where(bad & (self.first_bad < 0), self.steps, self.first_bad))
@@ -82,8 +82,8 @@ class TrainingStep:
     """``step(indices)`` makes one update from the training sequences at ``indices`` (B,).
 
     Gradients are limited value by value (cfg.clip_value), then by their global norm (cfg.clip_norm); the norm that the
-    meter sees is the one before. After a step whose loss or gradient is not finite no update is applied any more, so
-    that the weights stay the last good ones until the meter is read.
+    meter sees is the one before. From the first step whose loss or gradient is not finite on, no update is applied, so
+    the weights are still the last good ones when the meter is read.
     """
 
     def __init__(

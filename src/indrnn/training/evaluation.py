@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data import Split, Task, make_task
 from ..errors import UserError
 from ..layers import recurrent_layers
-from ..record import Result, read_result
+from ..record import Result, no_better_than_chance, read_result
 from ..record.folder import RESULT
 from .checkpoint import load_run
 from .device import bfloat16_refusal, computing, flush_denormals, resolve_device, set_precision
@@ -49,8 +49,8 @@ KEPT = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a split. ``chance`` is what needs no network: the share of the most frequent class, or the mean
-    squared error of always answering the mean."""
+    """Loss and accuracy over a split. ``chance`` is what needs no network: the share of the most frequent class, or the
+    mean squared error of always answering the mean."""
 
     loss: float
     accuracy: float | None
@@ -60,11 +60,11 @@ class Evaluation:
     bad: Tensor | None = None
     """Indices of the first batch whose loss is not finite."""
     outputs: Tensor | None = None
-    """What the network said of each sequence (n, K), on the CPU; None without classes."""
+    """The network's outputs (n, K), on the CPU; None without classes."""
     targets: Tensor | None = None
     """The right answers (n,), on the CPU."""
     inputs: Tensor | None = None
-    """The first sequences (KEPT at most, T, D), on the CPU, so that nothing need be read twice to be shown."""
+    """The first sequences (KEPT at most, T, D), on the CPU, to be shown with their answers."""
 
     @property
     def score(self) -> float:
@@ -73,8 +73,10 @@ class Evaluation:
 
     @property
     def near_chance(self) -> bool:
-        """Within a point of the most frequent class's share, or above 95 % of the mean answer's error."""
-        return self.loss > 0.95 * self.chance if self.accuracy is None else self.accuracy <= self.chance + 0.01
+        """Whether the network has learnt nothing; without classes: an error above 95 % of the mean answer's."""
+        if self.accuracy is None:
+            return self.loss > 0.95 * self.chance
+        return no_better_than_chance(self.accuracy, self.chance)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -84,7 +86,7 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 def norm_batches(count: int, batch_size: int) -> int:
-    """In how many batches, as equal as can be, statistics are estimated from ``count`` sequences."""
+    """The number of batches that statistics are estimated from, given ``count`` sequences."""
     return -(-count // batch_size)
 
 
@@ -95,8 +97,8 @@ def reestimate_batch_norm(
     """Replace all running statistics by their means over the sequences of `split` at `indices` (n,), dropout off.
 
     From IndRNN's small initial weights activations grow so fast that running averages lag far behind. Each batch norm
-    normalises by its own batch meanwhile, as in training; the batches are as equal in size as n and batch_size allow.
-    Leaves the model in evaluation mode; a model without batch norms is not run at all.
+    normalises by its own batch meanwhile, as in training; the batches are as equal in size as possible. Leaves the
+    model in evaluation mode; a model without batch norms is not run at all.
     """
     norms = batch_norms(model)
     model.eval()
@@ -123,10 +125,10 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Loss and accuracy over all of `split` in evaluation mode, its batches shared out between ``processes``.
 
-    ``between`` is called before each batch; what it raises ends the evaluation. Waits for the device once, at the end.
+    ``between`` is called before each batch and may raise to end the evaluation. Waits for the device once, at the end.
     """
     if split.size is None:
-        raise ValueError("a split without an end cannot be evaluated as a whole")
+        raise ValueError("an endless split cannot be evaluated")
     model.eval()
     n = split.size
     losses, correct, outputs, targets = [], [], [], []
@@ -147,24 +149,29 @@ def evaluate(
         correct.append(right)
         outputs.append(output)
         targets.append(y)
-    figures = torch.stack([torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()])
-    loss_of, correct_of = processes.sum_(figures)
-    weights = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
-    mean_loss = float(loss_of @ weights) / n
-    bad = [batch for batch, finite in zip(batches, loss_of.isfinite().tolist(), strict=True) if not finite]
-    answers = int(correct_of.sum())
+    batch_losses, batch_correct = processes.sum_(
+        torch.stack([torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()])
+    )
+    sizes = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+    right_answers = int(batch_correct.sum())
     y = torch.cat(targets).cpu()
     classes = objective.classes
-    chance = float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n
-    said = None if classes is None else processes.sum_(torch.cat(outputs).cpu())
-    accuracy = objective.accuracy(answers, n)
-    first_bad = bad[0] if bad else None
-    return Evaluation(mean_loss, accuracy, answers, n, chance, first_bad, said, y, first.cpu())
+    return Evaluation(
+        loss=float(batch_losses @ sizes) / n,
+        accuracy=objective.accuracy(right_answers, n),
+        correct=right_answers,
+        size=n,
+        chance=float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n,
+        bad=next((batch for batch, loss in zip(batches, batch_losses, strict=True) if not loss.isfinite()), None),
+        outputs=None if classes is None else processes.sum_(torch.cat(outputs).cpu()),
+        targets=y,
+        inputs=first.cpu(),
+    )
 
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """A finished run and its weights evaluated again. ``precision`` is float32 where this device lacks the run's."""
+    """A finished run and a new evaluation of its weights, in ``precision``: float32 if this device lacks the run's."""
 
     recorded: Result
     evaluation: Evaluation
@@ -180,7 +187,7 @@ class Reevaluation:
 def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = None) -> Reevaluation:
     """Read the test set again, with the weights and batch-norm statistics that a finished run keeps.
 
-    Any backend of this device may compute it, whatever the run used. ``data_root`` stands for the run's data.root.
+    The backend is chosen for this device, not taken from the run. ``data_root`` replaces the run's data.root.
     Sets PyTorch's float32 precision and flushes denormals for the whole process.
 
     Raises:
