@@ -161,6 +161,15 @@ def test_a_key_added_to_the_schema_later_does_not_disown_old_runs(tmp_path):
             opened(tmp_path, *choices[:-1])
 
 
+def test_a_network_that_moved_to_another_module_is_the_same_run(tmp_path):
+    path = leave(tmp_path, "model=gru")
+    stored = OmegaConf.load(path / "config.yaml")
+    stored.model._target_ = "indrnn.models.gru.GRUClassifier"
+    OmegaConf.save(stored, path / "config.yaml")
+    with opened(tmp_path, "model=gru") as run:
+        assert run.state == "resume"
+
+
 def test_a_former_choice_that_is_left_out_is_another_run(tmp_path):
     path = leave(tmp_path)
     stored = OmegaConf.load(path / "config.yaml")

@@ -1,2 +1,2 @@
-"""The configuration: `schema` declares it and imports nothing of the project, `checks` says what values must satisfy,
-`compose` puts it together from ``configs/`` with Hydra."""
+"""The configuration: `schema` declares it and imports nothing of the project, `compose` composes it from ``configs/``
+with Hydra, `checks` checks the values."""

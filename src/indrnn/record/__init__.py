@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, metrics, TensorBoard events and result; and reading them again."""
+"""Write and read what a run leaves behind: its folder, metrics, TensorBoard events and result."""
 
 from .files import replacing
 from .folder import RunFolder, open_run, run_folder

@@ -9,15 +9,15 @@ ABSENT = "(absent)"
 # Their rate at every step depends on max_steps, so a larger one makes another run from the first step on.
 SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 
-# The values that keys had, in effect, before they existed; by the name of the network or schedule that has them.
+# What was done before these keys existed, by the name of the network or schedule that has them.
 EARLIER_MEANING: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "lstm"): {"weight_init": "glorot", "bias_init": "forget"},
     ("schedule", "plateau"): {"restore_best": False},
 }
-# Networks that were told apart by a size or an initialisation.
+# Networks that once had their own names and differ only in size or initialisation.
 EARLIER_NAMES = {"lstm_matched": "lstm", "lstm_chrono": "lstm"}
 EARLIER_TARGETS = {"indrnn.models.gru.GRUClassifier": "indrnn.models.baselines.GRUClassifier"}
-# Keys that are gone, with the value that means what is always done now.
+# Removed keys, with the value for what is always done now.
 FORMER_KEYS = {("model", "norm_position"): "after"}
 
 
@@ -64,8 +64,8 @@ def neutral_keys() -> frozenset[str]:
 
 
 def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
-    """The keys that affect the result and differ between a stored configuration, in terms of today, and ``cfg``, in the
-    schema's order."""
+    """The keys that affect the result and differ between a stored configuration (`in_terms_of_today`) and ``cfg``, in
+    the schema's order."""
     before = flatten(old)
     after = result_keys(cfg)
     gone = before.keys() - {key for key, _, _ in settings(cfg)} - neutral_keys()

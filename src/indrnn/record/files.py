@@ -41,7 +41,7 @@ def one_line(action: str, path: Path, error: type[UserError] = RunError) -> Iter
 
 @contextmanager
 def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` only when the block ends well, whole and on the disk.
+    """A file that replaces ``path`` once the block has succeeded and all of it is on the disk.
 
     A reader of ``path`` meanwhile, or after a crash, sees the old file or the new one, never a part. Raises
     ``error`` with one line if it cannot be written; ``path`` is then as it was.
@@ -62,7 +62,7 @@ def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryI
 
 
 def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -> None:
-    """Replace ``path`` by ``text`` (UTF-8), all or nothing; its folder is made."""
+    """Replace ``path`` by ``text`` (UTF-8), all or nothing; create its folder."""
     with one_line("write", path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, error) as file:
@@ -70,14 +70,14 @@ def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV, one line feed a row on every platform; None becomes an empty cell."""
+    """Rows as CSV, with line feeds on every platform; None becomes an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def sync_folder(folder: Path) -> None:
-    """Put renames and deletions in ``folder`` on the disk, where the system can do that for folders."""
+    """Sync renames and deletions in ``folder`` to the disk, if the system can do that for folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -88,8 +88,8 @@ def sync_folder(folder: Path) -> None:
 
 
 class AppendOnlyFile:
-    """A file that grows by whole records, each handed to the system at once; what still fitted of one on a full disk is
-    cut off. Raises RunError with one line. ``flags``: for os.open."""
+    """A file that grows by whole records, unbuffered; on a full disk an incomplete record is cut off and RunError is
+    raised with one line. ``flags``: for os.open."""
 
     def __init__(self, path: Path, flags: int = 0) -> None:
         self.path = path

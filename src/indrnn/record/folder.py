@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
-TIMING = "timing.json"  # of scripts/speedrun.py: nothing of it holds for a run that begins anew
+TIMING = "timing.json"  # of scripts/speedrun.py; not valid for a new run
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
@@ -52,7 +52,7 @@ def run_folder(cfg: Config) -> Path:
 
 
 class FolderInUseError(UserError):
-    """Another process has the run folder."""
+    """Another process uses the run folder."""
 
 
 class RunFolder:

@@ -21,10 +21,10 @@ COLUMNS = {
 
 
 class MetricsWriter(AppendOnlyFile):
-    """Appends rows, each handed to the system before `row` returns; None makes an empty cell.
+    """Appends rows, unbuffered; None becomes an empty cell.
 
-    Going on after an interruption (``resume_step``: the checkpoint's step), the rows past it are dropped, for they will
-    be written again, and so is a last line that a kill cut short. Without ``resume_step`` the file starts anew. Raises
+    A resumed run (``resume_step``: the checkpoint's step) drops the rows beyond that step, which it will write again,
+    and a last line that a kill cut short. Without ``resume_step`` the file starts anew. Raises
     RunError with one line if the disk is full or the file cannot be written.
     """
 
@@ -64,7 +64,7 @@ def _rows(path: Path) -> list[list[str]]:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
         raise UserError(f"{path} is damaged: not text; move it away") from failure
-    # A line without its end is one that a kill cut short, however whole it looks: 0.97 may have been 0.9734.
+    # A last line without a line feed was cut short by a kill, even if it looks complete: 0.97 may have been 0.9734.
     header, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
     if header != list(COLUMNS):
         raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
@@ -78,7 +78,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _values(row: list[str]) -> tuple[Any, ...]:
-    """Raises ValueError for what is no row."""
+    """Raises ValueError for a line that is not a row."""
     step, epoch, seconds, split, loss, accuracy, lr, grad_norm = row
     figures = (float(cell) if cell else math.nan for cell in (loss, accuracy, lr, grad_norm))
     return int(step), float(epoch), float(seconds), split, *figures

@@ -54,16 +54,15 @@ class Result:
     peak_memory_bytes: int | None
     backend: str
     device_name: str
-    """Every one that the run was on, in order; so for backend."""
+    """All devices that the run was on, in order; likewise for backend."""
     precision: str
     data: dict[str, Any]
     versions: dict[str, Any]
     git: dict[str, Any]
-    """Of the last segment, as it began; so for versions."""
+    """At the start of the last segment; likewise for versions."""
     command: str
     segments: list[dict[str, Any]] = field(default_factory=list)
-    """What computed from which step on, an entry for each start; files written before there were segments have
-    none."""
+    """What computed the run, an entry for each start; files from before there were segments have none."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -140,7 +139,7 @@ def environment(device: "torch.device | str") -> dict[str, Any]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model, as the system calls it."""
+    """The processor's model name."""
     try:
         model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
     except OSError:
@@ -167,7 +166,7 @@ def git(package: Path | None = None) -> dict[str, Any]:
 
 @cache
 def running_code() -> dict[str, Any]:
-    """`git` as it was when this process first asked, at its first run: a later commit is not the code that runs."""
+    """`git` at this process's first run: a later commit is not the code that is running."""
     return git()
 
 

@@ -47,9 +47,9 @@ def check_memory(cfg: Config, device: torch.device) -> None:
     """Raises UserError if the device has less memory than the run needs at the very least. Otherwise the system would
     kill the process without a message, perhaps only at the first evaluation."""
     trainer, length = cfg.trainer, make_task(cfg.data).length
-    size = getattr(cfg.model, "hidden_size", 0)  # of a network from outside nothing is known
+    size = getattr(cfg.model, "hidden_size", 0)  # unknown for a network from outside
     layers = getattr(cfg.model, "num_layers", getattr(cfg.model, "num_blocks", 1))
-    # Each layer's output for a batch, but of an evaluation one layer's output and input; and four numbers a weight.
+    # Every layer's output for a batch, but in an evaluation one layer's output and input; four numbers per weight.
     sequences = min(trainer.eval_batch_size, getattr(cfg.data, "validation_size", trainer.eval_batch_size))
     needed = 4 * length * size * max(trainer.batch_size * layers, 2 * sequences) + 16 * (layers - 1) * size**2
     have = _memory(device)
@@ -63,7 +63,7 @@ def check_memory(cfg: Config, device: torch.device) -> None:
 
 
 def _memory(device: torch.device) -> int | None:
-    """All of the device's memory in bytes, or the share of it that a container may use; None where it is not known."""
+    """The device's memory in bytes, or a container's limit; None if it is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):
@@ -180,7 +180,7 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
-    # The older switch first: where it contradicts the newer ones, cudnn.flags (and so torch.export) raises.
+    # The older switch first: if it contradicts the newer ones, cudnn.flags (and so torch.export) raises.
     torch.backends.cudnn.allow_tf32 = mode == "tf32"
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """With bfloat16: on a GPU wherever autocast considers it safe; on a CPU in the sequences of IndRNN layers alone,
+    """With bfloat16: on a GPU wherever autocast considers it safe; on a CPU only in the sequences of IndRNN layers,
     and in the factors of their products. Running state, statistics, folded scale and shift, weights, classifier and
     loss, and all of nn.LSTM, which autocast would change, stay float32 there.
 

@@ -1,5 +1,5 @@
-"""How good a network is: its loss on a batch, batch-norm statistics from training data, loss and accuracy over a whole
-split, and a finished run's weights evaluated again.
+"""Evaluation: the loss on a batch, batch-norm statistics from training data, loss and accuracy over a whole split, and
+a new evaluation of a finished run's weights.
 
 B batch, T time steps, D input features, K outputs.
 """
@@ -123,7 +123,7 @@ def evaluate(
     model: nn.Module, split: Split, objective: Objective, batch_size: int, device: torch.device,
     between: Callable[[], None] = lambda: None, processes: Processes = ALONE,
 ) -> Evaluation:  # fmt: skip
-    """Loss and accuracy over all of `split` in evaluation mode, its batches shared out between ``processes``.
+    """Loss and accuracy over all of `split` in evaluation mode, its batches divided among ``processes``.
 
     ``between`` is called before each batch and may raise to end the evaluation. Waits for the device once, at the end.
     """
@@ -185,7 +185,7 @@ class Reevaluation:
 
 
 def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = None) -> Reevaluation:
-    """Read the test set again, with the weights and batch-norm statistics that a finished run keeps.
+    """Read the test set again, with the weights and batch-norm statistics of a finished run.
 
     The backend is chosen for this device, not taken from the run. ``data_root`` replaces the run's data.root.
     Sets PyTorch's float32 precision and flushes denormals for the whole process.
@@ -210,7 +210,7 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     if (precision == "bfloat16" and on_cpu and bfloat16_refusal()) or (precision == "tf32" and device.type != "cuda"):
         precision = "float32"
     set_precision(precision, device)
-    # Before runs recorded their segments, bfloat16 on a CPU rounded the factors of products of float32 tensors instead.
+    # Before runs recorded their segments, bfloat16 on a CPU only rounded the factors of products of float32 tensors.
     rounds_factors = precision == "bfloat16" and on_cpu and not recorded.segments
     with _rounded_factors() if rounds_factors else computing(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
