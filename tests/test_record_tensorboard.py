@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -142,14 +144,29 @@ def test_a_full_disk_stops_the_run_where_it_happens(tmp_path, limited_file_size)
     assert steps_of(tmp_path, "train/loss") == [1, 3]
 
 
-def test_the_link_pins_the_curves_and_the_command_finds_the_folder():
-    link = urlsplit(tensorboard_link(port=7007))
-    assert (link.scheme, link.netloc, link.fragment) == ("http", "localhost:7007", "timeseries")
+def test_the_link_pins_the_curves_and_the_command_finds_the_folder(monkeypatch):
+    monkeypatch.setattr("tensorboard.manager.get_all", list)
+    link = urlsplit(tensorboard_link("outputs"))
+    assert (link.scheme, link.netloc, link.fragment) == ("http", "localhost:6006", "timeseries")
     state = parse_qs(link.query, strict_parsing=True)
     pinned = json.loads(state["pinnedCards"][0])
     assert pinned == [{"plugin": "scalars", "tag": "eval/accuracy"}, {"plugin": "scalars", "tag": "train/loss"}]
     assert state["smoothing"] == ["0"]
-    assert state["runColorGroup"] == ["regex:([^/]+)/seed"]
     # A terminal makes all of it clickable, and a shell may be given it unquoted but for the &.
-    assert not set(tensorboard_link()) & set('"{}[]()|<> ')
+    assert not set(tensorboard_link("outputs")) & set('"{}[]()|<> ')
     assert tensorboard_command("my runs") == "tensorboard --logdir 'my runs'"
+
+
+def test_the_link_takes_the_port_of_the_tensorboard_that_shows_the_folder(tmp_path, monkeypatch):
+    servers = [SimpleNamespace(port=6006, logdir="/elsewhere"), SimpleNamespace(port=7007, logdir=f"{tmp_path}/")]
+    monkeypatch.setattr("tensorboard.manager.get_all", lambda: servers)
+    monkeypatch.chdir(tmp_path.parent)
+    assert urlsplit(tensorboard_link(tmp_path.name)).port == 7007
+
+
+@pytest.mark.parametrize("name", ["indrnn", "seedling", "lstm-seed5", "fast_lstm+x@1"])
+def test_the_link_colours_runs_by_their_name(name):
+    [group] = parse_qs(urlsplit(tensorboard_link("outputs")).query)["runColorGroup"]
+    pattern = group.removeprefix("regex:")
+    for run in (f"mnist/{name}/seed0", f"{name}/seed12"):
+        assert re.search(pattern, run)[1] == name

@@ -55,7 +55,7 @@ def _report(options: argparse.Namespace) -> None:
     _list(paths)
     for folder in folders:
         print(f"curves live: {tensorboard_command(folder)}")
-    print(f"both pinned: {tensorboard_link()}")
+        print(f"then, accuracy and loss on top, a colour a network: {tensorboard_link(folder)}")
     if options.open:
         import webbrowser
 

@@ -135,16 +135,20 @@ def tensorboard_command(folder: Path | str) -> str:
     return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
 
-def tensorboard_link(port: int = 6006) -> str:
-    """The page with validation accuracy and training loss pinned, unsmoothed, one colour for all seeds of a name."""
+def tensorboard_link(folder: Path | str) -> str:
+    """The page with validation accuracy and training loss pinned, unsmoothed, one colour for all seeds of a name; at
+    the port of the TensorBoard that shows ``folder`` on this machine, or where a first one would be."""
+    from tensorboard.manager import get_all
+
+    ports = [server.port for server in get_all() if Path(server.logdir).resolve() == Path(folder).resolve()]
     pinned = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
     state = {
         "pinnedCards": json.dumps(pinned, separators=(",", ":")),
         "smoothing": "0",
-        "runColorGroup": "regex:([^/]+)/seed",
+        "runColorGroup": r"regex:([^/]+)/seed\d+$",
     }
     query = "&".join(f"{key}={quote(value, safe='/:,')}" for key, value in state.items())
-    return f"http://localhost:{port}/?{query}#timeseries"
+    return f"http://localhost:{ports[-1] if ports else 6006}/?{query}#timeseries"
 
 
 def _next_file(folder: Path) -> Path:

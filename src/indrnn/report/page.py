@@ -18,11 +18,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 th { background: #f3f3f3; } img { max-width: 100%; display: block; margin: 1rem 0; } code { background: #f3f3f3; }
 li, figcaption { font-size: 13px; color: #444; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } table { font-size: 7pt; }
-  .wide { overflow: visible; } img, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+  td { white-space: normal; } .wide { overflow: visible; }
+  img, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 

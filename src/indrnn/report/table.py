@@ -9,7 +9,7 @@ from typing import Any
 from indrnn.record import no_better_than_chance
 from indrnn.record.files import csv_text
 
-from .runs import Group, Run, by_task, differing_keys, mean_answer_level
+from .runs import Group, Run, by_task, differing_keys, in_words, mean_answer_level
 
 SUMMARY_COLUMNS = (
     *("task", "name", "seed", "state", "model", "parameters", "steps", "best_step", "epochs"),
@@ -17,6 +17,10 @@ SUMMARY_COLUMNS = (
     *("seconds", "steps_per_second", "peak_memory_bytes", "backend", "device_name", "precision"),
     *("torch", "commit", "dirty", "path"),
 )
+
+ACCURACY = ("test %", "95 %", "validation %")
+ERROR = ("test mse", "validation mse")
+COST = ("parameters", "steps", "time", "steps/s", "precision", "backend", "device")
 
 
 def summary_csv(groups: Sequence[Group]) -> str:
@@ -61,9 +65,25 @@ def bullets(notes: Iterable[str]) -> str:
 def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     """The rows of one task's table: the finished groups, best first, then the unfinished runs."""
     finished = sorted((group for group in groups if group.finished), key=lambda group: (-group.score, group.name))
-    rows = [_group_row(group, rank) for group, rank in zip(finished, _ranks(finished), strict=True)]
-    rows += [_unfinished_row(group, run) for group in groups for run in group.unfinished]
-    titles = dict.fromkeys(title for row in rows for title in row)
+    words = in_words(groups)
+    rows = [
+        {"rank": rank, "network": words[group.name], **_group_row(group)}
+        for group, rank in zip(finished, _ranks(finished), strict=True)
+    ]
+    rows += [
+        {
+            "network": words[group.name],
+            "name": f"{group.name} seed {run.seed}, unfinished",
+            "validation %": percent([run.best_validation.get("accuracy")]),
+            "validation mse": spread([run.best_validation.get("loss")], ".3g"),
+            "steps": f"{run.steps:,}",
+            "time": duration(run.seconds),
+        }
+        for group in groups
+        for run in group.unfinished
+    ]
+    figures = ACCURACY if groups[0].about.measures_accuracy else ERROR
+    titles = ("rank", "network", "name", "n", *figures, *COST)
     return [{title: row.get(title, "") for title in titles} for row in rows]
 
 
@@ -115,19 +135,18 @@ def _noise(share: float, size: int) -> float:
     return 1.96 * math.sqrt(2 * share * (1 - share) / size)
 
 
-def _group_row(group: Group, rank: str) -> dict[str, str]:
+def _group_row(group: Group) -> dict[str, str]:
     results = group.results
     marks = (" †" if len(results) == 1 else "") + (" ‡" if _learnt_nothing(group) else "")
-    row = {"rank": rank, "name": group.name, "n": str(len(results))}
-    if group.about.measures_accuracy:
-        low, high = (fmean(ends) for ends in zip(*(r.test_ci95 for r in results if r.test_ci95), strict=True))
-        row["test %"] = percent([r.test_accuracy for r in results]) + marks
-        row["95 %"] = f"{100 * low:.2f}–{100 * high:.2f}"
-        row["validation %"] = percent([r.val_accuracy for r in results])
-    else:
-        row["test mse"] = spread([r.test_loss for r in results], ".3g") + marks
-        row["validation mse"] = spread([r.val_loss for r in results], ".3g")
-    return row | {
+    ends = [fmean(ends) for ends in zip(*(r.test_ci95 for r in results if r.test_ci95), strict=True)]
+    return {
+        "name": group.name,
+        "n": str(len(results)),
+        "test %": percent([r.test_accuracy for r in results]) + marks,
+        "95 %": "–".join(f"{100 * end:.2f}" for end in ends),
+        "validation %": percent([r.val_accuracy for r in results]),
+        "test mse": spread([r.test_loss for r in results], ".3g") + marks,
+        "validation mse": spread([r.val_loss for r in results], ".3g"),
         "parameters": extent([r.parameters for r in results]),
         "steps": extent([r.steps for r in results]),
         "time": duration(fmean(r.seconds for r in results)),
@@ -136,17 +155,6 @@ def _group_row(group: Group, rank: str) -> dict[str, str]:
         "backend": _same(r.backend for r in results),
         "device": _same(r.device_name for r in results),
     }
-
-
-def _unfinished_row(group: Group, run: Run) -> dict[str, str]:
-    best = run.best_validation
-    shown = (
-        {"test %": "", "95 %": "", "validation %": percent([best.get("accuracy")])}
-        if group.about.measures_accuracy
-        else {"test mse": "", "validation mse": spread([best.get("loss")], ".3g")}
-    )
-    name = {"rank": "", "name": f"{group.name} seed {run.seed}, unfinished", "n": ""}
-    return name | shown | {"parameters": "", "steps": f"{run.steps:,}", "time": duration(run.seconds)}
 
 
 def _ranks(groups: Sequence[Group]) -> list[str]:
