@@ -1,5 +1,9 @@
 """One run in several processes: it computes what one process computes, and ends at once if a process dies.
 
+Weights are float64 here. In float32 the order of a sum moves a gradient's fifth digit, and at T = 784 a network that
+has just started multiplies that by about 1.2 an update: after 50, one process with another backend is off by 0.09 in a
+weight. A wrong rule shows in float64 as well.
+
 Run as a program it makes small runs one after the other in this process, which the environment makes one of several.
 """
 
@@ -17,7 +21,9 @@ import torch
 from torch import nn
 
 from indrnn.config.compose import load_config
+from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
+from indrnn.models import build_model
 from indrnn.record import read_result
 from indrnn.training import loop, state
 from indrnn.training.distributed import _Group
@@ -31,6 +37,7 @@ INDRNN = ("model.hidden_size=8", "model.num_layers=2", "model.backend=reference"
 CASES = {
     "dropout": (*INDRNN, "model.dropout=0.2"),
     "uneven": (*INDRNN, "trainer.batch_size=15", "trainer.bn_samples=47"),
+    "dense": ("model=indrnn_dense", "model.hidden_size=8", "model.block_layers=[2]", "model.growth=4"),
     "lstm": ("model=lstm", "model.hidden_size=8", "model.dropout=0.2"),
 }
 SLOW_CASES = {
@@ -47,9 +54,16 @@ def run_case(root, case, *overrides):
     return trained(load_config(list(words)))
 
 
+def float64_model(cfg, task):
+    model = build_model(cfg, task).double()
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    return model
+
+
 @pytest.fixture(autouse=True)
 def task(monkeypatch):
     monkeypatch.setattr(state, "make_task", lambda data: small_task())
+    monkeypatch.setattr(state, "build_model", float64_model)
 
 
 def start(root, processes, *arguments):
@@ -69,11 +83,11 @@ def start(root, processes, *arguments):
 
 def ended(processes):
     """What each said, and its exit code."""
-    said = [process.communicate(timeout=300)[1] for process in processes]
+    said = [process.communicate(timeout=900)[1] for process in processes]
     return said, [process.returncode for process in processes]
 
 
-def assert_equal_runs(one, several):
+def assert_equal_runs(one, several, atol=1e-9):
     """Two folders of the same run: one process and several computed the same, to rounding; counts are equal."""
     rows = [
         [{key: float(value or "nan") for key, value in row.items() if key not in ("split", "seconds")} for row in table]
@@ -81,12 +95,12 @@ def assert_equal_runs(one, several):
     ]
     assert len(rows[0]) == len(rows[1])
     for left, right in zip(*rows, strict=True):
-        assert left == pytest.approx(right, rel=1e-4, nan_ok=True)
+        assert left == pytest.approx(right, rel=max(1e-6, 10 * atol), nan_ok=True)
     ours, theirs = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (one, several))
     assert torch.equal(ours["random"]["cpu"], theirs["random"]["cpu"])
     for part in (lambda content: content["model"], lambda content: content["best"]["model"]):
         for name, value in part(ours).items():
-            torch.testing.assert_close(part(theirs)[name], value, rtol=1e-5, atol=1e-5, msg=name)
+            torch.testing.assert_close(part(theirs)[name], value, rtol=0, atol=atol, msg=name)
     left, right = read_result(one / "result.json"), read_result(several / "result.json")
     assert (left.test_accuracy, left.val_accuracy, left.best_step) == (
         right.test_accuracy, right.val_accuracy, right.best_step,
@@ -168,20 +182,28 @@ def test_torchrun_leaves_no_process_behind_when_one_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the two agree to 0.3 % in the training loss after 50 updates here, not to rounding; why is open"
-)
+def test_784_steps_of_time(tmp_path, monkeypatch):
+    said, codes = ended(start(tmp_path / "two", 2, "dropout", "uneven", "--mnist5k"))
+    assert codes == [0, 0], said
+    monkeypatch.setattr(state, "make_task", make_task)
+    for case in ("dropout", "uneven"):
+        run_case(tmp_path / "one", case)
+        assert_equal_runs(folder_of(tmp_path / "one" / case), folder_of(tmp_path / "two" / case))
+
+
+@pytest.mark.slow
 def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
+    """In float32, and so for ten updates only."""
     words = [
-        "data=mnist5k", "model.hidden_size=8", "model.num_layers=2", "model.dropout=0.1", "trainer.max_steps=50",
-        "trainer.eval_every=50", "device=cpu",
+        "data=mnist5k", "model.hidden_size=8", "model.num_layers=2", "model.dropout=0.1", "trainer.max_steps=10",
+        "trainer.eval_every=10", "device=cpu",
     ]  # fmt: skip
     for root, launch in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
         command = [sys.executable, *launch, "-m", "indrnn", *words, f"output_root={tmp_path / root}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1
-    assert_equal_runs(folder_of(tmp_path / "one"), folder_of(tmp_path / "two"))
+    assert_equal_runs(folder_of(tmp_path / "one"), folder_of(tmp_path / "two"), atol=1e-5)
 
 
 @pytest.fixture
@@ -215,10 +237,13 @@ def test_the_parts_of_a_batch_are_as_equal_as_can_be_and_leave_nothing_out(group
 
 
 def main(root, *words):
-    """Make the runs of the named cases; ``--kill=<rank>``: that process dies in the 31st step."""
+    """Make the runs of the named cases; ``--kill=<rank>``: that process dies in the 31st step;
+    ``--mnist5k``: with its data, 784 steps of time."""
     torch.set_num_threads(1)
-    state.make_task = lambda data: small_task()
     flags = [word for word in words if word.startswith("--")]
+    if "--mnist5k" not in flags:
+        state.make_task = lambda data: small_task()
+    state.build_model = float64_model
     advance = loop.Training._advance
 
     def killed(self):

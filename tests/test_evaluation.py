@@ -1,5 +1,8 @@
 """Batch-norm statistics from training data, and figures over a whole split."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
+from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
 from parts import adding as adding_data
 from small_runs import ArraySplit, small_config, small_task
@@ -127,3 +131,37 @@ def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
     with pytest.raises(KeyError):
         evaluate(model, split, Objective(small_task()), 30, CPU, stop)
     assert len(split.read) == 2
+
+
+class Threads(Processes):
+    """Processes of one run, as threads."""
+
+    def __init__(self, rank, summands, barrier):
+        self.rank, self.size, self.summands, self.barrier = rank, len(summands), summands, barrier
+
+    def sum_(self, values):
+        self.summands[self.rank] = values.clone()
+        self.barrier.wait()
+        values.copy_(sum(self.summands))
+        self.barrier.wait()
+        return values
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("good", [True, False])
+def test_processes_that_share_an_evaluation_all_know_the_whole(tmp_path, size, good):
+    model, split = small_model(tmp_path), ArraySplit(70, 2)
+    objective = Objective(small_task())
+    if not good:
+        split.x[69] = float("nan")
+    alone = evaluate(model, split, objective, 20, CPU)
+    summands, barrier = [None] * size, threading.Barrier(size, timeout=60)
+    with ThreadPoolExecutor(size) as pool:
+        ranks = [Threads(rank, summands, barrier) for rank in range(size)]
+        shared = list(pool.map(lambda rank: evaluate(model, split, objective, 20, CPU, processes=rank), ranks))
+    for each in shared:
+        assert (each.correct, each.accuracy, each.chance) == (alone.correct, alone.accuracy, alone.chance)
+        assert each.loss == pytest.approx(alone.loss, rel=1e-12, nan_ok=True)
+        assert torch.equal(each.outputs.nan_to_num(), alone.outputs.nan_to_num())
+        assert (each.bad is None) == good
+        assert good or each.bad.tolist() == alone.bad.tolist() == list(range(60, 70))

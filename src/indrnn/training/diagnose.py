@@ -31,7 +31,7 @@ def first_non_finite(
         x, y = split.batch(indices)
         with computing(precision, device):
             output = model(x)
-        loss, _ = objective(output.float(), y)
+        loss, _ = objective(output, y)
     finally:
         for hook in hooks:
             hook.remove()

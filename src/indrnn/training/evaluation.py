@@ -33,8 +33,9 @@ class Objective:
     def __call__(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss over the batch and the number of right answers (0 without classes), both scalars on the device.
 
-        output (B, K); y (B,), int64 classes or float32 values.
+        output (B, K), y (B,): int64 classes or float32 values. In float32 at least.
         """
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.classes is not None:
             return F.cross_entropy(output, y), (output.detach().argmax(1) == y).sum()
         return F.mse_loss(output.squeeze(1), y), torch.zeros((), device=y.device)

@@ -120,7 +120,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         with computing(self.precision, self.device):
             output = self.model(x)
-        loss, correct = self.objective(output.float(), y)
+        loss, correct = self.objective(output, y)
         if share is not None:
             loss = loss * share.weight
         loss.backward()
