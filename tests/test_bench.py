@@ -2,19 +2,21 @@
 
 import csv
 import dataclasses
+import itertools
 import math
 import sys
 
 import pytest
 import torch
 
-from indrnn.bench import commands, exact, grid, step
+from indrnn.bench import commands, exact, grid, scaling, step
 from indrnn.bench.clock import Clock, Timing, peak_memory, timing
 from indrnn.bench.contenders import (
     COPY,
     LOOP,
     LOOP_UNBIND,
     LSTM,
+    LSTM_EQUAL_PARAMETERS,
     Contender,
     Size,
     contenders,
@@ -56,7 +58,8 @@ def quiet(_: str) -> None:
 
 def test_timing_is_the_median_with_quantiles():
     found = timing([5.0, 1.0, 2.0, 3.0, 4.0, 100.0])
-    assert (found.median, found.q20, found.q80, found.repeats) == (3.5, 2.0, 5.0, 6)
+    assert dataclasses.astuple(found) == (3.5, 2.0, 5.0, 6)
+    assert dataclasses.astuple(found.of(2)) == (1.75, 1.0, 2.5, 12)
 
 
 class FixedClock(Clock):
@@ -219,7 +222,7 @@ def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, c
 
 
 def test_a_run_writes_table_figure_and_ratios(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(commands, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
+    monkeypatch.setattr(grid, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
     monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {"triton": "no GPU"}))
     main(["recurrence", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     stem = f"recurrence-quick-{slug(provenance(CPU))}"
@@ -281,6 +284,26 @@ def test_ratios_on_a_cpu_put_the_fair_comparisons_first():
     assert found[-1] == ("numba / copy of its input: backward, bfloat16", None)
 
 
+def test_ratios_in_bfloat16_are_those_of_the_layers():
+    layer = {"op": "layer", "which": "step"}
+    rows = [
+        measured(2.0, **layer),
+        measured(0.5, dtype="bfloat16", **layer),
+        measured(5.0, LSTM_EQUAL_PARAMETERS, **layer),
+        measured(3.0, LSTM_EQUAL_PARAMETERS, dtype="bfloat16", **layer),
+    ]
+    assert [ratio for _, ratio in recurrence_ratios(rows, "cpu", 32, 784)[1:4]] == [2.5, 10.0, 6.0]
+
+
+def test_layers_are_timed_in_bfloat16_where_the_cpu_gains_from_it(monkeypatch):
+    for refusal, dtypes in ((None, {"float32", "bfloat16"}), ("slower", {"float32"})):
+        monkeypatch.setattr("indrnn.bench.contenders.bfloat16_refusal", lambda refusal=refusal: refusal)
+        able = [each for each in contenders(CPU)[0] if each.op == "layer" and each.name in ("numba", LSTM)]
+        assert {each.dtype for each in able} == dtypes
+        for each in able:
+            prepare(each, Size(2, 3, 8), CPU)["step"]()
+
+
 def test_ratios_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
     graph = {"launch": "graph"}
     rows = [
@@ -305,6 +328,71 @@ def test_step_ratios():
     bfloat16 = dataclasses.replace(ours, precision="bfloat16", median_seconds=1.0, over_products=0.7)
     assert [ratio for _, ratio in step.step_ratios([ours, lstm, slower])] == [1.4, 1.5]
     assert [ratio for _, ratio in step.step_ratios([ours, bfloat16, lstm])] == [1.4, 0.7, 1.5, 3.0]
+
+
+SCALED = scaling.Plan((1, 2), (3, 6), (1, 2), most_processes=2, seconds=0.0, update_seconds=math.inf, minutes=math.inf)
+
+
+def test_each_size_is_held_against_proportional_growth(monkeypatch):
+    started = []
+
+    def cost(point, device, seconds):
+        started.append(point)
+        taken = 0.1 + point.B * point.T * point.layers / point.processes
+        return {"status": "measured", "median_seconds": taken, "updates_per_second": 1 / taken}
+
+    monkeypatch.setattr(scaling, "_started", cost)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, most_processes=4), CPU, quiet)
+    assert [(row.axis, row.size) for row in rows[:6]] == [*itertools.product(("strong", "weak"), (1, 2, 4))]
+    assert [row.B for row in rows[:6]] == [32, 32, 32, 32, 64, 128]
+    assert {row.threads for row in rows[:6]} == {2}
+    assert all(row.of_ideal == pytest.approx(1.0, rel=0.1) for row in rows)
+    # One process on the same batch is the same work in both.
+    assert len(started) == len(rows) - 1
+    lines = scaling.scaling_table(rows).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert "Same batch for all processes: 4" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "free", "reason"),
+    [
+        ({"minutes": -1}, None, "budget: -1 minutes were used up"),
+        ({"update_seconds": 1e-9}, None, "update: expected to take"),
+        ({}, 100, "memory: needs about"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_skipped_by_rule(monkeypatch, change, free, reason):
+    columns = {"status": "measured", "median_seconds": 1.0, "updates_per_second": 1.0}
+    monkeypatch.setattr(scaling, "_started", lambda *_: columns)
+    monkeypatch.setattr(scaling, "free_memory", lambda device: free)
+    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, **change), CPU, quiet)
+    assert (rows[-1].status, rows[-1].updates_per_second) == ("skipped", None)
+    assert rows[-1].reason.startswith(reason)
+
+
+def test_a_point_is_measured():
+    found = scaling.measure(scaling.Row("length", 1, 1, B=2, T=790, layers=1), CPU, seconds=0.0)
+    assert found["status"] == "measured"
+    assert found["repeats"] == 3
+    assert found["updates_per_second"] == 1 / found["median_seconds"]
+
+
+@pytest.mark.slow
+def test_scaling_writes_table_and_figure_and_says_what_failed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(scaling, "QUICK", dataclasses.replace(SCALED, batches=(2,), lengths=(8,), depths=(0,)))
+    monkeypatch.setattr(commands, "contenders", lambda device: (SOME[:1], {}))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    main(["scaling", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+    stem = f"scaling-quick-{slug(provenance(CPU))}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{end}" for end in ("csv", "md", "png", "svg")]
+    with (tmp_path / f"{stem}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["measured"] * 6 + ["failed"], rows
+    assert "num_layers" in rows[-1]["reason"]
+    assert all(int(row["peak_memory_bytes"]) > 0 for row in rows[:-1])
+    assert "Same batch a process: 2" in capsys.readouterr().out
 
 
 @pytest.mark.gpu

@@ -5,20 +5,21 @@ import gc
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 Work = Callable[[], object]
+Key = TypeVar("Key")
 
 # A turn of a fast contender: one call that only brings its data back into the caches, then this many timed calls.
 CALLS_A_TURN = 4
-# A call slower than this is timed alone, without the untimed one before it.
+# A call slower than this counts itself, and makes the turn.
 SLOW_SECONDS = 0.2
 MOST_CALLS = 400
 # Larger than the L2 cache of any GPU (H200: 50 MB), so that every timed call reads its input from memory.
@@ -27,12 +28,17 @@ FLUSH_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call over the timed repeats."""
+    """Of one call, over the timed repeats."""
 
-    median: float
-    q20: float
-    q80: float
+    median_seconds: float
+    q20_seconds: float
+    q80_seconds: float
     repeats: int
+
+    def of(self, parts: int) -> "Timing":
+        """Of one of the equal parts that a call consists of."""
+        seconds = (self.median_seconds, self.q20_seconds, self.q80_seconds)
+        return Timing(*(each / parts for each in seconds), self.repeats * parts)
 
 
 class Clock:
@@ -82,14 +88,14 @@ class Clock:
         self.once(work)
         return self.once(work)
 
-    def together(self, works: Mapping[str, Work], seconds: float, least: int = 3) -> dict[str, Timing]:
+    def together(self, works: Mapping[Key, Work], seconds: float, least: int = 3) -> dict[Key, Timing]:
         """Time warmed-up calls in turns, so that a machine that slows down slows all of them.
 
         Each gets about ``seconds`` of clock and at least ``least`` timed calls.
         """
-        samples: dict[str, list[float]] = {name: [] for name in works}
+        samples: dict[Key, list[float]] = {name: [] for name in works}
 
-        def wanted(name: str) -> bool:
+        def wanted(name: Key) -> bool:
             taken = samples[name]
             return len(taken) < least or (sum(taken) < seconds and len(taken) < MOST_CALLS)
 
@@ -97,21 +103,16 @@ class Clock:
         try:
             while waiting := [name for name in works if wanted(name)]:
                 for name in waiting:
-                    if samples[name] and samples[name][-1] > SLOW_SECONDS:
-                        samples[name].append(self.once(works[name]))
-                        continue
-                    first = self.once(works[name])
-                    calls = 1 if first > SLOW_SECONDS else CALLS_A_TURN
-                    if calls == 1:
-                        samples[name].append(first)
-                    else:
-                        samples[name] += [self.once(works[name]) for _ in range(calls)]
+                    turn = [self.once(works[name])]
+                    if turn[0] <= SLOW_SECONDS:
+                        turn = [self.once(works[name]) for _ in range(CALLS_A_TURN)]
+                    samples[name] += turn
         finally:
             gc.enable()
         return {name: timing(values) for name, values in samples.items()}
 
 
-def timing(samples: list[float]) -> Timing:
+def timing(samples: Sequence[float]) -> Timing:
     q20, median, q80 = np.quantile(samples, [0.2, 0.5, 0.8])
     return Timing(float(median), float(q20), float(q80), len(samples))
 

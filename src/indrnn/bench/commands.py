@@ -1,6 +1,6 @@
 """What the command does: check, measure, write, and print the ratios that matter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,27 +9,15 @@ import torch
 
 from indrnn.errors import UserError
 from indrnn.record.files import write_atomically
-from indrnn.recurrence.dispatch import TOLERANCE
 from indrnn.training.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
 
+from . import grid, scaling
 from .contenders import Contender, contenders
 from .exact import Check, require_exact
-from .grid import DEFAULT, FULL, QUICK, run_grid
 from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from .step import cases, profile, run_steps, step_ratios
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CheckRow:
-    """One row of the exactness table; error and allowed are shares of the quantity's largest value."""
-
-    implementation: str
-    dtype: str
-    quantity: str
-    error: float
-    allowed: float
 
 
 @dataclass(frozen=True)
@@ -65,53 +53,64 @@ def check_device(device_name: str, say: Say) -> Checked:
     return Checked(device, able, checks)
 
 
+# Each of the following raises UserError if the folder cannot be written. Rows are written after each point, so that a
+# machine that is taken away leaves what it measured.
+
+
 def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
-    """The recurrence and a layer over the grid of sizes. Raises UserError if the folder cannot be written."""
-    device = on.device
-    plan = QUICK if quick else FULL
+    """The recurrence and a layer over the grid of sizes."""
+    plan = grid.QUICK if quick else grid.FULL
     plan = plan if minutes is None else replace(plan, minutes=minutes)
-    where = provenance(device)
-    stem = f"recurrence-{'quick-' if quick else ''}{slug(where)}"
+    where, stem = _begin("recurrence", on, quick)
     rows: list[Row] = []
-    for point in run_grid(plan, on.contenders, device, say):
+    for point in grid.run_grid(plan, on.contenders, on.device, say):
         rows += point
-        # After each point, so that a machine that is taken away leaves what it measured.
         write_rows(out / f"{stem}.csv", rows, where)
-    paths = [out / f"{stem}.csv", *draw(rows, where, DEFAULT.B, out, stem)]
-    ratios = recurrence_ratios(rows, device.type, DEFAULT.B, DEFAULT.T)
-    _close(ratios, out / f"{stem}.md", paths, where, say)
+    paths = [out / f"{stem}.csv", *draw(rows, where, grid.DEFAULT.B, out, stem)]
+    ratios = recurrence_ratios(rows, on.device.type, grid.DEFAULT.B, grid.DEFAULT.T)
+    _close(ratio_table(ratios), out / f"{stem}.md", paths, where, say)
 
 
 def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
-    """Whole training steps. Raises UserError if the folder cannot be written."""
+    """Whole training steps."""
     device = on.device
     rows = run_steps(cases(device, quick), device, seconds=3.0 if device.type == "cpu" else 1.0, say=say)
-    where = provenance(device)
-    stem = f"step-{'quick-' if quick else ''}{slug(where)}"
+    where, stem = _begin("step", on, quick)
     write_rows(out / f"{stem}.csv", rows, where)
     profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
     write_atomically(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled), UserError)
     paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
-    _close(step_ratios(rows), out / f"{stem}.md", paths, where, say)
+    _close(ratio_table(step_ratios(rows)), out / f"{stem}.md", paths, where, say)
+
+
+def bench_scaling(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
+    """Training steps with more processes and at larger sizes."""
+    plan = scaling.QUICK if quick else scaling.FULL
+    plan = plan if minutes is None else replace(plan, minutes=minutes)
+    where, stem = _begin("scaling", on, quick)
+    rows: Sequence[scaling.Row] = ()
+    for rows in scaling.run_scaling(plan, on.device, say):
+        write_rows(out / f"{stem}.csv", rows, where)
+    paths = [out / f"{stem}.csv", *scaling.draw_scaling(rows, where, out, stem)]
+    _close(scaling.scaling_table(rows), out / f"{stem}.md", paths, where, say)
 
 
 def write_exactness(on: Checked, out: Path, say: Say) -> None:
-    """The errors that were found, as a table. Raises UserError if the folder cannot be written."""
+    """The errors that were found, as a table."""
+    where, stem = _begin("exactness", on, quick=False)
+    write_rows(out / f"{stem}.csv", on.checks, where)
+    say(f"wrote {out / stem}.csv")
+
+
+def _begin(what: str, on: Checked, quick: bool) -> tuple[dict[str, Any], str]:
+    """Where it is measured, and the files' name without its ending."""
     where = provenance(on.device)
-    path = out / f"exactness-{slug(where)}.csv"
-    rows = [
-        CheckRow(each.implementation, str(each.dtype), each.quantity, each.error, TOLERANCE[each.dtype])
-        for each in on.checks
-    ]
-    write_rows(path, rows, where)
-    say(f"wrote {path}")
+    return where, f"{what}-{'quick-' if quick else ''}{slug(where)}"
 
 
-def _close(
-    ratios: list[tuple[str, float | None]], path: Path, written: list[Path], where: dict[str, Any], say: Say
-) -> None:
+def _close(table: str, path: Path, written: list[Path], where: dict[str, Any], say: Say) -> None:
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
-    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{ratio_table(ratios)}\n"
+    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table}\n"
     write_atomically(path, text, UserError)
     say("\n" + text)
     for each in [*written, path]:

@@ -7,15 +7,15 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indrnn.layers import IndRNNLayer, recurrent_max
+from indrnn.layers import AffineSequence, IndRNNLayer, recurrent_max, sequences_in
 from indrnn.recurrence import available_backends, indrnn_recurrence
 from indrnn.recurrence.dispatch import load_backend
+from indrnn.training.device import bfloat16_refusal
 
 Work = Callable[[], object]
 
@@ -44,7 +44,8 @@ class Size:
 @dataclass(frozen=True)
 class Contender:
     """One implementation. ``op`` is recurrence (x + b is given) or layer (the product with the input weights too);
-    ``dtype`` is that of the sequences (state and recurrent weight are float32 all the same)."""
+    ``dtype`` is that of the sequences (our state and weights are float32 all the same; nn.LSTM is fastest with its
+    own in bfloat16, too)."""
 
     op: str
     name: str
@@ -67,6 +68,9 @@ class Contender:
 def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
     """All contenders that work on ``device``, and why each other backend does not."""
     reasons = available_backends(device)
+    layer_dtypes = ["float32"]
+    if device.type == "cpu" and bfloat16_refusal() is None:
+        layer_dtypes.append("bfloat16")
     able = [Contender("recurrence", COPY), *(Contender(op, name) for name in LOOPS for op in ("recurrence", "layer"))]
     for backend in (name for name, reason in reasons.items() if reason is None):
         for strategy in _strategies(backend):
@@ -74,9 +78,10 @@ def contenders(device: torch.device) -> tuple[list[Contender], dict[str, str]]:
             able += [Contender(op, name, backend, strategy) for op in ("recurrence", "layer")]
             if backend in KERNELS and torch.bfloat16 in load_backend(backend).DTYPES:
                 able.append(Contender("recurrence", name, backend, strategy, "bfloat16"))
+                able += [Contender("layer", name, backend, strategy, dtype) for dtype in layer_dtypes[1:]]
     if any(each.dtype == "bfloat16" for each in able):
         able.append(Contender("recurrence", COPY, dtype="bfloat16"))
-    able += [Contender("layer", LSTM), Contender("layer", LSTM_EQUAL_PARAMETERS)]
+    able += [Contender("layer", name, dtype=dtype) for name in (LSTM, LSTM_EQUAL_PARAMETERS) for dtype in layer_dtypes]
     return able, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
@@ -167,7 +172,7 @@ def _recurrence(contender: Contender) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _layer_works(contender: Contender, size: Size, device: torch.device) -> dict[str, Work]:
-    x = torch.randn(size.B, size.T, size.H, device=device, requires_grad=True)
+    x = torch.randn(size.B, size.T, size.H, device=device, dtype=DTYPES[contender.dtype], requires_grad=True)
     run, module = _layer(contender, size, device)
     inputs = (x, *module.parameters())
     with torch.no_grad():
@@ -183,7 +188,7 @@ def _layer_works(contender: Contender, size: Size, device: torch.device) -> dict
 def _layer(contender: Contender, size: Size, device: torch.device) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
     if contender.name in (LSTM, LSTM_EQUAL_PARAMETERS):
         units = size.H if contender.name == LSTM else lstm_units(size)
-        lstm = nn.LSTM(size.H, units, batch_first=True, device=device)
+        lstm = nn.LSTM(size.H, units, batch_first=True, device=device, dtype=DTYPES[contender.dtype])
         return lambda x: lstm(x)[0], lstm
     layer = IndRNNLayer(size.H, size.H, backend=contender.backend or "auto", device=device)
     with torch.no_grad():
@@ -192,13 +197,14 @@ def _layer(contender: Contender, size: Size, device: torch.device) -> tuple[Call
         assert layer.weight_ih is not None
         weight, bias, states = layer.weight_ih, layer.bias, _LOOP[contender.name]
         return lambda x: states(F.linear(x, weight, bias), layer.weight_hh), layer
-    return lambda x: layer(x)[0].h, layer
+
+    def run(x: Tensor) -> Tensor:
+        # As one layer hands it to the next: bfloat16 is not rounded anew.
+        with sequences_in(x.dtype):
+            return layer(AffineSequence(x, x[:, -1]))[0].h
+
+    return run, layer
 
 
 def _recurrent_weight(size: Size, device: torch.device) -> Tensor:
     return torch.rand(size.H, device=device) * recurrent_max(size.T)
-
-
-def describe(contender: Contender, size: Size) -> dict[str, Any]:
-    """The CSV columns that name a contender at a size."""
-    return {"op": contender.op, "implementation": contender.name, "B": size.B, "T": size.T, "H": size.H}

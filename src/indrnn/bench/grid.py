@@ -15,13 +15,14 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .clock import Clock, Timing, Work, peak_memory
+from .clock import Clock, Work, peak_memory
 from .contenders import COPY, LOOPS, Contender, Size, prepare
 from .output import Row
 
@@ -108,13 +109,28 @@ def _point(plan: Plan, contenders: Sequence[Contender], size: Size, clock: Clock
                 except RuntimeError as error:  # out of memory, or a library that cannot do this size
                     status, reason = "failed", str(error).splitlines()[0]
             rows += [_row(contender, which, "eager", size, status, reason) for which in contender.passes]
-        named = {"|".join((key[0].name, key[0].dtype, *key[1:])): key for key in works}
-        timings = clock.together({name: works[key] for name, key in named.items()}, plan.seconds)
-        for name, timing in timings.items():
+        timings = clock.together(works, plan.seconds)
+        copies = {
+            (launch, contender.dtype): timing.median_seconds
+            for (contender, _, launch), timing in timings.items()
+            if contender.name == COPY
+        }
+        for (contender, which, launch), timing in timings.items():
             # A replayed graph owns its memory already.
-            peak = None if named[name][2] == "graph" else peak_memory(works[named[name]], clock.device)
-            rows.append(_row(*named[name], size, "measured", None, timing, peak))
-    return _with_limits(rows)
+            peak = None if launch == "graph" else peak_memory(works[contender, which, launch], clock.device)
+            moved, copy = contender.bytes_moved(which, size), copies.get((launch, contender.dtype))
+            limit = None
+            if moved is not None and copy is not None:
+                # The copy reads one tensor and writes one.
+                limit = copy * moved / (2 * size.tensor_bytes(contender.dtype))
+            rows.append(
+                _row(
+                    contender, which, launch, size, "measured", **asdict(timing), bytes_moved=moved,
+                    limit_seconds=limit, share_of_limit=limit and limit / timing.median_seconds,
+                    peak_memory_bytes=peak,
+                )
+            )  # fmt: skip
+    return rows
 
 
 def _reason_to_skip(
@@ -145,45 +161,10 @@ def _warm(contender: Contender, size: Size, clock: Clock, past: _Past) -> dict[t
 
 
 def _row(
-    contender: Contender,
-    which: str,
-    launch: str,
-    size: Size,
-    status: str,
-    reason: str | None = None,
-    timing: Timing | None = None,
-    peak: int | None = None,
+    contender: Contender, which: str, launch: str, size: Size, status: str, reason: str | None = None, **measured: Any
 ) -> Row:
-    row = Row(contender.op, contender.name, which, launch, size.B, size.T, size.H, contender.dtype, status, reason)
-    if timing is None:
-        return row
-    return replace(
-        row,
-        median_seconds=timing.median,
-        q20_seconds=timing.q20,
-        q80_seconds=timing.q80,
-        repeats=timing.repeats,
-        bytes_moved=contender.bytes_moved(which, size),
-        peak_memory_bytes=peak,
-    )
-
-
-def _with_limits(rows: list[Row]) -> list[Row]:
-    """The rows of a point with the time of a copy of as many bytes, from the copy measured there."""
-    copies = {
-        (row.launch, row.dtype): row for row in rows if row.implementation == COPY and row.median_seconds is not None
-    }
-    limited = []
-    for row in rows:
-        copy = copies.get((row.launch, row.dtype))
-        if copy is None or row.bytes_moved is None or row.median_seconds is None:
-            limited.append(row)
-            continue
-        assert copy.median_seconds is not None
-        assert copy.bytes_moved is not None
-        limit = copy.median_seconds * row.bytes_moved / copy.bytes_moved
-        limited.append(replace(row, limit_seconds=limit, share_of_limit=limit / row.median_seconds))
-    return limited
+    names = (contender.op, contender.name, which, launch, size.B, size.T, size.H, contender.dtype)
+    return Row(*names, status, reason, **measured)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,6 +1,7 @@
 """What a benchmark writes: a table with a row a measurement and what it was measured on, the ratios that matter, and a
 figure of time against T with the copy limit drawn in."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from indrnn.errors import UserError
@@ -109,29 +111,39 @@ def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> 
         if (row.B, row.T, row.status) == (B, T, "measured")
     }
 
-    def recurrence(name: str, which: str, how: str = "eager", dtype: str = "float32") -> float | None:
-        return seconds.get(("recurrence", name, which, how, dtype))
+    def took(op: str, name: str, *passes: str, launch: str = "eager", dtype: str = "float32") -> float:
+        return sum(seconds.get((op, name, which, launch, dtype), math.nan) for which in passes)
 
-    def both(name: str) -> float | None:
-        return _sum(recurrence(name, "forward"), recurrence(name, "backward"))
-
-    def layer(name: str) -> float | None:
-        return seconds.get(("layer", name, "step", launch, "float32"))
+    def layer(name: str, dtype: str = "float32") -> float:
+        return took("layer", name, "step", launch=launch, dtype=dtype)
 
     step, both_ways = "layer, training step", "recurrence, forward + backward"
+    both = {name: took("recurrence", name, "forward", "backward") for name in (LOOP, LOOP_UNBIND, ours)}
+    lstm = layer(LSTM_EQUAL_PARAMETERS)
     found = [
-        (f"PyTorch loop over x.unbind(1) / {ours}: {both_ways}", _ratio(both(LOOP_UNBIND), both(ours))),
-        (f"nn.LSTM of equal parameters / {ours}: {step}", _ratio(layer(LSTM_EQUAL_PARAMETERS), layer(ours))),
-        (f"nn.LSTM of equal units / {ours}: {step}", _ratio(layer(LSTM), layer(ours))),
-        (f"PyTorch loop over x[:, t] / {ours}: {both_ways}", _ratio(both(LOOP), both(ours))),
+        (f"PyTorch loop over x.unbind(1) / {ours}: {both_ways}", both[LOOP_UNBIND] / both[ours]),
+        (f"nn.LSTM of equal parameters / {ours}: {step}", lstm / layer(ours)),
     ]
-    for dtype in dict.fromkeys(row.dtype for row in rows if row.implementation == ours):
-        copy = recurrence(COPY, "forward", launch, dtype)
+    if any((row.op, row.dtype) == ("layer", "bfloat16") for row in rows):
+        half, bfloat16 = layer(ours, "bfloat16"), layer(LSTM_EQUAL_PARAMETERS, "bfloat16")
         found += [
-            (f"{ours} / copy of its input: {which}, {dtype}", _ratio(recurrence(ours, which, launch, dtype), copy))
+            (f"nn.LSTM of equal parameters / {ours} in bfloat16: {step}", lstm / half),
+            (f"nn.LSTM of equal parameters in bfloat16 / {ours} in bfloat16: {step}", bfloat16 / half),
+        ]
+    found += [
+        (f"nn.LSTM of equal units / {ours}: {step}", layer(LSTM) / layer(ours)),
+        (f"PyTorch loop over x[:, t] / {ours}: {both_ways}", both[LOOP] / both[ours]),
+    ]
+    for dtype in dict.fromkeys(row.dtype for row in rows if (row.op, row.implementation) == ("recurrence", ours)):
+        copy = took("recurrence", COPY, "forward", launch=launch, dtype=dtype)
+        found += [
+            (
+                f"{ours} / copy of its input: {which}, {dtype}",
+                took("recurrence", ours, which, launch=launch, dtype=dtype) / copy,
+            )
             for which in ("forward", "backward")
         ]
-    return found
+    return [(text, None if math.isnan(ratio) else ratio) for text, ratio in found]
 
 
 def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
@@ -139,14 +151,6 @@ def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
     return markdown_table(
         [{"ratio": text, "": "not measured" if ratio is None else f"{ratio:.3g}"} for text, ratio in ratios]
     )
-
-
-def _sum(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first + second
-
-
-def _ratio(over: float | None, under: float | None) -> float | None:
-    return None if over is None or under is None else over / under
 
 
 def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem: str) -> list[Path]:
@@ -176,17 +180,21 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
                 axis.fill_between(steps, low, high, color=look[name].color, alpha=0.2, linewidth=0)
                 handles[WORDS.get(name, f"IndRNN, {name}")] = axis.plot(steps, median, **look[name].line)[0]
             axis.set(title=title, xlabel="Time steps T", xscale="log", yscale="log")
-            # The lengths that were measured, not powers of ten; those whose numbers would touch go without.
-            lengths, numbered = sorted({row.T for row in panel}), [0]
-            for T in lengths:
-                numbered += [T] * (2.1 * numbered[-1] < T)
-            axis.set_xticks(numbered[1:], [f"{T:,}" for T in numbered[1:]])
-            axis.set_xticks(lengths, minor=True)
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            tick_at(axis, sorted({row.T for row in panel}))
         axes[0].set_ylabel("Seconds")
         note = f"{where['device']}, B = {B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
         legend_below(drawing, list(handles.values()), list(handles), note)
         return save(drawing, folder, stem)
+
+
+def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
+    """Ticks at the sizes that were measured, not at powers of ten; those whose numbers would touch go without."""
+    numbered = [0]
+    for size in sizes:
+        numbered += [size] * (2.1 * numbered[-1] < size)
+    axis.set_xticks(numbered[1:], [f"{size:,}" for size in numbered[1:]])
+    axis.set_xticks(sizes, minor=True)
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _preferred(rows: list[Row]) -> list[Row]:

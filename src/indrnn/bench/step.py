@@ -4,18 +4,19 @@ The data are the bundled mnist5k images: batches gathered on the device, forward
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from indrnn.config.compose import load_config
-from indrnn.data import make_task
+from indrnn.data import Split, make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.training.device import bfloat16_refusal, flush_denormals, set_precision
+from indrnn.training.distributed import ALONE, Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer
 from indrnn.training.step import GraphedStep, TrainingStep
@@ -95,7 +96,7 @@ def run_steps(
 def profile(row: StepRow, device: torch.device) -> str:
     """Where the time of a case goes: PyTorch's profiler over some steps, by operator, the costliest first."""
     set_precision(row.precision, device)
-    _, step = _training_step(row, device)
+    _, step = training_step(row, device)
     step()
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -131,8 +132,8 @@ def step_ratios(rows: Sequence[StepRow]) -> list[tuple[str, float | None]]:
 def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
     set_precision(row.precision, clock.device)
     with clock.scope():
-        model, step = _training_step(row, clock.device)
-        works: dict[str, Work] = {"step": _repeated(step, clock.device)}
+        model, step = training_step(row, clock.device)
+        works: dict[str, Work] = {"step": several(step, clock.device)}
         if row.model == "indrnn":
             works["products"] = _products(row, clock.device)
             source = torch.randn(row.B, T, row.units, device=clock.device)
@@ -141,59 +142,72 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
     for work in works.values():
         clock.warm_up(work)
     timings = clock.together(works, seconds)
-    steps = _steps_a_call(clock.device)
-    taken = timings["step"]
+    taken = timings["step"].of(steps_a_call(clock.device))
     found = replace(
         row,
         status="measured",
         parameters=sum(each.numel() for each in model.parameters()),
-        median_seconds=taken.median / steps,
-        q20_seconds=taken.q20 / steps,
-        q80_seconds=taken.q80 / steps,
-        repeats=taken.repeats * steps,
-        steps_per_second=steps / taken.median,
+        **asdict(taken),
+        steps_per_second=1 / taken.median_seconds,
         peak_memory_bytes=None if row.launch == "graph" else peak_memory(step, clock.device),
     )
     if "products" not in timings:
         return found
-    products = timings["products"].median
+    products = timings["products"].median_seconds
     # A copy reads one tensor and writes one; a recurrence's forward and backward read three and write two.
-    recurrences = row.layers * timings["copy"].median * 5 / 2
+    recurrences = row.layers * timings["copy"].median_seconds * 5 / 2
     return replace(
         found,
         products_seconds=products,
-        over_products=taken.median / steps / products,
+        over_products=taken.median_seconds / products,
         floor_seconds=products + recurrences,
     )
 
 
-def _training_step(row: StepRow, device: torch.device) -> tuple[nn.Module, Callable[[], object]]:
-    overrides = [
-        f"model={row.model}",
-        f"model.num_layers={row.layers}",
-        f"model.hidden_size={row.units}",
-        "data=mnist5k",
-    ]
-    cfg = load_config([*overrides, f"trainer.batch_size={row.B}", f"trainer.precision={row.precision}"])
-    task = make_task(cfg.data)
-    data = task.load(device)
+class _Repeated:
+    """The training sequences, repeated along time until they have T steps."""
+
+    def __init__(self, split: Split, T: int) -> None:
+        self.size, self._split, self._T = split.size, split, T
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self._split.batch(indices)
+        return x[:, torch.arange(self._T, device=x.device) % x.shape[1]], y
+
+
+def training_step(
+    row: StepRow, device: torch.device, length: int = T, processes: Processes = ALONE
+) -> tuple[nn.Module, Work]:
+    """A network and a call that makes one update, in all of the ``processes``, from sequences of ``length`` steps."""
+    cfg = load_config(
+        [
+            f"model={row.model}", f"model.num_layers={row.layers}", f"model.hidden_size={row.units}", "data=mnist5k",
+            f"trainer.batch_size={row.B}", f"trainer.precision={row.precision}",
+        ]
+    )  # fmt: skip
+    task = replace(make_task(cfg.data), length=length)
+    train = task.load(device).train
+    train = train if length == T else _Repeated(train, length)
     torch.manual_seed(0)
     model = build_model(cfg.model, task).to(device).train()
     optimizer = build_optimizer(model, cfg.optimizer, device)
-    update: Any = TrainingStep(model, optimizer, Objective(task), data.train, cfg.trainer, device)
+    share = processes.share(model, row.B, row.B)
+    update: Any = TrainingStep(model, optimizer, Objective(task), train, cfg.trainer, device, share)
     indices = torch.arange(row.B, device=device)
     if row.launch == "graph":
         update = GraphedStep(update, indices, device)
     return model, lambda: update(indices)
 
 
-def _steps_a_call(device: torch.device) -> int:
+def steps_a_call(device: torch.device) -> int:
     return STEPS_A_CALL if device.type == "cuda" else 1
 
 
-def _repeated(step: Callable[[], object], device: torch.device) -> Work:
+def several(step: Work, device: torch.device) -> Work:
+    """A call that makes `steps_a_call` steps."""
+
     def call() -> None:
-        for _ in range(_steps_a_call(device)):
+        for _ in range(steps_a_call(device)):
             step()
 
     return call

@@ -9,9 +9,10 @@ from indrnn.errors import UserError
 from . import announce, run
 
 DESCRIPTION = """\
-Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), and whole training steps
-against their matrix products (step). Every backend is compared with float64 first; if one is wrong, nothing is timed or
-written. Writes CSV, a figure and the ratios that matter.
+Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), whole training steps
+against their matrix products (step), and how steps slow down and memory grows with processes, batch, length and depth
+(scaling). Every backend is compared with float64 first; if one is wrong, nothing is timed or written. Writes CSV, a
+figure and the ratios that matter.
 """
 
 
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "what",
         nargs="?",
-        choices=("all", "recurrence", "step", "exact"),
+        choices=("all", "recurrence", "step", "scaling", "exact"),
         default="all",
         help="what to measure (default: all, which is recurrence and step); exact: only the comparison with float64",
     )
@@ -30,8 +31,9 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a few sizes at B = 32: under two minutes on two CPU cores"
     )
     command.add_argument(
-        "--minutes", type=_minutes, help="recurrence: skip the sizes left after this time (default: 30, with --quick 2)"
-    )
+        "--minutes", type=_minutes,
+        help="recurrence, scaling: skip the sizes left after this time (default: 30, with --quick 2 and 1)",
+    )  # fmt: skip
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     command.add_argument(
         "--out", type=Path, default=Path("results/bench"), help="folder to write to (default: results/bench)"
@@ -47,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
-    from indrnn.bench.commands import bench_recurrence, bench_steps, check_device, write_exactness
+    from indrnn.bench.commands import bench_recurrence, bench_scaling, bench_steps, check_device, write_exactness
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     if options.minutes is not None and options.what in ("step", "exact"):
-        raise UserError(f"--minutes has no use with {options.what}; only recurrence takes it")
+        raise UserError(f"--minutes has no use with {options.what}; recurrence and scaling take it")
     on = check_device(options.device, say)
     if options.what == "exact":
         write_exactness(on, options.out, say)
@@ -61,6 +63,8 @@ def _bench(options: argparse.Namespace) -> None:
         bench_recurrence(on, options.quick, options.minutes, options.out, say)
     if options.what in ("all", "step"):
         bench_steps(on, options.quick, options.out, say)
+    if options.what == "scaling":
+        bench_scaling(on, options.quick, options.minutes, options.out, say)
 
 
 def _minutes(text: str) -> float:

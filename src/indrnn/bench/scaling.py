@@ -1,0 +1,263 @@
+"""How cost grows: updates a second and peak memory with more processes, larger batches, longer sequences, more layers.
+
+Each point is measured in processes of its own, started by torchrun, so that the peak is that point's; this module is
+their program, too. On CPUs every process of a comparison has an equal share of the threads, however few processes run;
+a single process has them all. What would be too large or too slow is skipped by rule and recorded so:
+
+- memory: about (2 layers + 4) tensors (B, T, H) are more than half of what is free;
+- update: an update is expected to take longer than ``update_seconds``, from the point before and growth in proportion;
+- budget: ``minutes`` had passed before the point began.
+
+A point whose processes fail is recorded as failed, with why.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indrnn.errors import UserError
+from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, save
+from indrnn.report.table import markdown_table
+from indrnn.training.device import (
+    flush_denormals,
+    keep_freed_memory,
+    peak_memory_bytes,
+    resolve_device,
+    set_precision,
+)
+from indrnn.training.distributed import ALONE, Processes, joined_processes
+
+from .clock import MOST_CALLS, Clock, timing
+from .grid import free_memory
+from .output import tick_at
+from .step import StepRow, several, steps_a_call, training_step
+
+UNITS = 128
+# What grows along each axis, and its title.
+AXES = {
+    "strong": ("processes", "Same batch for all processes"),
+    "weak": ("processes", "Same batch a process"),
+    "batch": ("B", "Batch"),
+    "length": ("T", "Time steps"),
+    "depth": ("layers", "Layers"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The IndRNN of 128 units a layer at one point of one axis; B is the batch of all processes together.
+
+    of_ideal: updates a second over what they would be if, from the first point of the axis on, processes shared the
+    work without loss, and work grew in proportion. peak_memory_bytes: of the largest process, all of it on a CPU, its
+    tensors on a GPU.
+    """
+
+    axis: str
+    processes: int
+    threads: int
+    B: int = 32
+    T: int = 784
+    layers: int = 6
+    status: str = "skipped"
+    reason: str | None = None
+    median_seconds: float | None = None
+    q20_seconds: float | None = None
+    q80_seconds: float | None = None
+    repeats: int | None = None
+    updates_per_second: float | None = None
+    of_ideal: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @property
+    def size(self) -> int:
+        return int(getattr(self, AXES[self.axis][0]))
+
+    @property
+    def speed(self) -> float:
+        """What updates a second would be in proportion to, ideally, along the axis."""
+        return {"strong": self.size, "weak": 1.0}.get(self.axis, 1 / self.size)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and for how long; ``seconds`` of clock a point."""
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[int, ...]
+    most_processes: int
+    seconds: float
+    update_seconds: float
+    minutes: float
+
+    def points(self, device: torch.device) -> list[Row]:
+        """Up to one process a GPU, or a thread of the CPU."""
+        threads = torch.get_num_threads()
+        workers = torch.cuda.device_count() if device.type == "cuda" else threads
+        counts = sorted({workers, *(2**k for k in range(workers.bit_length()))})
+        counts = [count for count in counts if count <= self.most_processes]
+        share = max(1, threads // counts[-1])
+        return [
+            *(Row("strong", count, share) for count in counts),
+            *(Row("weak", count, share, B=32 * count) for count in counts),
+            *(Row("batch", 1, threads, B=B) for B in self.batches),
+            *(Row("length", 1, threads, T=T) for T in self.lengths),
+            *(Row("depth", 1, threads, layers=layers) for layers in self.depths),
+        ]
+
+
+FULL = Plan(
+    (32, 64, 128, 256, 512, 1024), (128, 256, 784, 2048, 4096, 16384), (1, 2, 6, 12, 24), most_processes=1024,
+    seconds=3.0, update_seconds=30.0, minutes=30.0,
+)  # fmt: skip
+QUICK = Plan((32, 64), (256, 784), (1, 6), most_processes=2, seconds=1.0, update_seconds=5.0, minutes=1.0)
+
+
+def run_scaling(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Row]]:
+    """Measure the points of the plan: yields all rows so far after each, and ``say`` gets a line."""
+    end = time.monotonic() + 60 * plan.minutes
+    rows: list[Row] = []
+    for point in plan.points(device):
+        measured = [row for row in rows if row.status == "measured"]
+        along = [row for row in measured if row.axis == point.axis]
+        same = [row for row in measured if _work(row) == _work(point)]
+        reason = None if same else _reason_to_skip(plan, point, along, device, time.monotonic() > end)
+        if same:
+            row = replace(same[0], axis=point.axis)
+        elif reason is not None:
+            row = replace(point, reason=reason)
+        else:
+            row = replace(point, **_started(point, device, plan.seconds))
+        if row.updates_per_second is not None:
+            first = along[0] if along else row
+            assert first.updates_per_second is not None
+            ideal = first.updates_per_second * row.speed / first.speed
+            row = replace(row, of_ideal=row.updates_per_second / ideal)
+        rows.append(row)
+        speed = row.reason if row.updates_per_second is None else f"{row.updates_per_second:.3g} updates/s"
+        say(f"{row.axis}: {row.processes} processes, B={row.B} T={row.T} layers={row.layers}: {row.status}, {speed}")
+        yield rows
+
+
+def _work(row: Row) -> tuple[int, ...]:
+    return row.processes, row.threads, row.B, row.T, row.layers
+
+
+def _reason_to_skip(plan: Plan, point: Row, along: Sequence[Row], device: torch.device, over: bool) -> str | None:
+    free = free_memory(device)
+    # On a CPU they share the memory, as they share the batch.
+    part = point.processes if device.type == "cuda" else 1
+    needed = (2 * point.layers + 4) * 4 * point.B * point.T * UNITS // part
+    if free is not None and needed > free / 2:
+        return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+    if along and along[-1].median_seconds is not None:
+        expected = along[-1].median_seconds * along[-1].speed / point.speed
+        if expected > plan.update_seconds:
+            return f"update: expected to take {expected:.0f} s, limit {plan.update_seconds:g} s"
+    return f"budget: {plan.minutes:g} minutes were used up" if over else None
+
+
+def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]:
+    """The columns that `measure` finds in processes of their own."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={point.processes}"]
+    work = ["-m", __name__, json.dumps(asdict(point)), device.type, str(seconds)]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(point.threads))
+    done = subprocess.run(
+        [sys.executable, *(launch if point.processes > 1 else []), *work],
+        env={**os.environ, **threads}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    if lines and lines[-1].startswith("{"):
+        return dict(json.loads(lines[-1]))
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    return {"status": "failed", "reason": f"exit code {done.returncode}: {said[-1]}"}
+
+
+def measure(point: Row, device: torch.device, seconds: float, processes: Processes = ALONE) -> dict[str, Any]:
+    """The columns of a point, measured in this process, which is one of ``processes``."""
+    flush_denormals(device)
+    keep_freed_memory()
+    set_precision("float32", device)
+    clock = Clock(device)
+    launch = "graph" if device.type == "cuda" else "eager"
+    with clock.scope():
+        step = training_step(
+            StepRow("indrnn", point.layers, UNITS, point.B, "float32", launch), device, point.T, processes
+        )[1]
+    call = several(step, device)
+    # All must make as many calls: as many as the slowest has time for.
+    microseconds = processes.agree(1 + int(1e6 * clock.warm_up(call)))
+    calls = min(MOST_CALLS, max(3, ceil(1e6 * seconds / microseconds)))
+    taken = timing([clock.once(call) for _ in range(calls)]).of(steps_a_call(device))
+    peak = processes.agree(peak_memory_bytes(device) or 0)
+    return {
+        "status": "measured", **asdict(taken), "updates_per_second": 1 / taken.median_seconds,
+        "peak_memory_bytes": peak or None,
+    }  # fmt: skip
+
+
+def scaling_table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else f"{value:{form}}"
+
+    return markdown_table(
+        [
+            {
+                "run": f"{AXES[row.axis][1]}: {row.size}",
+                "threads": str(row.threads),
+                "updates/s": cell(row.updates_per_second, ".3g"),
+                "of ideal": cell(row.of_ideal, ".0%"),
+                "peak MiB": cell(row.peak_memory_bytes and row.peak_memory_bytes / 2**20, ".0f"),
+                "": row.reason or "",
+            }
+            for row in rows
+        ]
+    )
+
+
+def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.png and .svg: a column an axis, speed above with the ideal line, memory below."""
+    with figure(2, len(AXES), width=12.5, height=5.0, sharex="col") as (drawing, panels):
+        handles: dict[str, Any] = {}
+        for (above, below), (axis, (quantity, title)) in zip(panels.T, AXES.items(), strict=True):
+            line = [row for row in rows if row.axis == axis and row.updates_per_second]
+            sizes = [row.size for row in line]
+            speeds = [row.updates_per_second or 0.0 for row in line]
+            ideals = [speed / (row.of_ideal or 1.0) for speed, row in zip(speeds, line, strict=True)]
+            peaks = [(row.peak_memory_bytes or 0) / 2**20 for row in line]
+            handles["in proportion to the first"] = above.plot(sizes, ideals, **BASELINE)[0]
+            handles["updates a second"] = above.plot(sizes, speeds, color=COLOURS[0], marker="o")[0]
+            handles["peak memory, MiB"] = below.plot(sizes, peaks, color=COLOURS[1], marker="s")[0]
+            above.set(title=title, xscale="log", yscale="log")
+            below.set(xlabel=quantity, ylim=(0, None))
+            tick_at(below, sizes)
+        note = f"{where['device']}, {UNITS} units, else B = 32, T = 784, 6 layers, float32, {where['date']}; medians"
+        legend_below(drawing, list(handles.values()), list(handles), note)
+        return save(drawing, folder, stem)
+
+
+def main() -> None:
+    """One of the processes of a point; the first prints its columns as JSON."""
+    text, device_name, seconds = sys.argv[1:]
+    with joined_processes(device_name) as processes:
+        try:
+            columns = measure(Row(**json.loads(text)), resolve_device(device_name), float(seconds), processes)
+        except (UserError, RuntimeError) as failure:  # out of memory, a step that cannot be captured
+            columns = {"status": "failed", "reason": str(failure).splitlines()[0]}
+        if processes.leads:
+            print(json.dumps(columns), flush=True)
+
+
+if __name__ == "__main__":
+    main()
