@@ -1,7 +1,7 @@
 """One run in several processes: it computes what one process computes, and ends at once if a process dies.
 
 Weights are float64 here. In float32 the order of a sum moves a gradient's fifth digit, and at T = 784 a network that
-has just started multiplies that by about 1.2 an update: after 50, one process with another backend is off by 0.09 in a
+has just started multiplies that by about 1.3 an update: after 50, one process with another backend is off by 0.09 in a
 weight. A wrong rule shows in float64 as well.
 
 Run as a program it makes small runs one after the other in this process, which the environment makes one of several.
@@ -188,7 +188,7 @@ def test_784_steps_of_time(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "make_task", make_task)
     for case in ("dropout", "uneven"):
         run_case(tmp_path / "one", case)
-        assert_equal_runs(folder_of(tmp_path / "one" / case), folder_of(tmp_path / "two" / case))
+        assert_equal_runs(folder_of(tmp_path / "one" / case), folder_of(tmp_path / "two" / case), atol=1e-7)
 
 
 @pytest.mark.slow
