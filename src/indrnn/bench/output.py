@@ -191,7 +191,7 @@ def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
     """Ticks at the sizes that were measured, not at powers of ten; those whose numbers would touch go without."""
     numbered = [0]
     for size in sizes:
-        numbered += [size] * (2.1 * numbered[-1] < size)
+        numbered += [size] * (1.9 * numbered[-1] < size)
     axis.set_xticks(numbered[1:], [f"{size:,}" for size in numbered[1:]])
     axis.set_xticks(sizes, minor=True)
     axis.xaxis.set_minor_formatter(NullFormatter())
