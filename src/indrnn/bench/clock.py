@@ -37,8 +37,8 @@ class Timing:
 
     def of(self, parts: int) -> "Timing":
         """Of one of the equal parts that a call consists of."""
-        seconds = (self.median_seconds, self.q20_seconds, self.q80_seconds)
-        return Timing(*(each / parts for each in seconds), self.repeats * parts)
+        median, q20, q80 = (each / parts for each in (self.median_seconds, self.q20_seconds, self.q80_seconds))
+        return Timing(median, q20, q80, self.repeats * parts)
 
 
 class Clock:

@@ -108,11 +108,11 @@ def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> 
     seconds = {
         (row.op, row.implementation, row.which, row.launch, row.dtype): row.median_seconds
         for row in rows
-        if (row.B, row.T, row.status) == (B, T, "measured")
+        if (row.B, row.T) == (B, T) and row.median_seconds is not None
     }
 
     def took(op: str, name: str, *passes: str, launch: str = "eager", dtype: str = "float32") -> float:
-        return sum(seconds.get((op, name, which, launch, dtype), math.nan) for which in passes)
+        return math.fsum(seconds.get((op, name, which, launch, dtype), math.nan) for which in passes)
 
     def layer(name: str, dtype: str = "float32") -> float:
         return took("layer", name, "step", launch=launch, dtype=dtype)
