@@ -80,7 +80,9 @@ class Job:
         state = self.state
         if state == "done":
             result = json.loads((self.runs / self.path / "result.json").read_text())
-            return f"done       {result['steps']:>9,} updates  test {100 * result['test_accuracy']:.2f} %"
+            score = result["test_accuracy"]
+            score = f"mse {result['test_loss']:.2g}" if score is None else f"{100 * score:.2f} %"
+            return f"done       {result['steps']:>9,} updates  test {score}"
         metrics = self.folder / "metrics.csv"
         if state == "missing" or not metrics.exists():
             return state

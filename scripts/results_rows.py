@@ -20,6 +20,7 @@ SOURCES = (
 TUTORIAL = "tutorial"
 PAPER = "paper"
 FAST = "fast"
+LENGTH = "length"
 
 # Protocol -> what it is and where ours differs from its source.
 PROTOCOLS = {
@@ -42,6 +43,11 @@ PROTOCOLS = {
         "gradient norm ≤ 1. Peak, warm-up, initialisation and gamma are tuned on validation, with as many trials for "
         "the LSTM as for the IndRNN (tuning.md)."
     ),
+    LENGTH: (
+        "The port's adding problem: its two layers of 128 without norm, Adam, lr 2e-4, gradient norm ≤ 5, batch 50, "
+        "but 4,000 updates instead of up to 20,000. The same settings for every network, except that the LSTM with "
+        "chrono initialisation has its own: lr 1e-3, gradient norm ≤ 1."
+    ),
 }
 
 
@@ -50,7 +56,8 @@ class Row:
     """One line of the table: ``overrides`` for indrnn-train, run once a seed, make results/runs/<task>/<name>/seed<k>.
 
     ``first_1700`` is the log's validation accuracy (%) after the first 1,700 updates; ``earlier_name`` what the same
-    run was called before a protocol and a network were chosen apart.
+    run was called before a protocol and a network were chosen apart; ``minutes`` about what one run takes alone on one
+    core of a Xeon with AMX, None where a CPU would take days.
     """
 
     task: str
@@ -62,6 +69,7 @@ class Row:
     first_1700: float | None = None
     earlier_name: str | None = None
     seeds: tuple[int, ...] = SEEDS
+    minutes: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,15 +83,32 @@ class Row:
 
 
 def _row(
-    task: str, model: str, protocol: str, *extra: str, published: str = "", first_1700: float | None = None
+    task: str,
+    model: str,
+    protocol: str,
+    *extra: str,
+    network: str | None = None,
+    published: str = "",
+    first_1700: float | None = None,
+    minutes: int | None = None,
+    seeds: tuple[int, ...] = SEEDS,
 ) -> Row:
     experiment = () if protocol == TUTORIAL else (f"experiment={protocol}",)
-    name = model if protocol == TUTORIAL else f"{protocol}_{model}"
+    tag = "".join(f"-{setting.removeprefix('tag=')}" for setting in extra if setting.startswith("tag="))
+    name = (model if protocol == TUTORIAL else f"{protocol}_{model}") + tag
     earlier = _EARLIER_NAMES.get(model) if protocol == PAPER else None
     # Long runs log less often, so that their metrics.csv stays small.
-    logging = {PAPER: ("trainer.log_every=1700",), FAST: ("trainer.log_every=500",)}.get(protocol, ())
-    overrides = (*experiment, f"model={model}", f"data={task}", *extra, *logging)
-    return Row(task, name, _NETWORKS[model], protocol, overrides, published, first_1700, earlier)
+    logging = "trainer.log_every=1700" if protocol == PAPER else "trainer.log_every=500"
+    overrides = (*experiment, f"model={model}", f"data={task}", *extra, logging)
+    network = network or _NETWORKS[model]
+    return Row(task, name, network, protocol, overrides, published, first_1700, earlier, seeds, minutes)
+
+
+def _adding(length: int, model: str, minutes: int, *extra: str, tag: str = "4k") -> Row:
+    settings = ("trainer.max_steps=4000", "trainer.eval_every=250", f"tag={tag}", *extra)
+    overrides = ("experiment=length_study", f"model={model}", f"data.length={length}", *settings)
+    name, network = f"length_study_{model}-{tag}", _ADDING_NETWORKS[model]
+    return Row(f"adding-T{length}", name, network, LENGTH, overrides, seeds=(0,), minutes=minutes)
 
 
 _NETWORKS = {
@@ -95,6 +120,12 @@ _NETWORKS = {
     "lstm_chrono": "LSTM with chrono initialisation, 128 units",
     "lstm_matched": "LSTM, 144 units (parameters as IndRNN's)",
     "lstm_chrono_matched": "LSTM with chrono initialisation, 144 units (parameters as IndRNN's)",
+}
+_ADDING_NETWORKS = {
+    "indrnn": "IndRNN, 2 × 128",
+    "lstm": "LSTM, 128 units",
+    "lstm_chrono": "LSTM with chrono initialisation, 128 units",
+    "rnn": "RNN, 128 units",
 }
 _EARLIER_NAMES = {
     "indrnn": "paper_6layer",
@@ -113,33 +144,54 @@ _RESIDUAL = {SEQUENTIAL: "99.38 [log], 99.39 [paper]", PERMUTED: "96.86 [log], 9
 _DENSE = {SEQUENTIAL: "99.48 [log], 99.48 [paper]", PERMUTED: "97.16 [log], 97.2 [paper]"}
 _LSTM = {SEQUENTIAL: "98.2; 98.9; 98.8", PERMUTED: "88.0; 90.2; 92.9"}
 
+_BFLOAT16 = "trainer.precision=bfloat16"
+_PORT = f"98.9 after 60,000 updates, two days ({PORT} [README])"
+
 # In the order in which scripts/reproduce.py runs them.
 ROWS: tuple[Row, ...] = (
-    _row(SEQUENTIAL, "indrnn", FAST, "trainer.precision=bfloat16", published=_PLAIN_6[SEQUENTIAL]),
-    _row(SEQUENTIAL, "lstm_chrono", FAST, published=_LSTM[SEQUENTIAL]),
-    _row(SEQUENTIAL, "lstm_chrono_matched", FAST),
-    _row(
-        SEQUENTIAL,
-        "indrnn",
-        TUTORIAL,
-        "trainer.precision=bfloat16",
-        published=f"98.9 after 60,000 updates, two days ({PORT} [README])",
+    _row(SEQUENTIAL, "indrnn", FAST, _BFLOAT16, published=_PLAIN_6[SEQUENTIAL], minutes=18, seeds=(0, 1, 2, 3, 4)),
+    _row(SEQUENTIAL, "lstm_chrono", FAST, published=_LSTM[SEQUENTIAL], minutes=28),
+    _row(SEQUENTIAL, "lstm_chrono_matched", FAST, minutes=32),
+    _row(SEQUENTIAL, "indrnn", TUTORIAL, _BFLOAT16, published=_PORT, minutes=65),
+    _row(SEQUENTIAL, "lstm", TUTORIAL, minutes=100),
+    _row(SEQUENTIAL, "lstm_matched", TUTORIAL, minutes=110),
+    _row(SEQUENTIAL, "indrnn_12layer", FAST, _BFLOAT16, published=_PLAIN_12[SEQUENTIAL], minutes=75),
+    _row(PERMUTED, "indrnn", FAST, _BFLOAT16, published=_PLAIN_6[PERMUTED], minutes=18),
+    _row(PERMUTED, "lstm_chrono", FAST, published=_LSTM[PERMUTED], minutes=28),
+    *(_adding(T, "indrnn", minutes) for T, minutes in ((500, 5), (1000, 10), (2000, 20), (5000, 50))),
+    *(_adding(T, "lstm", T // 25) for T in (500, 1000, 2000)),
+    *(
+        _adding(T, "lstm_chrono", T // 25, "optimizer.lr=1e-3", "trainer.clip_norm=1.0", tag="4k-lr1e-3")
+        for T in (500, 1000, 2000)
     ),
-    _row(SEQUENTIAL, "lstm", TUTORIAL),
-    _row(SEQUENTIAL, "lstm_matched", TUTORIAL),
-    _row(SEQUENTIAL, "indrnn_12layer", FAST, "trainer.precision=bfloat16", published=_PLAIN_12[SEQUENTIAL]),
+    *(_adding(T, "rnn", T // 60) for T in (500, 1000, 2000)),
+    _row(
+        SEQUENTIAL, "lstm_chrono", FAST, "trainer.max_steps=51_540", "tag=30epochs", minutes=85,
+        network="LSTM with chrono initialisation, 128 units, 30 epochs", published=_LSTM[SEQUENTIAL],
+    ),
+    _row(
+        SEQUENTIAL, "indrnn", FAST, _BFLOAT16, "model.norm=none", "tag=without-norm", minutes=18,
+        network="IndRNN, plain, 6 × 128, without batch norm",
+    ),
+    _row(
+        SEQUENTIAL, "indrnn", FAST, _BFLOAT16, "model.last_layer_min=false", "tag=without-range", minutes=18,
+        network="IndRNN, plain, 6 × 128, without the last layer's range",
+    ),
+    _row(
+        SEQUENTIAL, "indrnn", FAST, _BFLOAT16, "model.constraint=none", "tag=unbounded", minutes=18,
+        network="IndRNN, plain, 6 × 128, without a bound on u",
+    ),
+    _row(PERMUTED, "indrnn_12layer", FAST, _BFLOAT16, published=_PLAIN_12[PERMUTED], minutes=75),
+    _row(SEQUENTIAL, "indrnn_residual", FAST, _BFLOAT16, published=_RESIDUAL[SEQUENTIAL], minutes=35),
+    _row(SEQUENTIAL, "indrnn_dense", FAST, published=_DENSE[SEQUENTIAL], minutes=60),
+    _row(PERMUTED, "indrnn_dense", FAST, published=_DENSE[PERMUTED], minutes=60),
     _row(SEQUENTIAL, "indrnn", PAPER, published=_PLAIN_6[SEQUENTIAL], first_1700=77.7),
-    _row(PERMUTED, "indrnn_12layer", FAST, "trainer.precision=bfloat16", published=_PLAIN_12[PERMUTED]),
-    _row(PERMUTED, "indrnn", FAST, "trainer.precision=bfloat16", published=_PLAIN_6[PERMUTED]),
-    _row(PERMUTED, "lstm_chrono", FAST, published=_LSTM[PERMUTED]),
     _row(PERMUTED, "indrnn", PAPER, published=_PLAIN_6[PERMUTED], first_1700=63.1),
     _row(SEQUENTIAL, "indrnn_residual", PAPER, published=_RESIDUAL[SEQUENTIAL], first_1700=89.2),
     _row(PERMUTED, "indrnn_residual", PAPER, published=_RESIDUAL[PERMUTED], first_1700=69.9),
-    _row(SEQUENTIAL, "indrnn_dense", FAST, published=_DENSE[SEQUENTIAL]),
-    _row(PERMUTED, "indrnn_dense", FAST, published=_DENSE[PERMUTED]),
     _row(SEQUENTIAL, "indrnn_12layer", PAPER, published=_PLAIN_12[SEQUENTIAL], first_1700=83.4),
     _row(PERMUTED, "indrnn_12layer", PAPER, published=_PLAIN_12[PERMUTED], first_1700=62.7),
     _row(SEQUENTIAL, "indrnn_dense", PAPER, published=_DENSE[SEQUENTIAL], first_1700=88.2),
     # The authors waited longer here [code].
     _row(PERMUTED, "indrnn_dense", PAPER, "schedule.patience=[200,50,25]", published=_DENSE[PERMUTED], first_1700=51.0),
-)
+)  # fmt: skip

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from results_rows import PROTOCOLS, ROWS, SOURCES, Row
+from results_rows import LENGTH, PROTOCOLS, ROWS, SOURCES, Row
 
 from indrnn.errors import UserError
 from indrnn.record import wilson_interval
@@ -115,7 +115,8 @@ def results_markdown(runs: Path) -> str:
     for task, title in (("mnist", "Sequential MNIST"), ("mnist_permuted", "Permuted sequential MNIST (seed92916)")):
         lines = [_line(row, _find(groups, row.task, row.names)) for row in ROWS if row.task == task]
         parts += [f"### {title}", markdown_table(lines)]
-    parts.append(_legend(groups))
+    adding = [_adding_line(row, _find(groups, row.task, row.names)) for row in ROWS if row.protocol == LENGTH]
+    parts += ["### Adding problem", markdown_table(adding), _legend(groups)]
     first = _first_evaluation(groups)
     if first:
         parts += ["### Validation accuracy after the first 1,700 updates, paper protocol", markdown_table(first)]
@@ -192,9 +193,20 @@ def _find(groups: Sequence[Group], task: str, names: Sequence[str]) -> Group | N
 
 def _line(row: Row, group: Group | None) -> dict[str, str]:
     line = {"network": row.network, "protocol": row.protocol, "run": row.name if group is None else group.name}
-    columns = ("n", "test %", "validation %", "parameters", "updates", "time", "to 99 % val.", "steps/s", "device")
+    columns = (
+        "n",
+        "test %",
+        "validation %",
+        "parameters",
+        "updates",
+        "time",
+        "to 99 % val.",
+        "steps/s",
+        "precision",
+        "device",
+    )
     if group is None or not group.results:
-        line |= dict.fromkeys(columns, "") | {"test %": "not run yet"}
+        line |= dict.fromkeys(columns, "") | {"test %": _not_run(row)}
     else:
         results = group.results
         line |= {
@@ -206,9 +218,27 @@ def _line(row: Row, group: Group | None) -> dict[str, str]:
             "time": duration(fmean(result.seconds for result in results)),
             "to 99 % val.": _time_to_target(group.finished),
             "steps/s": f"{fmean(result.steps_per_second for result in results):.3g}",
+            "precision": ", ".join(sorted({result.precision for result in results})),
             "device": ", ".join(sorted({result.device_name for result in results})),
         }
     return line | {"published": row.published}
+
+
+def _adding_line(row: Row, group: Group | None) -> dict[str, str]:
+    line = {"T": row.task.removeprefix("adding-T"), "network": row.network, "run": row.name}
+    if group is None or not group.results:
+        return line | dict.fromkeys(("n", "test mse", "parameters", "updates"), "") | {"test mse": _not_run(row)}
+    results = group.results
+    return line | {
+        "n": str(len(results)),
+        "test mse": spread([result.test_loss for result in results], ".2g") + (" †" if len(results) == 1 else ""),
+        "parameters": extent([result.parameters for result in results]),
+        "updates": extent([result.steps for result in results]),
+    }
+
+
+def _not_run(row: Row) -> str:
+    return "not run yet: " + ("for a GPU" if row.minutes is None else f"about {row.minutes} min a seed")
 
 
 def _time_to_target(runs: Sequence[Run]) -> str:
