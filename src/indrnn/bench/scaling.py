@@ -239,7 +239,8 @@ def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem:
             handles["in proportion to the first"] = above.plot(sizes, ideals, **BASELINE)[0]
             handles["updates a second"] = above.plot(sizes, speeds, color=COLOURS[0], marker="o")[0]
             handles["peak memory, MiB"] = below.plot(sizes, peaks, color=COLOURS[1], marker="s")[0]
-            above.set(title=title, xscale="log", yscale="log")
+            scale = "log" if line else "linear"  # of nothing there is no logarithm
+            above.set(title=title, xscale=scale, yscale=scale)
             below.set(xlabel=quantity, ylim=(0, None))
             tick_at(below, sizes)
         note = f"{where['device']}, {UNITS} units, else B = 32, T = 784, 6 layers, float32, {where['date']}; medians"

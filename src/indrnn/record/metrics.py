@@ -81,4 +81,7 @@ def _values(row: list[str]) -> tuple[Any, ...]:
     """Raises ValueError for a line that is not a row."""
     step, epoch, seconds, split, loss, accuracy, lr, grad_norm = row
     figures = (float(cell) if cell else math.nan for cell in (loss, accuracy, lr, grad_norm))
-    return int(step), float(epoch), float(seconds), split, *figures
+    times = float(epoch), float(seconds)
+    if split not in ("train", "val", "test") or not all(map(math.isfinite, times)):
+        raise ValueError(f"split {split!r}, epoch {epoch}, seconds {seconds}")
+    return int(step), *times, split, *figures
