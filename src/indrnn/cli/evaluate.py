@@ -60,29 +60,27 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     agree = 0
     for path in runs:
-        again = evaluate_run(path, options.device, options.data_root)
-        agrees, line = _compare(again)
+        agrees, line = _compare(evaluate_run(path, options.device, options.data_root))
         agree += agrees
         print(f"{path}: {line}", flush=True)
     print(f"{agree} of {len(runs)} agree with result.json")
     return 0 if agree == len(runs) else 1
 
 
-def _compare(again: "Reevaluation") -> tuple[bool, str]:
+def _compare(run: "Reevaluation") -> tuple[bool, str]:
     """Whether the run reproduces its result, and a line with both."""
     from ..record import wilson_interval
 
-    recorded, found, n = again.recorded, again.evaluation, again.evaluation.size
-    asked = "" if again.precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
-    before = again.recorded_correct
+    recorded, evaluation, n = run.recorded, run.evaluation, run.evaluation.size
+    note = "" if run.precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
+    before = run.recorded_correct
     if before is None:
-        agrees = abs(found.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
-        line = f"test error {found.loss:.4g}{asked}; result.json {recorded.test_loss:.4g}"
-        return agrees, line + ("" if agrees else ": DIFFERENT")
-    agrees = abs(found.correct - before) <= ALLOWED * max(1.0, n / 10_000)
-    low, high = wilson_interval(found.correct, n)
-    line = f"{found.correct / n:.2%} ({low:.2%} to {high:.2%}), {found.correct:,} of {n:,} right{asked}; result.json "
-    if recorded.test_ci95 is not None:
-        low, high = recorded.test_ci95
-    line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"
+        agrees = abs(evaluation.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
+        line = f"test error {evaluation.loss:.4g}{note}; result.json {recorded.test_loss:.4g}"
+    else:
+        agrees = abs(evaluation.correct - before) <= ALLOWED * max(1.0, n / 10_000)
+        (low, high), correct = wilson_interval(evaluation.correct, n), evaluation.correct
+        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} right{note}; result.json "
+        low, high = recorded.test_ci95 or (low, high)
+        line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"
     return agrees, line + ("" if agrees else ": DIFFERENT")

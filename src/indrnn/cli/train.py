@@ -147,28 +147,21 @@ def _answer(options: argparse.Namespace) -> None:
 
 def _help(composer: "Composer", overrides: list[str]) -> str:
     """The choices of every group, and every key with its meaning and the value that ``overrides`` give it."""
-    from ..config.checks import settings
+    from ..config.checks import as_typed, settings
 
     cfg = composer.compose(overrides)
-    keys = [(f"{key}={_typed(value)}", field.metadata["doc"]) for key, field, value in settings(cfg)]
+    keys = [(f"{key}={as_typed(value)}", field.metadata["doc"]) for key, field, value in settings(cfg)]
     choices = composer.choices()
     width = max(map(len, choices))
     lines = [_USAGE, "", "Choices:"]
     lines += [f"  {group:<{width}} = {', '.join(names)}" for group, names in choices.items()]
     lines += ["", "What an experiment sets for one model only, <experiment>_<model>:"]
     lines += [
-        f"  {name:<30} {' '.join(f'{key}={_typed(value)}' for key, value in values.items())}"
+        f"  {name:<30} {' '.join(f'{key}={as_typed(value)}' for key, value in values.items())}"
         for name, values in composer.for_models().items()
     ]
     lines += ["", "Keys, with the values of this command:", *(f"  {key:<34} {doc}".rstrip() for key, doc in keys)]
     return "\n".join(lines)
-
-
-def _typed(value: object) -> str:
-    """A value as it would be typed on the command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan]":

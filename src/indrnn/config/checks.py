@@ -88,8 +88,7 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
         return
     choices = limits.get("choices")
     if choices is not None and value not in choices:
-        words = (str(choice).lower() if isinstance(choice, bool) else choice for choice in choices)
-        raise UserError(f"{key}={value}: choose one of {', '.join(words)}")
+        raise UserError(f"{key}={value}: choose one of {', '.join(map(as_typed, choices))}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if isinstance(value, float) and not math.isfinite(value):
@@ -140,6 +139,13 @@ def _check_together(cfg: Config) -> None:
             f"model.last_layer_fixed={fixed}: it must be at most {bound:.6g} in size, "
             f"which is model.gamma^(1/{task.length})"
         )
+
+
+def as_typed(value: object) -> str:
+    """A value as it would be typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def type_problem(text: str) -> str:

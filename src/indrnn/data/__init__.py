@@ -66,8 +66,8 @@ def _checked(task: Task, target: str, device: torch.device) -> Splits:
             ("y", y, (2,), expected_y),
         ):
             if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
-                found = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
-                raise UserError(f"{where}: {letter} of two sequences of {name} must be {shape} {dtype}, not {found}")
+                actual = f"{tuple(tensor.shape)} {tensor.dtype}" if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise UserError(f"{where}: {letter} of two sequences of {name} must be {shape} {dtype}, not {actual}")
         if task.measures_accuracy and not bool(((y >= 0) & (y < task.output_size)).all()):
             raise UserError(f"{where}: y of {name} must be from 0 to {task.output_size - 1}, not {y.tolist()}")
     return splits

@@ -96,7 +96,7 @@ def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None
                 failures.append(f"{source}: {' '.join(str(error).split())}")
                 continue
             # The source of the last file comes first for the next.
-            sources = [source, *(each for each in sources if each != source)]
+            sources = [source, *(other for other in sources if other != source)]
             if failures:
                 log.warning("%s: downloaded from %s after %s", name, source, "; ".join(failures))
             _write(folder / name, content)
@@ -142,9 +142,9 @@ def _unpack(name: str, path: Path) -> bytes:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise _DamagedError(f"not a whole gzip file ({error})") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[name]:
-        raise _DamagedError(f"{len(content):,} bytes with SHA-256 {found[:12]}..., expected {SHA256[name][:12]}...")
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256[name]:
+        raise _DamagedError(f"{len(content):,} bytes with SHA-256 {sha256[:12]}..., expected {SHA256[name][:12]}...")
     return content
 
 

@@ -77,15 +77,15 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         by_class.append(rows[np.argsort(keys[rows], kind="stable")])
-    taken = np.zeros(len(by_class), dtype=np.int64)
+    used = np.zeros(len(by_class), dtype=np.int64)
     parts = []
     for size in sizes:
-        left = np.array([len(rows) for rows in by_class]) - taken
+        left = np.array([len(rows) for rows in by_class]) - used
         counts = _shares(left, size)
-        chosen = [rows[t : t + n] for rows, t, n in zip(by_class, taken, counts, strict=True)]
+        chosen = [rows[t : t + n] for rows, t, n in zip(by_class, used, counts, strict=True)]
         parts.append(np.sort(np.concatenate(chosen)).astype(np.int64))
-        taken += counts
-    rest = np.concatenate([rows[t:] for rows, t in zip(by_class, taken, strict=True)])
+        used += counts
+    rest = np.concatenate([rows[t:] for rows, t in zip(by_class, used, strict=True)])
     return [*parts, np.sort(rest).astype(np.int64)]
 
 

@@ -117,14 +117,15 @@ def _fold(sequence: AffineSequence, weight: Tensor, bias: Tensor | None) -> tupl
 
 def concatenate(sequences: Sequence[AffineSequence]) -> AffineSequence:
     """The sequences side by side along their features, still unnormalised: (B, T, H1 + H2 + …)."""
-    h = torch.cat([each.h for each in sequences], dim=-1)
-    last = torch.cat([each.h_last for each in sequences], dim=-1)
+    h = torch.cat([sequence.h for sequence in sequences], dim=-1)
+    last = torch.cat([sequence.h_last for sequence in sequences], dim=-1)
     scale = shift = mask = None
-    if any(each.scale is not None for each in sequences):
-        scale = torch.cat([_or_full(each.scale, each, 1.0) for each in sequences])
-        shift = torch.cat([_or_full(each.shift, each, 0.0) for each in sequences])
-    if any(each.mask is not None for each in sequences):
-        mask = torch.cat([torch.ones_like(each.h_last) if each.mask is None else each.mask for each in sequences], -1)
+    if any(sequence.scale is not None for sequence in sequences):
+        scale = torch.cat([_or_full(sequence.scale, sequence, 1.0) for sequence in sequences])
+        shift = torch.cat([_or_full(sequence.shift, sequence, 0.0) for sequence in sequences])
+    if any(sequence.mask is not None for sequence in sequences):
+        masks = [torch.ones_like(part.h_last) if part.mask is None else part.mask for part in sequences]
+        mask = torch.cat(masks, -1)
     return AffineSequence(h, last, scale, shift, mask)
 
 

@@ -327,7 +327,7 @@ def _update_running(norm: nn.BatchNorm1d, mean: Tensor, unbiased_variance: Tenso
 
 def recurrent_layers(module: nn.Module) -> list[tuple[str, IndRNNLayer]]:
     """Every recurrence of a model with its name, in the order they were registered (depth order)."""
-    return [(name, each) for name, each in module.named_modules() if isinstance(each, IndRNNLayer)]
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, IndRNNLayer)]
 
 
 @torch.no_grad()

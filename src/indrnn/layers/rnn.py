@@ -166,11 +166,11 @@ class IndRNN(nn.Module):
             counts = batch_sizes.tolist()
             B = counts[0]
             own = (batch_sizes.unsqueeze(1) > torch.arange(B)).sum(0)
-            there = Steps.of(own.to(x.device), len(counts))
+            steps = Steps.of(own.to(x.device), len(counts))
             states = self._initial_states(h0, B, batched=True)
             if order is not None:
                 states = [None if state is None else state.index_select(0, order) for state in states]
-            sequence, last = self.run(x, states, there)
+            sequence, last = self.run(x, states, steps)
             h_n = torch.stack(last)
             return (
                 PackedSequence(materialise(sequence), batch_sizes, order, back),
@@ -186,11 +186,11 @@ class IndRNN(nn.Module):
         x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
         B, T = x.shape[:2]
         states = self._initial_states(h0, B, batched)
-        steps = None if lengths is None else Steps.of(_checked_lengths(lengths, B, T, x.device), T)
-        if steps is None:
+        if lengths is None:
             sequence, last = self.run(x, states)
             output = materialise(sequence)
         else:
+            steps = Steps.of(_checked_lengths(lengths, B, T, x.device), T)
             sequence, last = self.run(x.flatten(0, 1).index_select(0, steps.place), states, steps)
             output = steps.pad(materialise(sequence), steps.place)
         h_n = torch.stack(last)

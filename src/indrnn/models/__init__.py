@@ -77,8 +77,8 @@ def _check_network(network: Any, target: str, task: Task) -> None:
         output = blaming(f"{where}, called with x {shape}", type(network), lambda: copied(x))
         weights = blaming(f"{where}, recurrent_weights()", type(network), lambda: recurrent_weights(copied))
     if not isinstance(output, Tensor) or tuple(output.shape) != (batch, task.output_size):
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{where}: given x {shape}, its output must be {(batch, task.output_size)}, not {found}")
+        actual = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{where}: given x {shape}, its output must be {(batch, task.output_size)}, not {actual}")
     if not all(isinstance(weight, Tensor) for weight in weights):
         raise UserError(f"{where}: recurrent_weights() must return a list of tensors")
 

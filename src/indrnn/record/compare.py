@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ..config.checks import result_keys, settings
+from ..config.checks import as_typed, result_keys, settings
 from ..config.schema import Config, all_keys
 
 ABSENT = "(absent)"
@@ -27,7 +27,7 @@ class Difference(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.key}: {as_typed(self.old)} -> {as_typed(self.new)}"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -105,7 +105,3 @@ def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> 
         for key, old in stored["data"].items()
         if key in data and data[key] != old
     ]
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

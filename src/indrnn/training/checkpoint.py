@@ -77,12 +77,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     """Copy ``weights`` into ``model`` in place. Raises UserError if they are those of another model."""
     own = model.state_dict()
     for name in (*own, *weights):
-        there, here = (
+        stored, expected = (
             tuple(state[name].shape) if isinstance(state.get(name), Tensor) else "none" for state in (weights, own)
         )
-        if there != here:
+        if stored != expected:
             raise UserError(
-                f"checkpoint {path} belongs to another model: {name} has shape {there} there and {here} here; "
+                f"checkpoint {path} belongs to another model: {name} has shape {stored} there and {expected} here; "
                 "use the config it was trained with"
             )
     model.load_state_dict(weights)
