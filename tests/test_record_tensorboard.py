@@ -124,6 +124,7 @@ def test_the_layout_overlays_the_runs_by_tags_that_exist(tmp_path):
 
 
 def test_the_file_name_does_not_tell_the_machines_name(tmp_path, monkeypatch):
+    """torch's SummaryWriter puts it there, and offers no way to leave it out."""
     monkeypatch.setattr("socket.gethostname", lambda: "secret-host")
     with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
         writer.scalars(1, {"train/loss": 1.0})
@@ -133,6 +134,7 @@ def test_the_file_name_does_not_tell_the_machines_name(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_stops_the_run_where_it_happens(tmp_path, limited_file_size):
+    """With torch's SummaryWriter a thread prints a traceback of its own, and nothing can be written afterwards."""
     with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
         writer.scalars(1, {"train/loss": 1.0})
         size = writer.path.stat().st_size

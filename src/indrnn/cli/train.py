@@ -6,12 +6,14 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from omegaconf import DictConfig
 
+from .. import __version__
 from ..errors import UserError
 from . import announce, explain, leads, run
 
@@ -36,23 +38,23 @@ choices of your own; --version; -sc install=bash tab completion (also zsh, fish)
 A command that is run again continues where it stopped and skips finished runs."""
 
 
+@dataclass
 class _Command:
     """The state of this process's command. Hydra has no exit codes and prints exceptions its own way, so a job prints
     its own errors and leaves its exit code here."""
 
-    def __init__(self) -> None:
-        self.tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-        self.code = 0
+    tracebacks: bool = False
+    code: int = 0
 
 
-_command: _Command | None = None
+_command = _Command()
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed, 2 the request cannot be met, 128 + n stopped by signal n."""
     global _command
-    _command = _Command()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
+    _command = _Command(tracebacks=full_error == "1")
     # Otherwise Hydra would print every exception itself and exit with code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     terminate = signal.signal(signal.SIGTERM, _stop)
@@ -70,14 +72,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _run() -> int:
-    assert _command is not None
-    options = _options()
-    if options.version:
-        from indrnn import __version__
-
-        print(f"indrnn {__version__}")
-    else:
-        _answer(options)
+    _answer(_options())
     return _command.code
 
 
@@ -86,8 +81,8 @@ def _options() -> argparse.Namespace:
     take flags between overrides."""
     parser = argparse.ArgumentParser(PROGRAM, add_help=False)
     parser.error = _refuse_flag  # type: ignore[method-assign]
-    for flags in ("--help -h", "--hydra-help", "--version", "--resolve", "--run -r", "--multirun -m",
-                  "--shell-completion -sc"):  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"indrnn {__version__}")
+    for flags in ("--help -h", "--hydra-help", "--resolve", "--run -r", "--multirun -m", "--shell-completion -sc"):
         parser.add_argument(*flags.split(), action="store_true")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--info", "-i", nargs="?", const="all")
@@ -132,14 +127,13 @@ def _answer(options: argparse.Namespace) -> None:
                     raise
             finally:
                 code = sweep.finish()
-        assert _command is not None
         _command.code = _command.code or code
     except (HydraException, ValueError) as error:
         raise UserError(one_line(error)) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # Jobs report their own errors, so this one comes from the sweep's folder.
-        if isinstance(error, BrokenPipeError):
-            raise
         raise UserError(
             f"{error.filename or 'cannot write'}: {error.strerror}; output_root= names another folder"
         ) from error
@@ -198,18 +192,16 @@ def _job(composed: DictConfig) -> float | None:
     if "torch" not in sys.modules and leads():
         announce(PROGRAM, "loading PyTorch")
     hydra = HydraConfig.get()
-    tracebacks = _command is not None and _command.tracebacks
     if _in_sweep(hydra):
         from .sweep import run_job
 
-        return run_job(composed, hydra, _train, lambda error: explain(PROGRAM, error, tracebacks))
+        return run_job(composed, hydra, _train, lambda error: explain(PROGRAM, error, _command.tracebacks))
     try:
         _train(composed, hydra)
     except BrokenPipeError:
         raise
     except Exception as error:
-        assert _command is not None
-        _command.code = explain(PROGRAM, error, tracebacks)
+        _command.code = explain(PROGRAM, error, _command.tracebacks)
     return None
 
 
