@@ -183,6 +183,22 @@ def test_a_result_from_before_there_were_segments_is_read(tmp_path):
     assert read_result(path) == RESULT
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("git", []), ("data", None), ("versions", "3.11"), ("test_ci95", 5), ("test_ci95", [0.1]),
+        ("test_ci95", [0.1, "a"]), ("val_loss", None), ("test_loss", "1.3"), ("steps", 1.5), ("seed", True),
+        ("model", 1), ("segments", {}), ("segments", [1]), ("seconds", math.inf), ("epochs", math.nan),
+    ],
+)  # fmt: skip
+def test_a_result_with_a_value_of_the_wrong_kind_is_named(tmp_path, name, value):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"schema_version": 1, **dataclasses.asdict(RESULT), name: value}))
+    with pytest.raises(UserError, match=f"result\\.json is damaged: {name} is .*; move it away") as failure:
+        read_result(path)
+    assert "\n" not in str(failure.value)
+
+
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "result.json"
     write_result(path, RESULT)

@@ -9,7 +9,7 @@ import torch
 
 from indrnn.errors import UserError
 from indrnn.record.files import write_atomically
-from indrnn.training.device import flush_denormals, keep_freed_memory, resolve_device, set_precision
+from indrnn.training.device import prepare_process, resolve_device, set_precision
 
 from . import grid, scaling
 from .contenders import Contender, contenders
@@ -37,8 +37,7 @@ def check_device(device_name: str, say: Say) -> Checked:
         UserError: there is no such device.
     """
     device = resolve_device(device_name)
-    keep_freed_memory()
-    flush_denormals(device)
+    prepare_process(device)
     set_precision("float32", device)
     able, unable = contenders(device)
     for name, reason in unable.items():

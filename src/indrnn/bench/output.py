@@ -189,10 +189,11 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
 
 def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
     """Ticks at the sizes that were measured, not at powers of ten; those whose numbers would touch go without."""
-    numbered = [0]
+    numbered: list[int] = []
     for size in sizes:
-        numbered += [size] * (1.9 * numbered[-1] < size)
-    axis.set_xticks(numbered[1:], [f"{size:,}" for size in numbered[1:]])
+        if not numbered or size > 1.9 * numbered[-1]:
+            numbered.append(size)
+    axis.set_xticks(numbered, [f"{size:,}" for size in numbered])
     axis.set_xticks(sizes, minor=True)
     axis.xaxis.set_minor_formatter(NullFormatter())
 

@@ -27,13 +27,7 @@ import torch
 from indrnn.errors import UserError
 from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, save
 from indrnn.report.table import markdown_table
-from indrnn.training.device import (
-    flush_denormals,
-    keep_freed_memory,
-    peak_memory_bytes,
-    resolve_device,
-    set_precision,
-)
+from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_device, set_precision
 from indrnn.training.distributed import ALONE, Processes, joined_processes
 
 from .clock import MOST_CALLS, Clock, timing
@@ -184,8 +178,7 @@ def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]
 
 def measure(point: Row, device: torch.device, seconds: float, processes: Processes = ALONE) -> dict[str, Any]:
     """The columns of a point, measured in this process, which is one of ``processes``."""
-    flush_denormals(device)
-    keep_freed_memory()
+    prepare_process(device)
     set_precision("float32", device)
     clock = Clock(device)
     launch = "graph" if device.type == "cuda" else "eager"

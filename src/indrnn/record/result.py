@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import indrnn
 
@@ -91,15 +92,34 @@ def read_result(path: Path) -> Result:
     missing = [name for name in names if name not in values]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; move it away to run again")
-    values["model"] = EARLIER_NAMES.get(values["model"], values["model"])
+    values["model"] = EARLIER_NAMES.get(str(values["model"]), values["model"])
+    types = get_type_hints(Result)
+    for name in names:
+        if not _fits(values[name], types[name]):
+            raise UserError(f"{path} is damaged: {name} is {json.dumps(values[name])[:40]}; move it away to run again")
     values["test_ci95"] = values["test_ci95"] and tuple(values["test_ci95"])
     return Result(**{name: values[name] for name in names})
 
 
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type."""
+    inner = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, each) for each in inner)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if kind is float or kind is int:
+        # Comparing finds NaN and infinity out, and takes whole numbers too large for a float.
+        return type(value) in (int, kind) and abs(value) < math.inf
+    return isinstance(value, get_origin(kind) or kind)
+
+
 def no_better_than_chance(accuracy: float, chance: float) -> bool:
-    """Whether a network has learnt nothing: its accuracy is within two points of ``chance``, the share of the most
-    frequent class (where that is not known, 1/K)."""
-    return accuracy <= chance + 0.02
+    """Whether a network has learnt nothing: its accuracy is within a point of ``chance``, the share of the most
+    frequent class."""
+    return accuracy <= chance + 0.01
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

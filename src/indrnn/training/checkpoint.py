@@ -7,8 +7,7 @@ checkpoint.pt when a run resumes, so the two cannot disagree.
 """
 
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,19 +57,59 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[str, Any], path: Path) -> None:
     """Raises UserError for the checkpoint of another run; one from before there were fingerprints passes."""
-    differ = strange(content["fingerprint"], cfg, provenance) if "fingerprint" in content else []
+    if "fingerprint" not in content:
+        return
+    wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
+    if wrong is not None:
+        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+    differ = strange(content["fingerprint"], cfg, provenance)
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
 
 
-@contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Within it, an error caused by a missing or misshapen part of the checkpoint becomes a UserError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as failure:
-        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        raise UserError(f"checkpoint {path} is damaged ({reason}); {REMEDY}") from failure
+def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best: bool, path: Path) -> None:
+    """Raises UserError for a checkpoint that lacks a part or has one of another shape than ``own``, this run's content
+    at its first step."""
+    parts = ("model", "optimizer", "meter", "schedule", "progressed")
+    # On another device the run had other generators; a checkpoint from before there were segments has none.
+    pattern = {**{part: own[part] for part in parts}, "random": {"cpu": own["random"]["cpu"]}, "best": None}
+    if content.get("best") is not None:
+        pattern["best"] = {"step": 0, "score": 0.0, "accuracy": None, "loss": 0.0, "model": own["model"]}
+        if restores_best:
+            pattern["best"]["optimizer"] = own["optimizer"]
+    if "segments" in content:
+        pattern["segments"] = [{}]
+    wrong = _misshapen(content, pattern)
+    if wrong is None and not 0 <= content["progressed"]["observed"] <= content["progressed"]["step"]:
+        wrong = "progressed"
+    if wrong is not None:
+        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+
+
+def _misshapen(content: Any, pattern: Any, name: str = "") -> str | None:
+    """The dotted name of the first part of ``content`` that is not of the kind that ``pattern`` shows, None if all are:
+    dicts with (at least) the pattern's keys, lists of what the pattern's one element shows, tensors of the same shape
+    and type, numbers and words; where the pattern has None, None or a number.
+    """
+    parts: list[tuple[Any, Any, str]] = []
+    if isinstance(pattern, dict):
+        fits = isinstance(content, dict)
+        if fits:
+            parts = [(content.get(key, _NOTHING), part, f"{name}.{key}".lstrip(".")) for key, part in pattern.items()]
+    elif isinstance(pattern, list):
+        fits = isinstance(content, list)
+        if fits:
+            parts = [(element, pattern[0], f"{name}[{number}]") for number, element in enumerate(content)]
+    elif isinstance(pattern, Tensor):
+        fits = isinstance(content, Tensor) and content.shape == pattern.shape and content.dtype == pattern.dtype
+    elif pattern is None or isinstance(pattern, float):
+        fits = type(content) in (int, float) or (content is None and pattern is None)
+    else:
+        fits = type(content) is type(pattern)
+    return next(filter(None, (_misshapen(*part) for part in parts)), None) if fits else name
+
+
+_NOTHING = object()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -125,13 +164,17 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return state
 
 
-def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore what `random_state` returned; a generator that is not in it stays as it is."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
+    """Restore what `random_state` returned; a generator that is not in it stays as it is. Raises UserError for a state
+    that no generator can have."""
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+        elif device.type == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
+    except (RuntimeError, TypeError, AttributeError) as failure:
+        raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure
 
 
 # The first of these that the folder has.

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
-from ..config.schema import Config
+from ..config.schema import Config, LSTMConfig, RNNConfig
 from ..data import make_task
 from ..errors import RunError, UserError
 from ..layers import sequences_in
@@ -46,20 +48,35 @@ def resolve_device(name: str) -> torch.device:
 def check_memory(cfg: Config, device: torch.device) -> None:
     """Raises UserError if the device has less memory than the run needs at the very least. Otherwise the system would
     kill the process without a message, perhaps only at the first evaluation."""
-    trainer, length = cfg.trainer, make_task(cfg.data).length
-    size = getattr(cfg.model, "hidden_size", 0)  # unknown for a network from outside
-    layers = getattr(cfg.model, "num_layers", getattr(cfg.model, "num_blocks", 1))
-    # Every layer's output for a batch, but in an evaluation one layer's output and input; four numbers per weight.
-    sequences = min(trainer.eval_batch_size, getattr(cfg.data, "validation_size", trainer.eval_batch_size))
-    needed = 4 * length * size * max(trainer.batch_size * layers, 2 * sequences) + 16 * (layers - 1) * size**2
-    have = _memory(device)
+    have, needed = _memory(device), _least_memory(cfg)
     if have is not None and needed > have:
         raise UserError(
-            f"model.hidden_size={size}, trainer.batch_size={trainer.batch_size}, "
-            f"trainer.eval_batch_size={trainer.eval_batch_size} and {length:,} time steps need at least "
-            f"{needed / 2**30:,.0f} GiB; device={device.type} has {have / 2**30:,.0f}; lower one of them, or the "
-            "number of layers"
+            f"model.hidden_size={getattr(cfg.model, 'hidden_size', None)}, "
+            f"trainer.batch_size={cfg.trainer.batch_size}, trainer.eval_batch_size={cfg.trainer.eval_batch_size} and "
+            f"{make_task(cfg.data).length:,} time steps need at least {needed / 2**30:,.0f} GiB; "
+            f"device={device.type} has {have / 2**30:,.0f}; lower one of them, or the number of layers"
         )
+
+
+def _least_memory(cfg: Config) -> int:
+    """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
+    evaluating, that of one layer and its input), and four numbers for each recurrent or square weight. 0 for a network
+    from outside, of which nothing is known."""
+    model: Any = cfg.model
+    if "_target_" in model:
+        return 0
+    trainer, size, kind = cfg.trainer, int(model.hidden_size), OmegaConf.get_type(model)
+    if "growth" in model:
+        bottleneck = model.bottleneck * model.growth
+        outputs = size + sum(model.block_layers) * (bottleneck + model.growth)
+        weights = sum(model.block_layers) * bottleneck * model.growth
+    else:
+        layers = model.num_layers if "num_layers" in model else 2 * model.num_blocks + 1
+        outputs, between = layers * size, layers - 1
+        gates = 4 if kind is LSTMConfig else 1 if kind is RNNConfig else 0
+        weights = (gates * (layers + between) or between) * size**2
+    sequences = min(trainer.eval_batch_size, getattr(cfg.data, "validation_size", trainer.eval_batch_size))
+    return 4 * make_task(cfg.data).length * max(trainer.batch_size * outputs, 2 * sequences * size) + 16 * weights
 
 
 def _memory(device: torch.device) -> int | None:
@@ -73,6 +90,13 @@ def _memory(device: torch.device) -> int | None:
         with suppress(OSError, ValueError):
             sizes.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
     return min(sizes)
+
+
+def prepare_process(device: torch.device) -> None:
+    """What makes timings on a CPU fair and steady, for the whole process: `keep_freed_memory`, then `flush_denormals`.
+    Call it before the first tensor is allocated."""
+    keep_freed_memory()
+    flush_denormals(device)
 
 
 def flush_denormals(device: torch.device) -> None:
@@ -115,10 +139,11 @@ def keep_freed_memory() -> None:
     would suffer most. Other C libraries have no such setting, and nothing changes there.
 
     Tensors of 2 MB or more are put on pages of that size if the kernel has any, which saves a few percent of a step of
-    either network (58.1 instead of 61.2 ms, 72.6 instead of 74.6 for the LSTM of 144 units; two cores of a Xeon,
-    PyTorch 2.14).
+    either network (58.1 instead of 61.2 ms for the 6 x 128 IndRNN, 72.6 instead of 74.6 for the LSTM of 144 units;
+    float32, batch 32, two cores of a Xeon with AMX, PyTorch 2.14, one run each). PyTorch reads the setting when it
+    allocates its first tensor; later it has no effect.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it allocates its first tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -6,6 +6,7 @@ run adds a segment, a record of what computes it.
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +24,17 @@ from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
     copied_weights,
     load_weights,
-    naming_damage,
     optimizer_state,
     random_state,
     read_checkpoint,
     require_same_run,
+    require_whole,
     restore_optimizer,
     restore_random_state,
 )
 from .device import (
-    flush_denormals,
-    keep_freed_memory,
     peak_memory_bytes,
+    prepare_process,
     reset_peak_memory,
     set_precision,
     synchronise,
@@ -68,9 +68,7 @@ class TrainingState:
     def __init__(self, cfg: Config, device: torch.device, processes: Processes = ALONE) -> None:
         # The commit is noted before the data is read, in case the checkout changes meanwhile.
         self._code = running_code()
-        # Before the first tensor is allocated, and before any operator starts worker threads.
-        keep_freed_memory()
-        flush_denormals(device)
+        prepare_process(device)
         set_precision(cfg.trainer.precision, device)
         reset_peak_memory(device)
         self.cfg, self.device, self.processes = cfg, device, processes
@@ -117,8 +115,8 @@ class TrainingState:
             self.meter.reset()
             torch.manual_seed(torch_seed(self.cfg.seed, Stream.DROPOUT))
         else:
-            with naming_damage(path):
-                self._restore(content)
+            require_whole(content, self.content(), self.schedule.restores_best, path)
+            self._restore(content, path)
         self.segments.append(
             {
                 "step": self.position.step,
@@ -132,10 +130,10 @@ class TrainingState:
             }
         )
 
-    def _restore(self, content: dict[str, Any]) -> None:
+    def _restore(self, content: dict[str, Any], path: Path) -> None:
         restore_optimizer(self.model, self.optimizer, content["optimizer"])
         self.meter.restore(content["meter"])
-        restore_random_state(content["random"], self.device)
+        restore_random_state(content["random"], self.device, path)
         self.schedule.restore(content["schedule"])
         for name in asdict(self.position):
             setattr(self.position, name, content["progressed"][name])
