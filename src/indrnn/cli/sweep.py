@@ -185,6 +185,16 @@ def run_job(
     ``report`` says what went wrong and gives the exit code. A failed job of the basic sweeper returns None, so that the
     others go on; any other sweeper is to know of it: RunError.
     """
+    if Sweep.current is not None or "joblib" not in hydra.launcher._target_:
+        return _run_job(cfg, hydra, train, report)
+    _end_with(os.getppid())
+    with _busy:
+        return _run_job(cfg, hydra, train, report)
+
+
+def _run_job(
+    cfg: Any, hydra: Any, train: Callable[[Any, Any], "Result"], report: Callable[[Exception], int]
+) -> float | None:
     from ..record.folder import RESULT, FolderInUseError, run_folder
 
     folder = Path(str(hydra.sweep.dir)).absolute()
@@ -195,8 +205,6 @@ def run_job(
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     run = run_folder(cfg)
     record = Record(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
-    if own_process and "joblib" in hydra.launcher._target_:
-        _end_with(os.getppid())
     before = _written(run / RESULT)
     _write(folder, record, "running")
     try:
@@ -275,14 +283,19 @@ def _position(plan: Plan | None, record: Record) -> str:
     return text + (f", val {scores[-1]:.2%}" if len(scores) and scores[-1] == scores[-1] else "")
 
 
+_busy = threading.Lock()  # held while one of joblib's processes has a job
+
+
 def _end_with(parent: int) -> None:
-    """End this process as SIGTERM does, checkpoint included, once ``parent`` is gone: joblib's processes outlive a
-    command that is killed, and would hold their run folders against the next one."""
+    """End this process once ``parent`` is gone, its job as SIGTERM does, checkpoint included: joblib's processes outlive
+    a command that is killed, hold their run folders against the next one, and wait for jobs for ever."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
+        with _busy:
+            os._exit(128 + signal.SIGTERM)
 
     if os.name == "posix" and not any(thread.name == "parent" for thread in threading.enumerate()):
         threading.Thread(target=watch, name="parent", daemon=True).start()
