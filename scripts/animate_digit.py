@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from indrnn.data import make_task
 from indrnn.report.inspection import class_probabilities
+from indrnn.report.runs import model_name
 from indrnn.report.style import SETTINGS, looks
 from indrnn.training import load_run
 
@@ -46,7 +47,7 @@ def main() -> None:
     image, digit = task.picture(x[0]).numpy(), int(y[0])
     labels = options.label or [str(run_cfg.name) for _, run_cfg in loaded]
     beliefs = [class_probabilities(model.double(), x[0]).numpy() for model, _ in loaded]
-    look = looks({label: run_cfg.model.name for label, (_, run_cfg) in zip(labels, loaded, strict=True)})
+    look = looks({label: model_name(run_cfg) for label, (_, run_cfg) in zip(labels, loaded, strict=True)})
 
     with matplotlib.rc_context(SETTINGS):
         drawing, axes = plt.subplots(

@@ -19,7 +19,7 @@ from indrnn.errors import UserError
 from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_layers
 from indrnn.models import build_model
 from indrnn.training import load_run
-from indrnn.training.evaluation import reestimate_batch_norm
+from indrnn.training.evaluation import reestimate_batch_norm, spread_indices
 from indrnn.training.order import Stream, torch_seed
 
 from .runs import MODELS, model_name
@@ -85,11 +85,6 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         networks = (network.double().eval().requires_grad_(False) for network in (trained, untrained))
         inspected.append(Inspected(label, model, *networks))
     return inspected, task, splits
-
-
-def spread_indices(size: int, count: int) -> Tensor:
-    """``count`` indices (or all ``size``), evenly spread."""
-    return torch.arange(min(size, count)) * size // min(size, count)
 
 
 def some_sequences(split: Split) -> tuple[Tensor, Tensor]:

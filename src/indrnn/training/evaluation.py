@@ -65,7 +65,8 @@ class Evaluation:
     targets: Tensor | None = None
     """The right answers (n,), on the CPU."""
     inputs: Tensor | None = None
-    """The first sequences (KEPT at most, T, D), on the CPU, to be shown with their answers."""
+    """KEPT sequences (or all) evenly spread over the split, (KEPT, T, D), on the CPU, to be shown with their answers:
+    those at ``spread_indices(size, KEPT)``."""
 
     @property
     def score(self) -> float:
@@ -78,6 +79,11 @@ class Evaluation:
         if self.accuracy is None:
             return self.loss > 0.95 * self.chance
         return no_better_than_chance(self.accuracy, self.chance)
+
+
+def spread_indices(size: int, count: int) -> Tensor:
+    """``count`` indices (or all ``size``), evenly spread."""
+    return torch.arange(min(size, count)) * size // min(size, count)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -132,7 +138,8 @@ def evaluate(
         raise ValueError("an endless split cannot be evaluated")
     model.eval()
     n = split.size
-    losses, correct, outputs, targets = [], [], [], []
+    losses, correct, outputs, targets, inputs = [], [], [], [], []
+    kept = spread_indices(n, KEPT)
     batches = torch.arange(n, device=device).split(batch_size)
     for number, indices in enumerate(batches):
         if number % processes.size == 0:
@@ -144,8 +151,8 @@ def evaluate(
         else:
             output = torch.zeros(len(y), objective.classes or 1, device=device)
             loss = right = torch.zeros((), device=device)
-        if number == 0:
-            first = x[:KEPT]
+        start = number * batch_size
+        inputs.append(x[kept[(kept >= start) & (kept < start + batch_size)] - start])
         losses.append(loss)
         correct.append(right)
         outputs.append(output)
@@ -166,7 +173,7 @@ def evaluate(
         bad=next((batch for batch, loss in zip(batches, batch_losses, strict=True) if not loss.isfinite()), None),
         outputs=None if classes is None else processes.sum_(torch.cat(outputs).cpu()),
         targets=y,
-        inputs=first.cpu(),
+        inputs=torch.cat(inputs).cpu(),
     )
 
 

@@ -14,7 +14,7 @@ from ..data import Task
 from ..models import recurrent_weights
 from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, read_metrics
 from ..record.tensorboard import confusion_matrix, digits_page
-from .evaluation import Evaluation
+from .evaluation import Evaluation, spread_indices
 
 LINE_EVERY = 30.0  # seconds between lines when stderr is not a terminal
 
@@ -126,7 +126,7 @@ class Recorder:
         self._tensorboard.scalars(step, {"test/loss": loss, "test/accuracy": accuracy})
 
     def pictures(self, step: int, evaluation: Evaluation) -> None:
-        """The confusion matrix of the test split and, if sequences are images, the first ones with their answers."""
+        """The confusion matrix of the test split and, if sequences are images, some of them with their answers."""
         if evaluation.outputs is None or evaluation.targets is None or evaluation.inputs is None:
             return
         probabilities, answers = evaluation.outputs.float().softmax(1).max(1)
@@ -135,9 +135,9 @@ class Recorder:
         self._tensorboard.picture("test/confusion", matrix, step)
         if self._task.picture is None:
             return
-        shown = len(evaluation.inputs)
-        images = torch.stack([self._task.picture(sequence) for sequence in evaluation.inputs.float()]).numpy()
-        page = digits_page(images, answers[:shown].numpy(), probabilities[:shown].numpy(), targets[:shown])
+        shown = spread_indices(evaluation.size, len(evaluation.inputs))
+        images = torch.stack([self._task.picture(sequence) for sequence in evaluation.inputs])
+        page = digits_page(images.numpy(), answers[shown].numpy(), probabilities[shown].numpy(), targets[shown])
         self._tensorboard.picture("test/digits", page, step)
 
     def result(self, result: Result) -> None:
