@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The picture at the top of README: a digit, read pixel by pixel, and what networks believe as they read.
 
-    python scripts/animate_digit.py RUN [RUN ...] --index 3 --out results/figures/digit.gif
+    python scripts/animate_digit.py results/runs/mnist/fast_indrnn/seed0 results/runs/mnist/fast_lstm_chrono/seed0 \
+        --label IndRNN --label "LSTM (chrono)" --index 7
 
 The digit is a test image; RUN are run folders of one task, with networks that read from left to right.
 """

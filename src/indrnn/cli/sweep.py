@@ -287,8 +287,8 @@ _busy = threading.Lock()  # held while one of joblib's processes has a job
 
 
 def _end_with(parent: int) -> None:
-    """End this process once ``parent`` is gone, its job as SIGTERM does, checkpoint included: joblib's processes outlive
-    a command that is killed, hold their run folders against the next one, and wait for jobs for ever."""
+    """End this process once ``parent`` is gone, and its job as SIGTERM does, checkpoint included: joblib's processes
+    outlive a command that is killed, hold their run folders against the next one, and wait for jobs forever."""
 
     def watch() -> None:
         while os.getppid() == parent:
