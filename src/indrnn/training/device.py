@@ -93,8 +93,8 @@ def _memory(device: torch.device) -> int | None:
 
 
 def prepare_process(device: torch.device) -> None:
-    """What makes timings on a CPU fair and steady, for the whole process: `keep_freed_memory`, then `flush_denormals`.
-    Call it before the first tensor is allocated."""
+    """What makes timings on a CPU fair and steady, for the whole process: `keep_freed_memory` and `flush_denormals`.
+    Call it before any operator starts worker threads."""
     keep_freed_memory()
     flush_denormals(device)
 
@@ -137,13 +137,7 @@ def keep_freed_memory() -> None:
     nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
     0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). As with denormals, the baseline
     would suffer most. Other C libraries have no such setting, and nothing changes there.
-
-    Tensors of 2 MB or more are put on pages of that size if the kernel has any, which saves a few percent of a step of
-    either network (58.1 instead of 61.2 ms for the 6 x 128 IndRNN, 72.6 instead of 74.6 for the LSTM of 144 units;
-    float32, batch 32, two cores of a Xeon with AMX, PyTorch 2.14, one run each). PyTorch reads the setting when it
-    allocates its first tensor; later it has no effect.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
