@@ -190,8 +190,9 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
 def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
     """Ticks at the sizes that were measured, not at powers of ten; those whose numbers would touch go without."""
     numbered: list[int] = []
+    apart = 0.15 * math.log(sizes[-1] / sizes[0]) if sizes else 0.0
     for size in sizes:
-        if not numbered or size > 1.9 * numbered[-1]:
+        if not numbered or math.log(size / numbered[-1]) > apart:
             numbered.append(size)
     axis.set_xticks(numbered, [f"{size:,}" for size in numbered])
     axis.set_xticks(sizes, minor=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from indrnn.errors import UserError
+from indrnn.report.curves import log_values
 from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, save
 from indrnn.report.table import markdown_table
 from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_device, set_precision
@@ -232,9 +233,11 @@ def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem:
             handles["in proportion to the first"] = above.plot(sizes, ideals, **BASELINE)[0]
             handles["updates a second"] = above.plot(sizes, speeds, color=COLOURS[0], marker="o")[0]
             handles["peak memory, MiB"] = below.plot(sizes, peaks, color=COLOURS[1], marker="s")[0]
-            scale = "log" if line else "linear"  # of nothing there is no logarithm
-            above.set(title=title, xscale=scale, yscale=scale)
-            below.set(xlabel=quantity, ylim=(0, None))
+            above.set(title=title)
+            if line:  # of nothing there is no logarithm
+                above.set_xscale("log")
+                log_values(above)
+            below.set(xlabel=quantity, ylim=(0, 1.1 * max(peaks, default=1.0)))
             tick_at(below, sizes)
         note = f"{where['device']}, {UNITS} units, else B = 32, T = 784, 6 layers, float32, {where['date']}; medians"
         legend_below(drawing, list(handles.values()), list(handles), note)
