@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -230,6 +231,9 @@ def joined_processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(gpu)
     elif device == "mps":
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
+    # An optimizer imports this. Once the group exists (PyTorch 2.14), the import keeps the group's threads alive beyond
+    # destroy_process_group, and one that still frees a tensor while the interpreter ends aborts the process.
+    import_module("torch._dynamo")
     store, rank, size = next(rendezvous("env://"))
     store = PrefixStore(f"indrnn{next(_groups)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
