@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -213,6 +213,13 @@ def whole_batches(model: nn.Module) -> Iterator[None]:
             module.share = share
 
 
+@cache
+def _meeting_place() -> tuple[dist.Store, int, int]:
+    """The store that the processes share, this one's rank and their number. One for all runs of a command: a second
+    store at the same address might meet the first one's end."""
+    return next(rendezvous("env://"))
+
+
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun started together, joined within the block; a single one if it started none.
@@ -234,7 +241,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     # An optimizer imports this. Once the group exists (PyTorch 2.14), the import keeps the group's threads alive beyond
     # destroy_process_group, and one that still frees a tensor while the interpreter ends aborts the process.
     import_module("torch._dynamo")
-    store, rank, size = next(rendezvous("env://"))
+    store, rank, size = _meeting_place()
     store = PrefixStore(f"indrnn{next(_groups)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
