@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,13 +228,33 @@ def test_submitit_requeues_a_job_that_is_preempted_and_it_goes_on(sweep, tmp_pat
     assert len(json.loads((other / "result.json").read_text())["segments"]) == 2
 
 
+def processes_with(environment: dict[str, str]) -> list[Path]:
+    """The processes, as folders of /proc, that were started with these variables (none where there is no /proc)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables = (path / "environ").read_bytes().split(b"\0")
+            if all(f"{name}={value}".encode() in variables for name, value in environment.items()):
+                found.append(path)
+    return found
+
+
 @pytest.mark.slow
 def test_ray_runs_a_sweep_on_one_machine_and_is_stopped(sweep, tmp_path):
     pytest.importorskip("ray")
-    small = ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]
-    out = ended(sweep(*SMALL, "seed=0,1", "hydra/launcher=ray", *small, RAY_USAGE_STATS_ENABLED="0"))
-    assert "sweep: 2 done" in out
+    small = [
+        f"+hydra.launcher.ray.init.{setting}"
+        for setting in ("num_cpus=1", "include_dashboard=false", "object_store_memory=100_000_000")
+    ]
+    mark = {"INDRNN_TEST_OF_RAY": str(tmp_path)}  # which every process that Ray starts inherits
+    process = sweep(*SMALL, "seed=0,1", "hydra/launcher=ray", *small, RAY_USAGE_STATS_ENABLED="0", **mark)
+    wait_for(lambda: len(processes_with(mark)) > 2 or process.poll() is not None, process)
+    assert "sweep: 2 done" in ended(process)
     assert len(folders(tmp_path / "outputs")) == 2
+    deadline = time.monotonic() + 60
+    while processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_with(mark)
 
 
 def test_the_slurm_script_asks_for_what_the_example_says(sweep, tmp_path):
