@@ -29,7 +29,8 @@ from results_rows import ROWS, Row
 from results_tables import draw_bench, draw_inspected, draw_results, publish, update_readme
 
 from indrnn.errors import UserError
-from indrnn.record import read_metrics, read_result
+from indrnn.record.metrics import read_metrics
+from indrnn.record.result import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 # Saving a checkpoint takes a moment; a step at the longest length some more.

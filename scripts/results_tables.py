@@ -15,9 +15,9 @@ import numpy as np
 from results_rows import LENGTH, PROTOCOLS, ROWS, SOURCES, Row
 
 from indrnn.errors import UserError
-from indrnn.record import wilson_interval
 from indrnn.record.files import write_atomically
 from indrnn.record.folder import BEST, CONFIG, TIMING, WEIGHTS
+from indrnn.record.result import wilson_interval
 from indrnn.report.page import draw
 from indrnn.report.runs import Group, Run, collect, read_run
 from indrnn.report.table import duration, extent, general_notes, markdown_table, percent, spread, task_rows

@@ -23,9 +23,8 @@ from results_tables import publish
 
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
-from indrnn.record import run_folder
 from indrnn.record.files import write_atomically
-from indrnn.record.folder import TIMING
+from indrnn.record.folder import TIMING, run_folder
 
 RUNS = Path(__file__).resolve().parents[1] / "results" / "runs"
 PROGRAM = str(Path(sys.executable).with_name("indrnn-train"))

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from indrnn.data import make_task
-from indrnn.record import MetricsWriter, Result, wilson_interval, write_result
+from indrnn.record.metrics import MetricsWriter
+from indrnn.record.result import Result, wilson_interval, write_result
 
 MNIST = {"name": "mnist", "root": "data", "mirror": None, "validation_size": 5000, "split_seed": 0, "permutation": None}
 

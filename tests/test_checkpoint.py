@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from indrnn.cli import evaluate as command
 from indrnn.config.compose import load_config
-from indrnn.record import open_run
+from indrnn.record.folder import open_run
 from indrnn.training import load_run, train
 
 COMMITTED = Path(__file__).resolve().parents[1] / "results" / "runs" / "mnist5k" / "demo_indrnn-verify" / "seed0"

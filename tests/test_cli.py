@@ -16,7 +16,7 @@ import indrnn.training
 from indrnn.cli import info
 from indrnn.cli import train as command
 from indrnn.errors import RunError, UserError
-from indrnn.record import Result, read_result
+from indrnn.record.result import Result, read_result
 from indrnn.training import Interrupted
 
 # sweep is a part of train.

@@ -24,7 +24,7 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.models import build_model
-from indrnn.record import read_result
+from indrnn.record.result import read_result
 from indrnn.training import loop, state
 from indrnn.training.distributed import _Group
 from small_runs import OVERRIDES, folder_of, rows_of, small_task, trained

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
-from indrnn.record import read_result
+from indrnn.record.result import read_result
 from indrnn.training import Interrupted, checkpoint, load_run, loop, state
 from indrnn.training.checkpoint import read_checkpoint
 from indrnn.training.evaluation import Objective, evaluate

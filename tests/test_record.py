@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from indrnn.config.compose import Composer, load_config
 from indrnn.errors import RunError, UserError
-from indrnn.record import MetricsWriter, open_run, read_metrics, run_folder
-from indrnn.record.folder import load_config_file
+from indrnn.record.folder import load_config_file, open_run, run_folder
+from indrnn.record.metrics import MetricsWriter, read_metrics
 
 COMPOSER = Composer()
 
@@ -280,7 +280,8 @@ def test_a_second_process_is_turned_away_until_the_first_ends(tmp_path):
     with open_run(cfg, [], "") as run:
         run.begin()
         script = (
-            "import sys; from indrnn.config.compose import load_config; from indrnn.record import open_run\n"
+            "import sys; from indrnn.config.compose import load_config\n"
+            "from indrnn.record.folder import open_run\n"
             "open_run(load_config(sys.argv[1:]), [], '')"
         )
         second = subprocess.run(
@@ -327,7 +328,9 @@ def test_a_run_folder_nobody_refers_to_is_free(tmp_path):
 def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
     script = (
         "import sys; from indrnn.config.compose import load_config\n"
-        "from indrnn.record import open_run, MetricsWriter, replacing\n"
+        "from indrnn.record.files import replacing\n"
+        "from indrnn.record.folder import open_run\n"
+        "from indrnn.record.metrics import MetricsWriter\n"
         "run = open_run(load_config(sys.argv[1:]), [], '')\n"
         "run.begin(); metrics = MetricsWriter(run.metrics_path, None)\n"
         "for step in range(1, 10**9):\n"

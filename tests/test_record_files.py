@@ -17,20 +17,19 @@ from hypothesis import strategies as st
 
 import indrnn
 from indrnn.errors import RunError, UserError
-from indrnn.record import (
-    MetricsWriter,
+from indrnn.record.files import replacing
+from indrnn.record.metrics import MetricsWriter, read_metrics
+from indrnn.record.result import (
     Result,
     command_line,
+    cpu_name,
     environment,
     git,
-    read_metrics,
     read_result,
-    replacing,
     running_code,
     wilson_interval,
     write_result,
 )
-from indrnn.record.result import cpu_name
 
 HEADER = "step,epoch,seconds,split,loss,accuracy,lr,grad_norm\n"
 RESULT = Result(

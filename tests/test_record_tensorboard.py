@@ -15,8 +15,14 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from indrnn.errors import RunError
-from indrnn.record import TensorBoardWriter, tensorboard_command, tensorboard_link
-from indrnn.record.tensorboard import SCALARS, confusion_matrix, digits_page
+from indrnn.record.tensorboard import (
+    SCALARS,
+    TensorBoardWriter,
+    confusion_matrix,
+    digits_page,
+    tensorboard_command,
+    tensorboard_link,
+)
 
 
 def read(path):

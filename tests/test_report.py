@@ -15,7 +15,7 @@ from fabricated_runs import MNIST, fabricate
 from indrnn.cli.report import main
 from indrnn.data.adding import AddingSplit
 from indrnn.errors import UserError
-from indrnn.record import MetricsWriter
+from indrnn.record.metrics import MetricsWriter
 from indrnn.report.curves import band, binned
 from indrnn.report.page import write_report
 from indrnn.report.runs import by_task, collect, find_runs, in_words, read_run

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from fabricated_runs import fabricate
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
-from indrnn.record import run_folder
+from indrnn.record.folder import run_folder
 from indrnn.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ import torch
 
 from indrnn.data.permutations import load_permutation, permutation_sha256
 from indrnn.errors import UserError
-from indrnn.record import MetricsWriter, read_result
+from indrnn.record.metrics import MetricsWriter
+from indrnn.record.result import read_result
 from indrnn.training import loop, state
 from small_runs import (
     figures,

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from indrnn.errors import UserError
-from indrnn.record import environment, git
 from indrnn.record.files import csv_text, write_atomically
+from indrnn.record.result import environment, git
 from indrnn.report.style import BASELINE, figure, legend_below, looks, save
 from indrnn.report.table import markdown_table
 

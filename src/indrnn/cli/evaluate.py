@@ -69,7 +69,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _compare(run: "Reevaluation") -> tuple[bool, str]:
     """Whether the run reproduces its result, and a line with both."""
-    from ..record import wilson_interval
+    from ..record.result import wilson_interval
 
     recorded, evaluation, n = run.recorded, run.evaluation, run.evaluation.size
     note = "" if run.precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"

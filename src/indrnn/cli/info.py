@@ -42,7 +42,7 @@ def _facts(data_root: str) -> list[tuple[str, str]]:
     import torch
 
     from ..config.compose import config_dir
-    from ..record import environment, git
+    from ..record.result import environment, git
 
     cpu = environment("cpu")
     facts = [(name, str(value) if value else "none") for name, value in cpu["versions"].items()]

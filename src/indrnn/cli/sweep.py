@@ -24,7 +24,7 @@ from ..errors import RunError, UserError
 from . import leads
 
 if TYPE_CHECKING:
-    from ..record import Result
+    from ..record.result import Result
 
 LINE_EVERY = 30.0  # seconds between two lines of progress
 STOPPED = "stopped"

@@ -20,7 +20,7 @@ from . import announce, explain, leads, run
 if TYPE_CHECKING:
     from ..config.compose import Composer
     from ..config.schema import Config
-    from ..record import Result
+    from ..record.result import Result
     from .sweep import Plan
 
 PROGRAM = "indrnn-train"
@@ -162,7 +162,7 @@ def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan
     """Compose and check every job of the command, so that the last job of a sweep cannot fail on a typing error. Return
     the jobs, as far as they are known."""
     from ..config.checks import check, result_keys
-    from ..record import run_folder
+    from ..record.folder import run_folder
     from .sweep import Plan
 
     sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
@@ -210,7 +210,8 @@ def _in_sweep(hydra: Any) -> bool:
 
 
 def _train(cfg: DictConfig, hydra: Any) -> "Result":
-    from indrnn.record import command_line, run_folder
+    from indrnn.record.folder import run_folder
+    from indrnn.record.result import command_line
     from indrnn.training import train
 
     # Resolve the name now: it depends on Hydra's record of this job, which the next job replaces.

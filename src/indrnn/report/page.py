@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from indrnn.errors import UserError
-from indrnn.record import tensorboard_command
 from indrnn.record.files import write_atomically
+from indrnn.record.tensorboard import tensorboard_command
 
 from .curves import draw_length_study, draw_task
 from .runs import Group, by_task, collect, differing_keys, grouped, in_words

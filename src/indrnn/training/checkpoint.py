@@ -21,8 +21,8 @@ from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
 from ..models import build_model
-from ..record import replacing
 from ..record.compare import strange
+from ..record.files import replacing
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 
 FORMAT = 1

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import RunError, UserError
@@ -214,7 +214,7 @@ def whole_batches(model: nn.Module) -> Iterator[None]:
 
 
 @cache
-def _meeting_place() -> tuple[dist.Store, int, int]:
+def _meeting_place() -> tuple[Store, int, int]:
     """The store that the processes share, this one's rank and their number. One for all runs of a command: a second
     store at the same address might meet the first one's end."""
     return next(rendezvous("env://"))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..data import Split, Task, make_task
 from ..errors import UserError
 from ..layers import recurrent_layers
-from ..record import Result, no_better_than_chance, read_result
 from ..record.folder import RESULT
+from ..record.result import Result, no_better_than_chance, read_result
 from .checkpoint import load_run
 from .device import bfloat16_refusal, computing, flush_denormals, resolve_device, set_precision
 from .distributed import ALONE, Processes

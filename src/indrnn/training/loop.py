@@ -16,7 +16,8 @@ from ..config.checks import check
 from ..config.schema import Config
 from ..data import Split, make_task
 from ..errors import RunError, UserError
-from ..record import Result, RunFolder, open_run, read_result, run_folder, write_result
+from ..record.folder import RunFolder, open_run, run_folder
+from ..record.result import Result, read_result, write_result
 from .checkpoint import (
     copied_weights,
     load_weights,

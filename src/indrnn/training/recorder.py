@@ -12,8 +12,10 @@ from ..config.checks import result_keys
 from ..config.schema import Config
 from ..data import Task
 from ..models import recurrent_weights
-from ..record import MetricsWriter, Result, RunFolder, TensorBoardWriter, read_metrics
-from ..record.tensorboard import confusion_matrix, digits_page
+from ..record.folder import RunFolder
+from ..record.metrics import MetricsWriter, read_metrics
+from ..record.result import Result
+from ..record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
 from .evaluation import Evaluation, spread_indices
 
 LINE_EVERY = 30.0  # seconds between lines when stderr is not a terminal

@@ -17,8 +17,9 @@ from ..config.schema import Config
 from ..data import make_task
 from ..layers import recurrent_layers
 from ..models import build_model
-from ..record import Result, RunFolder, environment, running_code, wilson_interval
 from ..record.compare import Difference, fingerprint, flatten
+from ..record.folder import RunFolder
+from ..record.result import Result, environment, running_code, wilson_interval
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
