@@ -82,6 +82,7 @@ def test_the_sdist_is_a_checkout_that_works(built, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.iterdir()
-    for name in ("README.md", "LICENSE", "Makefile", "pyproject.toml", "configs/train.yaml", "tests/test_packaging.py"):
+    files = ("README.md", "NOTES.md", "LICENSE", "Makefile", "pyproject.toml", "configs/train.yaml")
+    for name in (*files, "tests/test_packaging.py"):
         assert (source / name).is_file()
     assert "indrnn_12layer" in train(source / "src", tmp_path, "--help")
