@@ -108,7 +108,7 @@ def test_each_run_folder_is_one_run_with_one_line_of_hyperparameters(tmp_path):
     assert session.group_name == "mnist/indrnn/seed0"
     shown = {key: value.string_value or value.number_value for key, value in session.hparams.items()}
     assert shown == {
-        "model.name": "indrnn", "model.gamma": 2.0, "task": "mnist", "tag": "none", "patience": "[2, 1]", "seed": "0",
+        "model": "indrnn", "model.gamma": 2.0, "task": "mnist", "tag": "none", "patience": "[2, 1]", "seed": "0",
         "lr": 2e-4, "graph": "True",
     }  # fmt: skip
     assert "model.forget_bias" in hparams_of(tmp_path / "mnist" / "lstm" / "seed0").hparams

@@ -50,6 +50,10 @@ _CHARTS = {
     "learning rate": "optimizer/lr$",
 }
 _BINS = 30
+# In inches and dots an inch: TensorBoard shows a picture 350 pixels wide, at which print of 9 points can just be read.
+WIDTH, DPI = 4.2, 200
+WRONG = "#c00000"
+_IDENTITY = ("model.name", "data.name")  # settings that HPARAMS shows as model and task
 
 
 class TensorBoardWriter(AppendOnlyFile):
@@ -107,15 +111,15 @@ class TensorBoardWriter(AppendOnlyFile):
 
     def hparams(self, values: Mapping[str, Any]) -> None:
         """The run's line in the HPARAMS page, which shows the last points of its scalars beside it. ``values`` may be
-        nested.
+        nested; model and task come first, once each.
 
         No summary of the experiment as a whole is written: TensorBoard would take one run's for all, and leave out the
         keys that only other models have. Without it, it collects keys and metrics over all runs.
         """
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-        shown = {key: _plain(value) for key, value in flatten({**self._identity, **values}).items()}
-        self._add(hparams_pb(shown, trial_id="/".join(self.path.absolute().parts[-4:-1])), 0)
+        settings = {key: _plain(value) for key, value in flatten(values).items() if key not in _IDENTITY}
+        self._add(hparams_pb(self._identity | settings, trial_id="/".join(self.path.absolute().parts[-4:-1])), 0)
 
     def _add(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -167,17 +171,18 @@ def digits_page(images: "np.ndarray", answers: "np.ndarray", probabilities: "np.
     """Images (n, rows, columns), each with the answer and its probability; a wrong one in red with the right answer."""
     from matplotlib.figure import Figure
 
-    columns = 8
-    drawing = Figure(figsize=(9, 1.35 * -(-len(images) // columns)), layout="constrained")
+    columns = 4
+    rows = -(-len(images) // columns)
+    drawing = Figure(figsize=(WIDTH, 1.25 * rows), dpi=DPI, layout="constrained")
     for place, (image, answer, probability, target) in enumerate(
         zip(images, answers, probabilities, targets, strict=True), start=1
     ):
-        axes = drawing.add_subplot(-(-len(images) // columns), columns, place)
+        axes = drawing.add_subplot(rows, columns, place)
         axes.imshow(image, cmap="Greys", vmin=0, vmax=1)
         axes.set_axis_off()
         right = answer == target
         says = f"{answer}, {100 * probability:.0f} %" + ("" if right else f" (a {target})")
-        axes.set_title(says, fontsize=9, color="black" if right else "#c00000")
+        axes.set_title(says, fontsize=9, color="black" if right else WRONG)
     return drawing
 
 
@@ -187,12 +192,12 @@ def confusion_matrix(answers: "np.ndarray", targets: "np.ndarray", classes: int)
 
     counts = np.zeros((classes, classes), dtype=int)
     np.add.at(counts, (targets, answers), 1)
-    drawing = Figure(figsize=(6, 5.6), layout="constrained")
+    drawing = Figure(figsize=(WIDTH, WIDTH), dpi=DPI, layout="constrained")
     axes = drawing.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="Answer", ylabel="Class", xticks=range(classes), yticks=range(classes))
-    axes.set_title("Test split, best checkpoint: answers given to each class", fontsize=9)
+    axes.set_title("Answers given to each class (test split)", fontsize=9)
     for row, column in zip(*np.nonzero(counts), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
