@@ -158,17 +158,24 @@ def draw_results(results: Path) -> list[Path]:
 
 def draw_bench(results: Path) -> list[Path]:
     """Draw the figures of ``results``/bench from its tables."""
+    from indrnn.bench import output, scaling
     from indrnn.bench.grid import DEFAULT
-    from indrnn.bench.output import Row as BenchRow
-    from indrnn.bench.output import draw as draw_times
 
     written = []
     for path in sorted((results / "bench").glob("recurrence-*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        rows = [BenchRow(**{field.name: _parsed(line[field.name]) for field in fields(BenchRow)}) for line in lines]
-        written += draw_times(rows, lines[0], DEFAULT.B, path.parent, path.stem)
+        rows, where = _bench_rows(path, output.Row)
+        written += output.draw(rows, where, DEFAULT.B, path.parent, path.stem)
+    for path in sorted((results / "bench").glob("scaling-*.csv")):
+        rows, where = _bench_rows(path, scaling.Row)
+        written += scaling.draw_scaling(rows, where, path.parent, path.stem)
     return written
+
+
+def _bench_rows(path: Path, kind: type) -> tuple[list[Any], dict[str, Any]]:
+    """The rows of a benchmark's table, and the columns that say where it was measured."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return [kind(**{field.name: _parsed(line[field.name]) for field in fields(kind)}) for line in lines], lines[0]
 
 
 def _parsed(cell: str) -> Any:

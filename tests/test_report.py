@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.lines import Line2D
 
 from fabricated_runs import MNIST, fabricate
 from indrnn.cli.report import main
@@ -19,7 +20,7 @@ from indrnn.record.metrics import MetricsWriter
 from indrnn.report.curves import band, binned
 from indrnn.report.page import write_report
 from indrnn.report.runs import by_task, collect, find_runs, in_words, read_run
-from indrnn.report.style import figure, label_lines, looks
+from indrnn.report.style import figure, finish, label_lines, legend_below, looks
 from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
 
 SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
@@ -369,6 +370,17 @@ def test_groups_are_called_by_their_model_and_what_sets_them_apart(tmp_path):
     assert words == {"indrnn": "IndRNN, lr 2e-4", "lstm-a": "LSTM, lr 2e-4", "lstm-b": "LSTM, lr 1e-3"}
 
 
+def test_what_a_network_goes_without_is_said_of_it_alone(tmp_path):
+    whole = {"name": "indrnn", "norm": "batch", "last_layer_min": True, "constraint": "clip"}
+    changes = {None: {}, "a": {"norm": "none"}, "b": {"last_layer_min": False}, "c": {"constraint": "none"}}
+    for tag, change in changes.items():
+        fabricate(tmp_path, "fast_indrnn", tag=tag, model=whole | change, **SMALL)
+    assert in_words(collect([tmp_path])) == {
+        "fast_indrnn": "IndRNN", "fast_indrnn-a": "IndRNN, without norm",
+        "fast_indrnn-b": "IndRNN, without the last layer's range", "fast_indrnn-c": "IndRNN, u without bound",
+    }  # fmt: skip
+
+
 def test_times_are_drawn_only_where_they_compare(tmp_path):
     fabricate(tmp_path / "runs", "indrnn", **SMALL)
     fabricate(tmp_path / "runs", "lstm", device="AMD EPYC", **SMALL)
@@ -384,3 +396,22 @@ def test_labels_at_line_ends_keep_apart_or_are_left_to_a_legend():
         first, second = (text.get_window_extent() for text in axes.texts)
         assert not first.overlaps(second)
         assert not label_lines(drawing, axes, [(1, 1, "late", "black"), (0.5, 1, "ends early", "black")])
+
+
+def test_a_long_note_stays_within_the_figure_and_a_long_legend_takes_no_height_from_the_axes():
+    with figure() as (drawing, _):
+        legend = legend_below(drawing, [Line2D([], [])], ["line"], "a word " * 60)
+        drawing.draw_without_rendering()
+        assert drawing.bbox.x0 <= legend.get_window_extent().x0
+        assert legend.get_window_extent().x1 <= drawing.bbox.x1
+
+    def height(names):
+        with figure() as (drawing, axes):
+            look = looks(dict.fromkeys(names, "indrnn"))
+            finish(drawing, axes, "title", {name: name for name in names}, {}, look, "", None)
+            drawing.draw_without_rendering()
+            return axes.get_window_extent().height
+
+    assert height([f"a label of {number} that is long enough for a line of its own" for number in range(9)]) >= (
+        0.8 * height(["one"])
+    )

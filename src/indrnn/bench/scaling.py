@@ -39,8 +39,8 @@ from .step import StepRow, several, steps_a_call, training_step
 UNITS = 128
 # What grows along each axis, and its title.
 AXES = {
-    "strong": ("processes", "Same batch for all processes"),
-    "weak": ("processes", "Same batch a process"),
+    "strong": ("processes", "Processes, one batch for all"),
+    "weak": ("processes", "Processes, a batch for each"),
     "batch": ("B", "Batch"),
     "length": ("T", "Time steps"),
     "depth": ("layers", "Layers"),
@@ -237,6 +237,10 @@ def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem:
             if line:  # of nothing there is no logarithm
                 above.set_xscale("log")
                 log_values(above)
+                # A factor of 5 at least: small differences look small, and there are numbers at the axis.
+                low, high = above.get_ylim()
+                wider = max(1.0, (5 * low / high) ** 0.5)
+                above.set_ylim(low / wider, high * wider)
             below.set(xlabel=quantity, ylim=(0, 1.1 * max(peaks, default=1.0)))
             tick_at(below, sizes)
         note = f"{where['device']}, {UNITS} units, else B = 32, T = 784, 6 layers, float32, {where['date']}; medians"

@@ -3,6 +3,7 @@ axes; and final error against sequence length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -119,15 +120,16 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
             labels[name] = f"{words[name]} (n = {extent([len(values) for values in errors])})"
             ends[name] = (x[-1], fmean(errors[-1]))
             absent = [f"{length:,}" for length in lengths if length not in {group.about.length for group in members}]
-            missing += [f"{words[name]} was not run at T = {', '.join(absent)}"] * bool(absent)
+            missing += [f"{words[name]} at T = {', '.join(absent)}"] * bool(absent)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_xlabel("Sequence length T (time steps); models side by side")
         say_above(axes, "Test mean squared error, log scale")
         steps = extent([result.steps for group in groups for result in group.results])
-        notes = ["Mark: mean of n seeds; bar: smallest to largest"] * any(len(group.results) > 1 for group in groups)
+        notes = ["Mark: mean of n seeds; bar: smallest to largest."] * any(len(group.results) > 1 for group in groups)
+        notes += [f"Not run: {'; '.join(missing)}."] * bool(missing)
         level = mean_answer_level(groups, "test")[1]
         title = f"{groups[0].about.series}: error after {steps} updates"
-        finish(drawing, axes, title, labels, ends, look, level, "; ".join(notes + missing) or None)
+        finish(drawing, axes, title, labels, ends, look, level, " ".join(notes) or None)
         return save(drawing, folder, "length_study")
 
 
@@ -221,5 +223,7 @@ def _percent_or_log(axes: Axes, quantity: Quantity) -> None:
 def log_values(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # As 0.00005, not 5e-05 among decimals.
+    plain = partial(np.format_float_positional, precision=3, fractional=False, trim="-")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from indrnn.data import Task
 
@@ -28,7 +27,7 @@ KEPT = (
     f"Kept a step: |u|, or the geometric mean of an LSTM's or GRU's gate over {SEQUENCES} validation sequences. "
     "≥: share of units that keep half for that long; never: share with |u| ≥ 1, which do not forget."
 )
-NEAREST = 1e-5  # to 1: the end of the axis of 1 - |u|
+NEAREST = 1e-5  # the end of the axis of 1 - |u|, where units stand that forget less or nothing
 
 
 def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tuple[str, list[Path]]:
@@ -98,20 +97,22 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
             lost = 1 - layer.keeps.numpy()
             # Units side by side in their order: deterministic, and dense spots stay visible.
             y = row + np.linspace(-0.32, 0.32, len(lost))
-            axes.scatter(lost[lost > 0].clip(NEAREST, 1), y[lost > 0], s=5, color=color, alpha=0.45, linewidths=0)
+            axes.scatter(lost.clip(NEAREST, 1), y, s=5, color=color, alpha=0.45, linewidths=0)
             axes.plot([np.median(lost).clip(NEAREST)] * 2, [row - 0.4, row + 0.4], color="black", linewidth=1.6)
             axes.text(1.02, row, f"{100 * layer.share_forever:.0f} %", fontsize=8, **beside)
         axes.set_yticks([*names], [*names.values()])
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xscale("log")
         axes.set_xlim(1.5, NEAREST / 1.5)  # longer memory to the right
-        axes.xaxis.set_major_locator(LogLocator(numticks=10))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        powers = range(round(-math.log10(NEAREST)))
+        axes.set_xticks([*(10.0**-power for power in powers), NEAREST], [*(f"{0.1**power:g}" for power in powers), "0"])
+        axes.set_xticks([], minor=True)
         axes.axvline(1 - 0.5 ** (1 / task.length), **BASELINE)
         axes.set_xlabel("What a unit loses of its state in a step: 1 − |u|, 1 − forget gate; log scale")
         steps = axes.secondary_xaxis("top")
         lives = (1, 10, 100, 1_000, 10_000)
-        steps.set_xticks([1 - 0.5 ** (1 / life) for life in lives], [short_number(life) for life in lives])
+        places = [*(1 - 0.5 ** (1 / life) for life in lives), NEAREST]
+        steps.set_xticks(places, [*map(short_number, lives), "never"])
         steps.set_xticks([], minor=True)
         steps.set_xlabel("Steps until half is forgotten")
         drawing.suptitle(
@@ -125,7 +126,7 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
         labels = ["a unit", "median", f"half is left after T = {task.length:,}"]
         gates = f"; an LSTM's forget gate: geometric mean over {SEQUENCES} validation sequences"
         gated = any(not layer.name.startswith("layers") for layers in memories.values() for layer in layers)
-        legend_below(drawing, handles, labels, "Never: share of units with |u| ≥ 1" + gates * gated)
+        legend_below(drawing, handles, labels, "Never: |u| ≥ 1, in per cent of the units" + gates * gated)
         return save(drawing, folder, "memory")
 
 
@@ -147,8 +148,9 @@ def _draw_gradients(norms: dict[str, np.ndarray], look: dict[str, Look], task: T
         say_above(axes, "Norm of ∂loss/∂state, log scale")
         title = f"How far back the gradient of the loss reaches\n{task.title}"
         note = (
+            "Level: the first steps count as much as the last. The height follows the loss, near 0 once trained. "
             f"Mean over {SEQUENCES} validation sequences; state: h, and an LSTM's c, of the last recurrent layer; "
-            "untrained: before the first update"
+            "untrained: before the first update."
         )
         finish(drawing, axes, title, {label: label for label in norms}, ends, look, "", note)
         return save(drawing, folder, "gradients")

@@ -38,10 +38,12 @@ MODELS = {
     "mingru": "minGRU",
 }  # fmt: skip
 RATE = "optimizer.lr"
-# Settings in words, those first that say most.
-SETTINGS = {
-    "model.num_layers": "{} layers", "model.hidden_size": "{} units", RATE: "lr {}",
-    "trainer.max_steps": "{} updates", "trainer.batch_size": "batch {}", "trainer.precision": "{}",
+# Settings in words, those first that say most. Of some a single value has words, which say what is left out.
+SETTINGS: dict[str, str | dict[object, str]] = {
+    "model.norm": {"none": "without norm"}, "model.last_layer_min": {False: "without the last layer's range"},
+    "model.constraint": {"none": "u without bound"}, "model.num_layers": "{} layers", "model.hidden_size": "{} units",
+    RATE: "lr {}", "trainer.max_steps": "up to {} updates", "trainer.batch_size": "batch {}",
+    "trainer.precision": "{}",
 }  # fmt: skip
 
 
@@ -149,38 +151,33 @@ class Group:
 
 
 def in_words(groups: Iterable[Group]) -> dict[str, str]:
-    """What people call each group: its model, and where several have one model, the settings that tell those apart (or
-    the name of the run folders, where none does); every group's learning rate, if it is one of those."""
-    by_model: dict[str, dict[str, dict[str, Any]]] = {}
-    for group in groups:
-        by_model.setdefault(group.model, {})[group.name] = group.runs[0].settings
-    telling = {model: _telling(list(members.values())) for model, members in by_model.items()}
-    common = {RATE} & {key for keys in telling.values() for key in keys}
+    """What people call each group: its model, the learning rate unless all have the same, and where several have one
+    model, the settings that tell it from those (or the name of its run folders, where none does)."""
+    first = {group.name: group.runs[0] for group in groups}
+    models = {name: model_name(run.config) for name, run in first.items()}
+    common = {RATE} if len({run.settings.get(RATE) for run in first.values()}) > 1 else set()
     words = {}
-    for model, members in by_model.items():
-        keys = [key for key in SETTINGS if key in common.union(telling[model])]
-        for name, settings in members.items():
-            said = [SETTINGS[key].format(_number(settings[key])) for key in keys if settings.get(key) is not None]
-            words[name] = ", ".join([MODELS.get(model, model), *said])
+    for name, run in first.items():
+        alike = [other.settings for at, other in first.items() if models[at] == models[name] and at != name]
+        telling = set(common)
+        for key in SETTINGS:
+            same = [settings for settings in alike if settings.get(key) == run.settings.get(key)]
+            if len(same) < len(alike):
+                telling.add(key)
+            alike = same
+        said = [_in_words(key, run.settings.get(key)) for key in SETTINGS if key in telling]
+        words[name] = ", ".join([MODELS.get(models[name], models[name]), *filter(None, said)])
     return {name: text if [*words.values()].count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
 
 
-def _telling(members: Sequence[dict[str, Any]]) -> list[str]:
-    """The first keys of SETTINGS that together tell configurations apart, as far as any do."""
-    keys: list[str] = []
-    for key in SETTINGS:
-        if len({tuple(settings.get(key) for key in keys) for settings in members}) == len(members):
-            break
-        if len({settings.get(key) for settings in members}) > 1:
-            keys.append(key)
-    return keys
-
-
-def _number(value: object) -> str:
-    """0.0002 -> 2e-4, 4000 -> 4,000."""
+def _in_words(key: str, value: object) -> str:
+    """The learning rate 0.0002 -> lr 2e-4, 4000 updates -> up to 4,000 updates; nothing where there is no value."""
+    form = SETTINGS[key]
+    if isinstance(form, dict):
+        return form.get(value, "")
     if isinstance(value, float):
-        return re.sub(r"\.?0*e([-+])0*(?=\d)", lambda sign: f"e{sign[1].strip('+')}", f"{value:e}")
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        value = re.sub(r"\.?0*e([-+])0*(?=\d)", lambda sign: f"e{sign[1].strip('+')}", f"{value:e}")
+    return "" if value is None else form.format(f"{value:,}" if isinstance(value, int) else value)
 
 
 def mean_answer_level(groups: Iterable[Group], part: str) -> tuple[list[float], str]:

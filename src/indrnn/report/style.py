@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -28,7 +29,9 @@ from indrnn.record.files import one_line
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
+DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)), (0, (5, 1.5, 1.5, 1.5, 1.5, 1.5))
+)  # fmt: skip
 GREY = "#595959"
 
 # Models that most figures show keep their colour whatever else is drawn.
@@ -119,17 +122,18 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
 
 def legend_below(drawing: Figure, handles: list[Any], labels: list[str], note: str | None = None) -> Legend:
     """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
-    # Columns of equal width: as many as fit the figure at about 0.062 inch a letter.
+    # Columns of equal width: as many as fit the figure at about 0.062 inch a letter; of the note, 0.053.
     width = 0.75 + 0.062 * max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int(drawing.get_figwidth() / width)))
     return drawing.legend(
         handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2,
-        title=note, title_fontproperties={"size": 7.5},
+        title=note and fill(note, int(drawing.get_figwidth() / 0.053)), title_fontproperties={"size": 7.5},
     )  # fmt: skip
 
 
-LONGEST_LABEL = 34  # letters beside a line
+LONGEST_LABEL = {1: 34, 2: 24}  # letters beside a line, by the number of panels in a row
 LINE = 10.5  # points: how far apart two lines of small print stand
+LEGEND = 0.6  # inches that a figure's height allows for; what a legend needs beyond makes the figure higher
 
 
 def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> bool:
@@ -171,14 +175,17 @@ def finish(
     level that takes no learning."""
     drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
-    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL:
+    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL[len(drawing.axes)]:
         # The legend first, for it decides how high the axes are.
         legend = legend_below(drawing, handles, entries, note)
         if label_lines(drawing, axes, [(*ends[name], labels[name], look[name].color) for name in labels]):
             return
         legend.remove()
     lines = [Line2D([], [], **look[name].line) for name in labels]
-    legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
+    legend = legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
+    drawing.draw_without_rendering()
+    beyond = legend.get_window_extent().height / drawing.dpi - LEGEND
+    drawing.set_figheight(drawing.get_figheight() + max(0.0, beyond))
 
 
 def say_above(axes: Axes, quantity: str) -> None:
