@@ -15,7 +15,7 @@ import numpy as np
 from results_rows import LENGTH, PROTOCOLS, ROWS, SOURCES, Row
 
 from indrnn.errors import UserError
-from indrnn.record.files import write_atomically
+from indrnn.files import write_atomically
 from indrnn.record.folder import BEST, CONFIG, TIMING, WEIGHTS
 from indrnn.record.result import wilson_interval
 from indrnn.report.page import draw

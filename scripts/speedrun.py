@@ -23,7 +23,7 @@ from results_tables import publish
 
 from indrnn.config.compose import load_config
 from indrnn.errors import UserError
-from indrnn.record.files import write_atomically
+from indrnn.files import write_atomically
 from indrnn.record.folder import TIMING, run_folder
 
 RUNS = Path(__file__).resolve().parents[1] / "results" / "runs"

@@ -9,23 +9,23 @@ import sys
 import pytest
 import torch
 
-from indrnn.bench import commands, exact, grid, scaling, step
+from indrnn.bench import commands, exactness, grid, scaling, training_steps
 from indrnn.bench.clock import Clock, Timing, peak_memory, timing
-from indrnn.bench.contenders import (
+from indrnn.bench.grid import DEFAULT, FULL, Plan
+from indrnn.bench.implementations import (
     COPY,
     LOOP,
     LOOP_UNBIND,
     LSTM,
     LSTM_EQUAL_PARAMETERS,
-    Contender,
+    Implementation,
     Size,
-    contenders,
+    implementations,
     loop,
     loop_unbind,
     lstm_units,
     prepare,
 )
-from indrnn.bench.grid import DEFAULT, FULL, Plan
 from indrnn.bench.output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from indrnn.cli.bench import main
 from indrnn.errors import UserError
@@ -36,10 +36,10 @@ from indrnn.recurrence.dispatch import load_backend
 CPU = torch.device("cpu")
 TINY = Plan((3, 5), (1, 2), seconds=0.0, call_seconds=math.inf, minutes=math.inf)
 SOME = [
-    Contender("recurrence", COPY),
-    Contender("recurrence", LOOP),
-    Contender("recurrence", "scan", "scan"),
-    Contender("layer", LSTM),
+    Implementation("recurrence", COPY),
+    Implementation("recurrence", LOOP),
+    Implementation("recurrence", "scan", "scan"),
+    Implementation("layer", LSTM),
 ]
 
 
@@ -100,7 +100,7 @@ def test_loop_is_the_recurrence():
 
 
 def test_every_contender_of_this_machine_can_be_prepared():
-    able, unable = contenders(CPU)
+    able, unable = implementations(CPU)
     assert {"reference", "scan"} <= {each.name for each in able}
     assert not {each.backend for each in able} & set(unable)
     for each in able:
@@ -112,8 +112,10 @@ def test_every_contender_of_this_machine_can_be_prepared():
 
 
 def test_each_triton_strategy_is_a_contender(monkeypatch):
-    monkeypatch.setattr("indrnn.bench.contenders.available_backends", lambda device: {"triton": None, "numba": "no"})
-    able, unable = contenders(torch.device("cuda"))
+    monkeypatch.setattr(
+        "indrnn.bench.implementations.available_backends", lambda device: {"triton": None, "numba": "no"}
+    )
+    able, unable = implementations(torch.device("cuda"))
     names = [each.name for each in able if (each.op, each.dtype) == ("recurrence", "float32")]
     assert names == [COPY, LOOP, LOOP_UNBIND, "triton", "triton/sequential", "triton/scan"]
     assert unable == {"numba": "no"}
@@ -170,10 +172,10 @@ def test_points_that_do_not_fit_are_skipped(monkeypatch):
 
 
 def test_a_contender_that_fails_is_recorded_and_the_others_go_on(monkeypatch):
-    def prepare_or_fail(contender, *arguments):
-        if contender.name == "scan":
+    def prepare_or_fail(implementation, *arguments):
+        if implementation.name == "scan":
             raise RuntimeError("out of memory\nmuch more text")
-        return prepare(contender, *arguments)
+        return prepare(implementation, *arguments)
 
     monkeypatch.setattr(grid, "prepare", prepare_or_fail)
     rows = run_grid(TINY, SOME, CPU)
@@ -182,8 +184,8 @@ def test_a_contender_that_fails_is_recorded_and_the_others_go_on(monkeypatch):
 
 
 def test_every_backend_passes_the_exactness_check():
-    checks = exact.require_exact(contenders(CPU)[0], CPU)
-    assert {check.quantity for check in checks} == set(exact.QUANTITIES)
+    checks = exactness.require_exact(implementations(CPU)[0], CPU)
+    assert {check.quantity for check in checks} == set(exactness.QUANTITIES)
     assert {torch.float32, torch.float64} <= {check.dtype for check in checks}
 
 
@@ -209,9 +211,9 @@ class Broken:
 @pytest.mark.parametrize(("fault", "quantity"), [("forward", "h"), ("backward", "du")])
 def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, capsys, fault, quantity):
     broken, original = Broken(fault), load_backend
-    for module in ("indrnn.recurrence.dispatch", "indrnn.recurrence.ops", "indrnn.bench.exact"):
+    for module in ("indrnn.recurrence.dispatch", "indrnn.recurrence.ops", "indrnn.bench.exactness"):
         monkeypatch.setattr(f"{module}.load_backend", lambda name: broken if name == "scan" else original(name))
-    monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {}))
+    monkeypatch.setattr(commands, "implementations", lambda device: (SOME, {}))
     with pytest.raises(SystemExit) as end:
         main(["--quick", "--device", "cpu", "--out", str(tmp_path / "bench")])
     assert end.value.code == 1
@@ -223,7 +225,7 @@ def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, c
 
 def test_a_run_writes_table_figure_and_ratios(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(grid, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
-    monkeypatch.setattr(commands, "contenders", lambda device: (SOME, {"triton": "no GPU"}))
+    monkeypatch.setattr(commands, "implementations", lambda device: (SOME, {"triton": "no GPU"}))
     main(["recurrence", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     stem = f"recurrence-quick-{slug(provenance(CPU))}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{end}" for end in ("csv", "md", "png", "svg")]
@@ -238,9 +240,12 @@ def test_a_run_writes_table_figure_and_ratios(monkeypatch, tmp_path, capsys):
 
 
 def test_steps_are_measured_against_their_products(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "Clock", FixedClock)
-    rows = [step.StepRow("indrnn", 2, 128, 2, "float32", "eager"), step.StepRow("lstm", 1, 128, 2, "float32", "eager")]
-    ours, lstm = step.run_steps(rows, CPU, seconds=0.0, say=quiet)
+    monkeypatch.setattr(training_steps, "Clock", FixedClock)
+    rows = [
+        training_steps.StepRow("indrnn", 2, 128, 2, "float32", "eager"),
+        training_steps.StepRow("lstm", 1, 128, 2, "float32", "eager"),
+    ]
+    ours, lstm = training_steps.run_steps(rows, CPU, seconds=0.0, say=quiet)
     assert ours.status == lstm.status == "measured"
     assert (ours.median_seconds, ours.steps_per_second) == (8.0, 1 / 8)
     assert (ours.products_seconds, ours.over_products) == (2.0, 4.0)
@@ -248,15 +253,15 @@ def test_steps_are_measured_against_their_products(tmp_path, monkeypatch):
     assert ours.floor_seconds == pytest.approx(2.0 + 2 * 0.1 * 5 / 2)
     assert (lstm.products_seconds, lstm.parameters) == (None, 68_362)
     write_rows(tmp_path / "step.csv", [ours, lstm], provenance(CPU))
-    assert "indrnn::recurrence" in step.profile(ours, CPU)
+    assert "indrnn::recurrence" in training_steps.profile(ours, CPU)
 
 
 def test_gpu_cases_cover_precisions_and_launches():
-    rows = step.cases(torch.device("cuda"), quick=False)
+    rows = training_steps.cases(torch.device("cuda"), quick=False)
     assert len(rows) == len(set(rows)) == 4 * 2 * 3 * 2
     networks = {(row.model, row.layers, row.units) for row in rows}
     assert networks == {("indrnn", 6, 128), ("indrnn", 12, 128), ("lstm", 1, 128), ("lstm", 1, 144)}
-    assert {row.launch for row in step.cases(CPU, quick=False)} == {"eager"}
+    assert {row.launch for row in training_steps.cases(CPU, quick=False)} == {"eager"}
 
 
 def test_ratios_on_a_cpu_put_the_fair_comparisons_first():
@@ -297,8 +302,8 @@ def test_ratios_in_bfloat16_are_those_of_the_layers():
 
 def test_layers_are_timed_in_bfloat16_where_the_cpu_gains_from_it(monkeypatch):
     for refusal, dtypes in ((None, {"float32", "bfloat16"}), ("slower", {"float32"})):
-        monkeypatch.setattr("indrnn.bench.contenders.bfloat16_refusal", lambda refusal=refusal: refusal)
-        able = [each for each in contenders(CPU)[0] if each.op == "layer" and each.name in ("numba", LSTM)]
+        monkeypatch.setattr("indrnn.bench.implementations.bfloat16_refusal", lambda refusal=refusal: refusal)
+        able = [each for each in implementations(CPU)[0] if each.op == "layer" and each.name in ("numba", LSTM)]
         assert {each.dtype for each in able} == dtypes
         for each in able:
             prepare(each, Size(2, 3, 8), CPU)["step"]()
@@ -322,12 +327,12 @@ def test_ratios_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
 
 
 def test_step_ratios():
-    ours = step.StepRow("indrnn", 6, 128, 32, "float32", "eager", median_seconds=2.0, over_products=1.4)
-    lstm = step.StepRow("lstm", 1, 144, 32, "float32", "eager", median_seconds=3.0)
+    ours = training_steps.StepRow("indrnn", 6, 128, 32, "float32", "eager", median_seconds=2.0, over_products=1.4)
+    lstm = training_steps.StepRow("lstm", 1, 144, 32, "float32", "eager", median_seconds=3.0)
     slower = dataclasses.replace(lstm, B=128)  # nothing to compare it with
     bfloat16 = dataclasses.replace(ours, precision="bfloat16", median_seconds=1.0, over_products=0.7)
-    assert [ratio for _, ratio in step.step_ratios([ours, lstm, slower])] == [1.4, 1.5]
-    assert [ratio for _, ratio in step.step_ratios([ours, bfloat16, lstm])] == [1.4, 0.7, 1.5, 3.0]
+    assert [ratio for _, ratio in training_steps.step_ratios([ours, lstm, slower])] == [1.4, 1.5]
+    assert [ratio for _, ratio in training_steps.step_ratios([ours, bfloat16, lstm])] == [1.4, 0.7, 1.5, 3.0]
 
 
 SCALED = scaling.Plan((1, 2), (3, 6), (1, 2), most_processes=2, seconds=0.0, update_seconds=math.inf, minutes=math.inf)
@@ -382,7 +387,7 @@ def test_a_point_is_measured():
 @pytest.mark.slow
 def test_scaling_writes_table_and_figure_and_says_what_failed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "QUICK", dataclasses.replace(SCALED, batches=(2,), lengths=(8,), depths=(0,)))
-    monkeypatch.setattr(commands, "contenders", lambda device: (SOME[:1], {}))
+    monkeypatch.setattr(commands, "implementations", lambda device: (SOME[:1], {}))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     main(["scaling", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     stem = f"scaling-quick-{slug(provenance(CPU))}"
@@ -397,19 +402,21 @@ def test_scaling_writes_table_and_figure_and_says_what_failed(monkeypatch, tmp_p
 
 @pytest.mark.gpu
 def test_grid_and_steps_on_a_gpu(tmp_path):
-    """Every contender, eager and as a CUDA graph; a training step in every precision."""
+    """Every implementation, eager and as a CUDA graph; a training step in every precision."""
     device = torch.device("cuda", torch.cuda.current_device())
-    rows = [row for point in grid.run_grid(TINY, contenders(device)[0], device, quiet) for row in point]
+    rows = [row for point in grid.run_grid(TINY, implementations(device)[0], device, quiet) for row in point]
     assert {row.status for row in rows} == {"measured"}, [row.reason for row in rows]
     assert {row.launch for row in rows if row.implementation.startswith("triton")} == {"eager", "graph"}
     cases = [
-        step.StepRow("indrnn", 2, 128, 2, precision, launch)
+        training_steps.StepRow("indrnn", 2, 128, 2, precision, launch)
         for precision in ("float32", "tf32", "bfloat16")
         for launch in ("graph", "eager")
     ]
-    measured_cases = step.run_steps([*cases, step.StepRow("lstm", 1, 128, 2, "float32", "graph")], device, 0.01, quiet)
+    measured_cases = training_steps.run_steps(
+        [*cases, training_steps.StepRow("lstm", 1, 128, 2, "float32", "graph")], device, 0.01, quiet
+    )
     assert {case.status for case in measured_cases} == {"measured"}, [case.reason for case in measured_cases]
-    assert "indrnn::recurrence" in step.profile(cases[1], device)
+    assert "indrnn::recurrence" in training_steps.profile(cases[1], device)
 
 
 def test_ratio_table():

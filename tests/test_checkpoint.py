@@ -78,4 +78,4 @@ def test_what_cannot_be_evaluated_is_one_line(published, capsys):
     assert (code, "weights.safetensors is damaged" in said) == (2, True)
     weights.unlink()
     code, said = evaluated(capsys, published.parent)
-    assert (code, "1 finished runs keep no weights.safetensors" in said) == (2, True)
+    assert (code, "1 finished runs have no weights.safetensors" in said) == (2, True)

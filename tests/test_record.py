@@ -328,7 +328,7 @@ def test_a_run_folder_nobody_refers_to_is_free(tmp_path):
 def test_a_killed_run_leaves_its_folder_free_and_its_metrics_whole(tmp_path):
     script = (
         "import sys; from indrnn.config.compose import load_config\n"
-        "from indrnn.record.files import replacing\n"
+        "from indrnn.files import replacing\n"
         "from indrnn.record.folder import open_run\n"
         "from indrnn.record.metrics import MetricsWriter\n"
         "run = open_run(load_config(sys.argv[1:]), [], '')\n"

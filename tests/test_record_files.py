@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import indrnn
 from indrnn.errors import RunError, UserError
-from indrnn.record.files import replacing
+from indrnn.files import replacing
 from indrnn.record.metrics import MetricsWriter, read_metrics
 from indrnn.record.result import (
     Result,

@@ -1,4 +1,4 @@
-"""Code from outside the package that a configuration names: ``_target_``, imported and called with ``args``."""
+"""Code from outside the package that a configuration names as ``_target_``, imported and called with ``args``."""
 
 import importlib
 import inspect
@@ -22,22 +22,23 @@ def call_target(key: str, config: Any, *arguments: Any) -> Any:
         UserError: the target cannot be imported, does not take these arguments, or fails.
     """
     target = _import(f"{key}._target_={config._target_}", str(config._target_))
-    # Plain values: the target must not hold parts of the configuration.
-    keywords = _plain(config.args)
+    # Plain values: the target must not keep parts of the configuration.
+    args = config.args
+    keywords: Any = OmegaConf.to_container(args, resolve=True) if OmegaConf.is_config(args) else dict(args)
     try:
         inspect.signature(target).bind(*arguments, **keywords)
     except TypeError as error:
         raise UserError(f"{key}.args: {error}; {config._target_} takes {inspect.signature(target)}") from error
     except ValueError:
-        pass  # The signature is not known; the call will show.
+        pass  # The signature is not known; the call itself will fail if it does not fit.
     given = ", ".join(f"{name}={value}" for name, value in keywords.items())
     with_arguments = f"{key}._target_={config._target_} with {given or 'no arguments'}"
-    return blaming(with_arguments, target, lambda: target(*arguments, **keywords))
+    return explained(with_arguments, target, lambda: target(*arguments, **keywords))
 
 
-def blaming(what: str, target: Any, call: Callable[[], Any]) -> Any:
-    """Return ``call()``; turn an exception into one line that begins with ``what`` and names the line in the file of
-    ``target``."""
+def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
+    """Return ``call()``; turn an exception into a UserError that begins with ``what`` and names the line in the file of
+    ``target`` where it was raised."""
     try:
         return call()
     except UserError:
@@ -71,7 +72,3 @@ def _import(what: str, path: str) -> Callable[..., Any]:
 
 def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _plain(args: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(args, resolve=True) if OmegaConf.is_config(args) else dict(args)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Timing: warm-up outside the clock, contenders taking turns, CUDA synchronised, medians with 20/80 quantiles."""
+"""Timing: warm-up outside the clock, implementations in turns, CUDA synchronised; medians with 20/80 % quantiles."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ import torch
 Work = Callable[[], object]
 Key = TypeVar("Key")
 
-# A turn of a fast contender: one call that only brings its data back into the caches, then this many timed calls.
+# A turn of a fast implementation: one call that only brings its data back into the caches, then this many timed calls.
 CALLS_A_TURN = 4
 # A call slower than this counts itself, and makes the turn.
 SLOW_SECONDS = 0.2
@@ -28,7 +28,7 @@ FLUSH_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call, over the timed repeats."""
+    """The duration of one call, over all timed calls."""
 
     median_seconds: float
     q20_seconds: float
@@ -36,8 +36,8 @@ class Timing:
     repeats: int
 
     def of(self, parts: int) -> "Timing":
-        """Of one of the equal parts that a call consists of."""
-        median, q20, q80 = (each / parts for each in (self.median_seconds, self.q20_seconds, self.q80_seconds))
+        """The timing of one of ``parts`` equal parts of the call."""
+        median, q20, q80 = (seconds / parts for seconds in (self.median_seconds, self.q20_seconds, self.q80_seconds))
         return Timing(median, q20, q80, self.repeats * parts)
 
 
@@ -52,7 +52,7 @@ class Clock:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
 
     def scope(self) -> AbstractContextManager[Any]:
-        """The context in which a contender must be prepared: on CUDA the stream that may later be captured, since
+        """The context in which an implementation must be prepared: on CUDA the stream that may later be captured, since
         autograd runs a backward pass on the stream of its forward pass."""
         return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
@@ -91,17 +91,17 @@ class Clock:
     def together(self, works: Mapping[Key, Work], seconds: float, least: int = 3) -> dict[Key, Timing]:
         """Time warmed-up calls in turns, so that a machine that slows down slows all of them.
 
-        Each gets about ``seconds`` of clock and at least ``least`` timed calls.
+        Each is timed for about ``seconds`` and at least ``least`` times.
         """
         samples: dict[Key, list[float]] = {name: [] for name in works}
 
-        def wanted(name: Key) -> bool:
-            taken = samples[name]
-            return len(taken) < least or (sum(taken) < seconds and len(taken) < MOST_CALLS)
+        def unfinished(name: Key) -> bool:
+            times = samples[name]
+            return len(times) < least or (sum(times) < seconds and len(times) < MOST_CALLS)
 
         gc.disable()
         try:
-            while waiting := [name for name in works if wanted(name)]:
+            while waiting := [name for name in works if unfinished(name)]:
                 for name in waiting:
                     turn = [self.once(works[name])]
                     if turn[0] <= SLOW_SECONDS:
@@ -118,10 +118,10 @@ def timing(samples: Sequence[float]) -> Timing:
 
 
 def peak_memory(work: Work, device: torch.device) -> int | None:
-    """Bytes that one call needs on top of what was held before; None where the system does not tell.
+    """Bytes that one call needs on top of what was held before; None if the system does not report it.
 
     CUDA: the allocator's peak. Linux: the peak of the resident set, reset through /proc/self/clear_refs after the C
-    library has given back what it kept from earlier calls; a lower bound where it cannot.
+    library has returned what it kept from earlier calls; a lower bound where it cannot.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -143,7 +143,7 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
 
 
 def _status_bytes(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if match is None:
         raise OSError(f"/proc/self/status has no {field}")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024

@@ -1,4 +1,4 @@
-"""What the command does: check, measure, write, and print the ratios that matter."""
+"""The parts of the command: check, measure, write, print the ratios."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,29 +8,29 @@ from typing import Any
 import torch
 
 from indrnn.errors import UserError
-from indrnn.record.files import write_atomically
+from indrnn.files import write_atomically, written_lines
 from indrnn.training.device import prepare_process, resolve_device, set_precision
 
 from . import grid, scaling
-from .contenders import Contender, contenders
-from .exact import Check, require_exact
+from .exactness import Check, require_exact
+from .implementations import Implementation, implementations
 from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
-from .step import cases, profile, run_steps, step_ratios
+from .training_steps import cases, profile, run_steps, step_ratios
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A device whose backends have been found exact."""
+    """A device whose backends have passed the exactness check."""
 
     device: torch.device
-    contenders: list[Contender]
+    implementations: list[Implementation]
     checks: list[Check]
 
 
 def check_device(device_name: str, say: Say) -> Checked:
-    """Compare every backend of a device with float64, ahead of any timing.
+    """Compare every backend of a device with float64 before anything is timed.
 
     Raises:
         RunError: a backend is not exact.
@@ -39,7 +39,7 @@ def check_device(device_name: str, say: Say) -> Checked:
     device = resolve_device(device_name)
     prepare_process(device)
     set_precision("float32", device)
-    able, unable = contenders(device)
+    able, unable = implementations(device)
     for name, reason in unable.items():
         say(f"{name} is left out: {reason}")
     checks = require_exact(able, device)
@@ -52,8 +52,8 @@ def check_device(device_name: str, say: Say) -> Checked:
     return Checked(device, able, checks)
 
 
-# Each of the following raises UserError if the folder cannot be written. Rows are written after each point, so that a
-# machine that is taken away leaves what it measured.
+# The functions below raise UserError if the folder cannot be written. Rows are written after every point, so an
+# interrupted benchmark keeps them.
 
 
 def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
@@ -62,7 +62,7 @@ def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path,
     plan = plan if minutes is None else replace(plan, minutes=minutes)
     where, stem = _begin("recurrence", on, quick)
     rows: list[Row] = []
-    for point in grid.run_grid(plan, on.contenders, on.device, say):
+    for point in grid.run_grid(plan, on.implementations, on.device, say):
         rows += point
         write_rows(out / f"{stem}.csv", rows, where)
     paths = [out / f"{stem}.csv", *draw(rows, where, grid.DEFAULT.B, out, stem)]
@@ -95,14 +95,14 @@ def bench_scaling(on: Checked, quick: bool, minutes: float | None, out: Path, sa
 
 
 def write_exactness(on: Checked, out: Path, say: Say) -> None:
-    """The errors that were found, as a table."""
+    """Write the errors of the exactness check as CSV."""
     where, stem = _begin("exactness", on, quick=False)
     write_rows(out / f"{stem}.csv", on.checks, where)
     say(f"wrote {out / stem}.csv")
 
 
 def _begin(what: str, on: Checked, quick: bool) -> tuple[dict[str, Any], str]:
-    """Where it is measured, and the files' name without its ending."""
+    """The provenance of the measurement, and the name of its files without an ending."""
     where = provenance(on.device)
     return where, f"{what}-{'quick-' if quick else ''}{slug(where)}"
 
@@ -112,6 +112,5 @@ def _close(table: str, path: Path, written: list[Path], where: dict[str, Any], s
     text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table}\n"
     write_atomically(path, text, UserError)
     say("\n" + text)
-    for each in [*written, path]:
-        if each.suffix != ".svg":
-            say(f"wrote {each}{' and .svg' if each.suffix == '.png' else ''}")
+    for line in written_lines([*written, path]):
+        say(line)

@@ -1,5 +1,5 @@
-"""What a benchmark writes: a table with a row a measurement and what it was measured on, the ratios that matter, and a
-figure of time against T with the copy limit drawn in."""
+"""What a benchmark writes: CSV with one row per measurement and where it was made, a table of the ratios that matter,
+and a figure of time against T with the limit that a copy sets."""
 
 import math
 import re
@@ -14,24 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from indrnn.errors import UserError
-from indrnn.record.files import csv_text, write_atomically
+from indrnn.files import csv_text, write_atomically
 from indrnn.record.result import environment, git
 from indrnn.report.style import BASELINE, figure, legend_below, looks, save
 from indrnn.report.table import markdown_table
 
-from .contenders import COPY, LOOP, LOOP_UNBIND, LSTM, LSTM_EQUAL_PARAMETERS
+from .implementations import COPY, LOOP, LOOP_UNBIND, LSTM, LSTM_EQUAL_PARAMETERS
 
 PANELS = (
     ("recurrence", "forward", "Recurrence, forward"),
     ("recurrence", "backward", "Recurrence, backward"),
     ("layer", "step", "Layer, whole training step"),
 )
-# Other contenders are backends of the IndRNN.
+# All other implementations are backends of the IndRNN.
 WORDS = {
     LOOP: "PyTorch loop over x[:, t]", LOOP_UNBIND: "PyTorch loop over x.unbind(1)", LSTM: "nn.LSTM of equal units",
     LSTM_EQUAL_PARAMETERS: "nn.LSTM of equal parameters",
 }  # fmt: skip
-# Contenders that have the colour which the model has in other figures; several strategies of one kernel share one.
+# Implementations drawn in the colour that their model has in other figures; strategies of one kernel share it.
 MODELS = {"numba": "indrnn", "triton": "indrnn", LSTM: "lstm", LSTM_EQUAL_PARAMETERS: "lstm_matched"}
 # The backend that auto takes.
 FASTEST = {"cpu": "numba", "cuda": "triton"}
@@ -39,9 +39,9 @@ FASTEST = {"cpu": "numba", "cuda": "triton"}
 
 @dataclass(frozen=True)
 class Row:
-    """One contender at one size. Times in seconds; what does not apply, or was not measured, is None.
+    """One implementation at one size. Times in seconds; what does not apply, or was not measured, is None.
 
-    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured", or "skipped" or "failed" and then why.
+    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured", or "skipped" or "failed" with a reason.
     limit_seconds: a copy's time for as many bytes as the operation has to move; share_of_limit: that over the median.
     """
 
@@ -66,21 +66,19 @@ class Row:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """The columns that say where and with what: the same in every row of a file."""
-    found = environment(device)
-    source = git()
+    """The columns that tell where and with what a file was measured, the same in every row."""
+    machine = environment(device)
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": found["device_name"],
-        "threads": found["num_threads"],
-        **found["versions"],
-        "commit": source["commit"],
-        "dirty": source["dirty"],
+        "device": machine["device_name"],
+        "threads": machine["num_threads"],
+        **machine["versions"],
+        **git(),
     }
 
 
 def slug(where: dict[str, Any]) -> str:
-    """The name of a file about this device and day, without its ending."""
+    """A file name for this device and day, without an ending."""
     name = re.sub(r"[^a-z0-9]+", "-", str(where["device"]).lower()).strip("-")
     return f"{name}-{where['date']}"
 
@@ -101,8 +99,8 @@ def _plain(value: Any) -> Any:
 
 
 def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> list[tuple[str, float | None]]:
-    """How many times as long one thing takes as another at one size, the fairest comparisons first; None where one of
-    the two was not measured. On CUDA kernels are timed as graphs and loops as they are launched."""
+    """Ratios of times at one size, the fairest comparisons first; None if one of the two was not measured. On CUDA,
+    kernels are timed as graphs and loops as they are launched."""
     launch = "graph" if device_type == "cuda" else "eager"
     ours = FASTEST[device_type]
     seconds = {
@@ -120,30 +118,30 @@ def recurrence_ratios(rows: Sequence[Row], device_type: str, B: int, T: int) -> 
     step, both_ways = "layer, training step", "recurrence, forward + backward"
     both = {name: took("recurrence", name, "forward", "backward") for name in (LOOP, LOOP_UNBIND, ours)}
     lstm = layer(LSTM_EQUAL_PARAMETERS)
-    found = [
+    ratios = [
         (f"PyTorch loop over x.unbind(1) / {ours}: {both_ways}", both[LOOP_UNBIND] / both[ours]),
         (f"nn.LSTM of equal parameters / {ours}: {step}", lstm / layer(ours)),
     ]
     if any((row.op, row.dtype) == ("layer", "bfloat16") for row in rows):
-        half, bfloat16 = layer(ours, "bfloat16"), layer(LSTM_EQUAL_PARAMETERS, "bfloat16")
-        found += [
-            (f"nn.LSTM of equal parameters / {ours} in bfloat16: {step}", lstm / half),
-            (f"nn.LSTM of equal parameters in bfloat16 / {ours} in bfloat16: {step}", bfloat16 / half),
+        ours_bfloat16, lstm_bfloat16 = (layer(name, "bfloat16") for name in (ours, LSTM_EQUAL_PARAMETERS))
+        ratios += [
+            (f"nn.LSTM of equal parameters / {ours} in bfloat16: {step}", lstm / ours_bfloat16),
+            (f"nn.LSTM of equal parameters in bfloat16 / {ours} in bfloat16: {step}", lstm_bfloat16 / ours_bfloat16),
         ]
-    found += [
+    ratios += [
         (f"nn.LSTM of equal units / {ours}: {step}", layer(LSTM) / layer(ours)),
         (f"PyTorch loop over x[:, t] / {ours}: {both_ways}", both[LOOP] / both[ours]),
     ]
     for dtype in dict.fromkeys(row.dtype for row in rows if (row.op, row.implementation) == ("recurrence", ours)):
         copy = took("recurrence", COPY, "forward", launch=launch, dtype=dtype)
-        found += [
+        ratios += [
             (
                 f"{ours} / copy of its input: {which}, {dtype}",
                 took("recurrence", ours, which, launch=launch, dtype=dtype) / copy,
             )
             for which in ("forward", "backward")
         ]
-    return [(text, None if math.isnan(ratio) else ratio) for text, ratio in found]
+    return [(text, None if math.isnan(ratio) else ratio) for text, ratio in ratios]
 
 
 def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
@@ -154,8 +152,8 @@ def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
 
 
 def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.png and .svg: a panel a pass, a line a contender at batch ``B``. Where a CUDA graph was timed, the
-    line is the graph's. Returns the paths; none if nothing was measured at that batch."""
+    """Write ``stem``.png and .svg: a panel for each pass, a line for each implementation at batch ``B``, from CUDA
+    graphs where those were timed. Returns the paths; none if nothing was measured at that batch."""
     shown = _preferred([row for row in rows if row.status == "measured" and row.B == B and row.dtype == "float32"])
     if not shown:
         return []
@@ -188,7 +186,7 @@ def draw(rows: Sequence[Row], where: dict[str, Any], B: int, folder: Path, stem:
 
 
 def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
-    """Ticks at the sizes that were measured, not at powers of ten; those whose numbers would touch go without."""
+    """Ticks at the sizes that were measured, not at powers of ten; no numbers where they would touch."""
     numbered: list[int] = []
     apart = 0.15 * math.log(sizes[-1] / sizes[0]) if sizes else 0.0
     for size in sizes:
@@ -200,7 +198,7 @@ def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
 
 
 def _preferred(rows: list[Row]) -> list[Row]:
-    """One row a contender, pass and T: the graph's where there is one."""
+    """One row for each implementation, pass and T: that of the CUDA graph where there is one."""
     best: dict[tuple[str, str, str, int], Row] = {}
     for row in rows:
         key = (row.op, row.implementation, row.which, row.T)

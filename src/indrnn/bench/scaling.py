@@ -1,14 +1,15 @@
 """How cost grows: updates a second and peak memory with more processes, larger batches, longer sequences, more layers.
 
-Each point is measured in processes of its own, started by torchrun, so that the peak is that point's; this module is
-their program, too. On CPUs every process of a comparison has an equal share of the threads, however few processes run;
-a single process has them all. What would be too large or too slow is skipped by rule and recorded so:
+Each point is measured in new processes, started by torchrun, so that their peak memory is that point's alone; this
+module is also the program that they run. Where processes are compared on CPUs, each has the same share of the threads
+however few run; along the other axes a single process has all threads. What would be too large or too slow is skipped
+and recorded with the reason:
 
-- memory: about (2 layers + 4) tensors (B, T, H) are more than half of what is free;
-- update: an update is expected to take longer than ``update_seconds``, from the point before and growth in proportion;
+- memory: about (2 layers + 4) tensors (B, T, H) need more than half of the free memory;
+- update: an update would take longer than ``update_seconds``, judging by the point before and growth in proportion;
 - budget: ``minutes`` had passed before the point began.
 
-A point whose processes fail is recorded as failed, with why.
+A point whose processes fail is recorded as failed, with the reason.
 """
 
 import json
@@ -32,9 +33,9 @@ from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_d
 from indrnn.training.distributed import ALONE, Processes, joined_processes
 
 from .clock import MOST_CALLS, Clock, timing
-from .grid import free_memory
+from .grid import memory_shortage, used_up
 from .output import tick_at
-from .step import StepRow, several, steps_a_call, training_step
+from .training_steps import StepRow, several, steps_a_call, training_step
 
 UNITS = 128
 # What grows along each axis, and its title.
@@ -51,9 +52,9 @@ AXES = {
 class Row:
     """The IndRNN of 128 units a layer at one point of one axis; B is the batch of all processes together.
 
-    of_ideal: updates a second over what they would be if, from the first point of the axis on, processes shared the
-    work without loss, and work grew in proportion. peak_memory_bytes: of the largest process, all of it on a CPU, its
-    tensors on a GPU.
+    of_ideal: updates a second as a share of what they would be if, from the first point of the axis on, processes
+    shared the work without loss and work grew in proportion. peak_memory_bytes: of the largest process, all of it on a
+    CPU, its tensors on a GPU.
     """
 
     axis: str
@@ -78,13 +79,13 @@ class Row:
 
     @property
     def speed(self) -> float:
-        """What updates a second would be in proportion to, ideally, along the axis."""
+        """What updates a second are ideally in proportion to along the axis."""
         return {"strong": self.size, "weak": 1.0}.get(self.axis, 1 / self.size)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure and for how long; ``seconds`` of clock a point."""
+    """What to measure and for how long; each point is timed for ``seconds``."""
 
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -95,7 +96,7 @@ class Plan:
     minutes: float
 
     def points(self, device: torch.device) -> list[Row]:
-        """Up to one process a GPU, or a thread of the CPU."""
+        """All points, with up to one process per GPU, or per thread of the CPU."""
         threads = torch.get_num_threads()
         workers = torch.cuda.device_count() if device.type == "cuda" else threads
         counts = sorted({workers, *(2**k for k in range(workers.bit_length()))})
@@ -118,7 +119,7 @@ QUICK = Plan((32, 64), (256, 784), (1, 6), most_processes=2, seconds=1.0, update
 
 
 def run_scaling(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Row]]:
-    """Measure the points of the plan: yields all rows so far after each, and ``say`` gets a line."""
+    """Measure the points of the plan; after each yield all rows so far, and ``say`` how it went."""
     end = time.monotonic() + 60 * plan.minutes
     rows: list[Row] = []
     for point in plan.points(device):
@@ -148,21 +149,20 @@ def _work(row: Row) -> tuple[int, ...]:
 
 
 def _reason_to_skip(plan: Plan, point: Row, along: Sequence[Row], device: torch.device, over: bool) -> str | None:
-    free = free_memory(device)
-    # On a CPU they share the memory, as they share the batch.
+    # On a CPU the processes share the memory, as they share the batch.
     part = point.processes if device.type == "cuda" else 1
-    needed = (2 * point.layers + 4) * 4 * point.B * point.T * UNITS // part
-    if free is not None and needed > free / 2:
-        return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+    shortage = memory_shortage((2 * point.layers + 4) * 4 * point.B * point.T * UNITS // part, device)
+    if shortage is not None:
+        return shortage
     if along and along[-1].median_seconds is not None:
         expected = along[-1].median_seconds * along[-1].speed / point.speed
         if expected > plan.update_seconds:
             return f"update: expected to take {expected:.0f} s, limit {plan.update_seconds:g} s"
-    return f"budget: {plan.minutes:g} minutes were used up" if over else None
+    return used_up(plan.minutes) if over else None
 
 
 def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]:
-    """The columns that `measure` finds in processes of their own."""
+    """The columns of a point from `measure`, run in new processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={point.processes}"]
     work = ["-m", __name__, json.dumps(asdict(point)), device.type, str(seconds)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(point.threads))
@@ -173,8 +173,8 @@ def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]
     lines = done.stdout.splitlines()
     if lines and lines[-1].startswith("{"):
         return dict(json.loads(lines[-1]))
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
-    return {"status": "failed", "reason": f"exit code {done.returncode}: {said[-1]}"}
+    messages = done.stderr.strip().splitlines() or ["no message"]
+    return {"status": "failed", "reason": f"exit code {done.returncode}: {messages[-1]}"}
 
 
 def measure(point: Row, device: torch.device, seconds: float, processes: Processes = ALONE) -> dict[str, Any]:
@@ -188,13 +188,13 @@ def measure(point: Row, device: torch.device, seconds: float, processes: Process
             StepRow("indrnn", point.layers, UNITS, point.B, "float32", launch), device, point.T, processes
         )[1]
     call = several(step, device)
-    # All must make as many calls: as many as the slowest has time for.
+    # All processes must make the same number of calls: as many as the slowest has time for.
     microseconds = processes.agree(1 + int(1e6 * clock.warm_up(call)))
     calls = min(MOST_CALLS, max(3, ceil(1e6 * seconds / microseconds)))
-    taken = timing([clock.once(call) for _ in range(calls)]).of(steps_a_call(device))
+    update = timing([clock.once(call) for _ in range(calls)]).of(steps_a_call(device))
     peak = processes.agree(peak_memory_bytes(device) or 0)
     return {
-        "status": "measured", **asdict(taken), "updates_per_second": 1 / taken.median_seconds,
+        "status": "measured", **asdict(update), "updates_per_second": 1 / update.median_seconds,
         "peak_memory_bytes": peak or None,
     }  # fmt: skip
 
@@ -221,7 +221,7 @@ def scaling_table(rows: Sequence[Row]) -> str:
 
 
 def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.png and .svg: a column an axis, speed above with the ideal line, memory below."""
+    """Write ``stem``.png and .svg: a column for each axis, speed with the ideal line above, memory below."""
     with figure(2, len(AXES), width=12.5, height=5.0, sharex="col") as (drawing, panels):
         handles: dict[str, Any] = {}
         for (above, below), (axis, (quantity, title)) in zip(panels.T, AXES.items(), strict=True):
@@ -234,7 +234,7 @@ def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem:
             handles["updates a second"] = above.plot(sizes, speeds, color=COLOURS[0], marker="o")[0]
             handles["peak memory, MiB"] = below.plot(sizes, peaks, color=COLOURS[1], marker="s")[0]
             above.set(title=title)
-            if line:  # of nothing there is no logarithm
+            if line:  # an axis without points has no logarithm
                 above.set_xscale("log")
                 log_values(above)
                 # A factor of 5 at least: small differences look small, and there are numbers at the axis.
@@ -254,7 +254,7 @@ def main() -> None:
     with joined_processes(device_name) as processes:
         try:
             columns = measure(Row(**json.loads(text)), resolve_device(device_name), float(seconds), processes)
-        except (UserError, RuntimeError) as failure:  # out of memory, a step that cannot be captured
+        except (UserError, RuntimeError) as failure:  # out of memory, or a step that cannot be captured
             columns = {"status": "failed", "reason": str(failure).splitlines()[0]}
         if processes.leads:
             print(json.dumps(columns), flush=True)

@@ -1,4 +1,4 @@
-"""The commands: one module each, whose ``main`` is an entry point. Heavy libraries are imported inside functions."""
+"""The commands: a module for each, whose ``main`` is the entry point. Heavy libraries are imported inside functions."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def run(program: str, command: Callable[[], int | None], tracebacks: bool = Fals
         code = command() or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter must not flush into the pipe at exit either.
+        # The interpreter flushes stdout again at exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except KeyboardInterrupt as stop:
@@ -26,7 +26,7 @@ def run(program: str, command: Callable[[], int | None], tracebacks: bool = Fals
         if leads():
             say(program, f"stopped by {number.name}; nothing is lost", code)
     except Exception as error:
-        # All processes fail alike while they read the command.
+        # A command that cannot be met fails in every process, but only one reports it.
         code = explain(program, error, tracebacks) if leads() else getattr(error, "exit_code", 1)
     if code:
         sys.exit(code)
@@ -37,7 +37,7 @@ def explain(program: str, error: Exception, tracebacks: bool = False) -> int:
     line, code = None, 1
     if isinstance(error, UserError):
         line, code = str(error), error.exit_code
-    # PyTorch's own class is for devices alone; on a CPU it raises a RuntimeError.
+    # PyTorch's OutOfMemoryError is only for GPUs; on a CPU it raises a RuntimeError.
     elif isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
         line = "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size"
     elif isinstance(error, OSError) and error.filename is not None:
@@ -54,10 +54,10 @@ def say(program: str, message: str, code: int) -> int:
 
 
 def announce(program: str, doing: str) -> None:
-    """Say on stderr what will take more than a moment."""
+    """Say on stderr what the command is doing, before it is silent for a while."""
     print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
 
 
 def leads() -> bool:
-    """Whether this process prints for all those that torchrun started together."""
+    """Whether this is the process that prints, of those that torchrun started together."""
     return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"

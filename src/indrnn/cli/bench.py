@@ -1,4 +1,4 @@
-"""``indrnn-bench``: how fast, and how near to the limits of the machine."""
+"""``indrnn-bench``: how fast the IndRNN is, and how near to the limits of the machine."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``indrnn-eval``: evaluate the weights of finished runs again and compare with their result.json."""
+"""``indrnn-eval``: evaluate the weights of finished runs again and compare the outcome with their result.json."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ Read the test set again with the weights and batch-norm statistics of finished r
 interval beside those in result.json. Exits with 1 if a run's right answers differ by more than 2 of 10,000 (where there
 are no classes, if its error differs by more than 1 %), with 2 if one cannot be evaluated.
 """
-# Of 10,000: other processors and backends round differently, which may flip a close answer.
+# Of 10,000: other processors and backends round differently, which may change a close answer.
 ALLOWED = 2
 ALLOWED_ERROR = 0.01
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--data-root",
         default=os.environ.get("INDRNN_DATA"),
         metavar="FOLDER",
-        help="where MNIST lies (default: the environment's INDRNN_DATA, or where the run had it)",
+        help="where MNIST is (default: INDRNN_DATA from the environment, or where the run had it)",
     )
     return command
 
@@ -50,12 +50,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     finished = [file.parent for path in options.run if path not in runs for file in sorted(path.rglob("result.json"))]
     kept = [path for path in finished if (path / WEIGHTS).is_file()]
     if len(finished) > len(kept):
-        print(f"{len(finished) - len(kept)} finished runs keep no {WEIGHTS} (made before there was one): left out")
+        print(f"{len(finished) - len(kept)} finished runs have no {WEIGHTS} (made before it was written): left out")
     runs += kept
     if not runs:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
-    # Imports PyTorch, so only once there is something to do.
+    # Imports PyTorch, so not before there is something to do.
     from ..training.evaluation import evaluate_run
 
     agree = 0

@@ -1,10 +1,11 @@
-"""``indrnn-report``: run folders -> tables, figures, and pictures of what a network has learnt."""
+"""``indrnn-report``: tables and figures of run folders, and pictures of what networks have learnt."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from indrnn.errors import UserError
+from indrnn.files import written_lines
 
 from . import announce, run
 
@@ -27,10 +28,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="where to write (default: outputs/report, with --inspect outputs/inspect)"
     )
     command.add_argument(
-        "--inspect", nargs="+", type=Path, metavar="RUN", help="run folders to look into, instead of a report"
+        "--inspect", nargs="+", type=Path, metavar="RUN", help="instead of a report, draw what these runs' networks do"
     )
     command.add_argument(
-        "--data-root", metavar="FOLDER", help="with --inspect: where MNIST lies, if no longer where the run had it"
+        "--data-root", metavar="FOLDER", help="with --inspect: where MNIST is, if no longer where the run had it"
     )
     command.add_argument("--open", action="store_true", help="show report.html in the browser")
     return command
@@ -51,11 +52,10 @@ def _report(options: argparse.Namespace) -> None:
     from indrnn.report.page import write_report
 
     tables, paths = write_report(folders, options.out or Path("outputs/report"))
-    print(tables)
-    _list(paths)
+    print("\n".join([tables, *written_lines(paths)]))
     for folder in folders:
-        print(f"curves live: {tensorboard_command(folder)}")
-        print(f"then, accuracy and loss on top, a colour a network: {tensorboard_link(folder)}")
+        print(f"live curves: {tensorboard_command(folder)}")
+        print(f"with accuracy and loss pinned, one colour per network: {tensorboard_link(folder)}")
     if options.open:
         import webbrowser
 
@@ -73,12 +73,4 @@ def _inspect(options: argparse.Namespace) -> None:
     from indrnn.report.inspection_figures import inspect_runs
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
-    print(text)
-    _list(paths)
-
-
-def _list(paths: Sequence[Path]) -> None:
-    """A line a file; a figure's two formats share one."""
-    for path in paths:
-        if path.suffix != ".svg":
-            print(f"wrote {path}{' and .svg' if path.suffix == '.png' else ''}")
+    print("\n".join([text, *written_lines(paths)]))

@@ -1,8 +1,8 @@
-"""A sweep (``indrnn-train -m``) as its command sees it, whichever of Hydra's launchers runs the jobs: a thread budget
-for each, progress of all in one place, a table at the end.
+"""A sweep (``indrnn-train -m``), whichever of Hydra's launchers runs the jobs: a thread budget for each job, the
+progress of all in one place, a table at the end.
 
-The job, perhaps in a process on another machine, and the command meet in the sweep's folder: ``job<k>.json`` says what
-became of job k, and ``stopped`` tells the jobs that have not begun that the command was stopped.
+The command and its jobs, perhaps on other machines, communicate through the sweep's folder: ``job<k>.json`` holds the
+state of job k, and ``stopped`` tells the jobs that have not begun that the command was stopped.
 """
 
 import json
@@ -32,8 +32,8 @@ STOPPED = "stopped"
 
 @dataclass
 class Record:
-    """What is known of a job. state: running, done, skipped (finished before, or another process has it), failed,
-    stopped, or not run."""
+    """The state of a job: running, done, skipped (finished before, or run by another process), failed, stopped, or not
+    run."""
 
     job: int
     folder: str
@@ -54,7 +54,7 @@ class Plan:
 
 
 class Sweep:
-    """The command's side. ``plans`` are empty where a sweeper draws the jobs as it goes."""
+    """The command's side of the sweep. ``plans`` is empty if the sweeper chooses the jobs as it goes."""
 
     current: "Sweep | None" = None
 
@@ -76,40 +76,40 @@ class Sweep:
             signal.signal(number, handler)
 
     def begin(self, folder: Path, launcher: Any) -> None:
-        """Called once Hydra has settled the sweep's folder and ahead of the first job."""
+        """Called before the first job, when Hydra has chosen the sweep's folder."""
         self.folder = folder
         kind = str(launcher.get("_target_", ""))
         if kind.endswith(".BasicLauncher"):
             return
-        # For the processes of the jobs, which read it before they load PyTorch.
+        # The processes of the jobs read these when they load PyTorch.
         threads = thread_budget(kind, launcher, len(self.plans))
         if threads is not None:
             for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
                 os.environ.setdefault(name, str(threads))
-        # Bars of several processes would overwrite each other on one terminal.
+        # Progress bars of several processes would overwrite each other on one terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._stop)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def records(self) -> list[Record]:
-        """One a job, by number; jobs that nothing was heard of are "not run"."""
-        found = {number: Record(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
+        """The record of every job, by number; jobs that have not begun are "not run"."""
+        records = {number: Record(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
         if self.folder is not None:
             for file in self.folder.glob("job*.json"):
                 record = Record(**json.loads(file.read_text(encoding="utf-8")))
-                found[record.job] = record
-        return [found[number] for number in sorted(found)]
+                records[record.job] = record
+        return [records[number] for number in sorted(records)]
 
     def finish(self) -> int:
-        """Print the table of a sweep that began; returns the exit code of the worst job, or of the signal that stopped
-        it."""
+        """Print the table of a sweep that has begun; return the exit code of the worst job, or of the signal that
+        stopped the sweep."""
         if self.folder is None:
             return 0
         records = self.records()
         for record in records:
             if record.state == "running":
-                record.state, record.code, record.remark = "failed", 1, "its process ended without a word"
+                record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
         if leads() and any(record.state != "not run" for record in records):
             print(table(records), flush=True)
         if self.stopped_by:
@@ -117,12 +117,12 @@ class Sweep:
         return max((record.code for record in records), default=0)
 
     def _watch(self) -> None:
-        said = ""
+        last = ""
         while not self._over.wait(LINE_EVERY):
             line = self.progress()
-            if line != said:
+            if line != last:
                 print(line, file=sys.stderr, flush=True)
-                said = line
+                last = line
 
     def progress(self) -> str:
         """For example: 2 of 6 jobs over; running: outputs/mnist/lstm/seed0 step 300 of 800, val 83.20%"""
@@ -141,7 +141,7 @@ class Sweep:
             raise KeyboardInterrupt(number)
         self.stopped_by = number
         (self.folder / STOPPED).touch()
-        # A terminal sends its Ctrl-C to the jobs as well, and a second signal would cost them their checkpoint.
+        # A terminal sends Ctrl-C to the jobs as well, and a second signal would end them without a checkpoint.
         if number == signal.SIGTERM:
             for record in self.records():
                 if record.state == "running" and record.host == socket.gethostname():
@@ -149,7 +149,7 @@ class Sweep:
 
 
 class Begin(Callback):
-    """Hydra's call ahead of the first job, in the command's process."""
+    """Hydra calls it before the first job, in the command's process."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         if Sweep.current is not None:
@@ -157,9 +157,9 @@ class Begin(Callback):
 
 
 def thread_budget(kind: str, launcher: Any, jobs: int) -> int | None:
-    """CPU threads a job, so that those that run at once share the cores; None leaves it to the cluster.
+    """CPU threads for each job, so that jobs that run at the same time share the cores; None leaves it to the cluster.
 
-    ``kind`` is the launcher's class, ``jobs`` their number (0: unknown).
+    ``kind`` is the launcher's class, ``jobs`` the number of jobs (0: unknown).
     """
     kind = kind.lower()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -182,12 +182,11 @@ def run_job(
     """One job, recorded in the sweep's folder. Returns the validation score (accuracy, or the negative loss of a task
     without classes), which a sweeper may maximise.
 
-    ``report`` says what went wrong and gives the exit code. A failed job of the basic sweeper returns None, so that the
-    others go on; any other sweeper is to know of it: RunError.
+    ``report`` prints an error and returns the exit code. If a job of the basic sweeper fails, this returns None and the
+    other jobs go on; other sweepers get a RunError.
     """
-    if Sweep.current is not None or "joblib" not in hydra.launcher._target_:
-        return _run_job(cfg, hydra, train, report)
-    _end_with(os.getppid())
+    if Sweep.current is None and "joblib" in hydra.launcher._target_:
+        _end_with(os.getppid())
     with _busy:
         return _run_job(cfg, hydra, train, report)
 
@@ -201,7 +200,7 @@ def _run_job(
     if (folder / STOPPED).exists():
         return None
     own_process = Sweep.current is None
-    # Not one of several processes that torchrun started.
+    # Otherwise this is one of several processes that torchrun started.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     run = run_folder(cfg)
     record = Record(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
@@ -223,13 +222,13 @@ def _run_job(
         if number == getattr(signal, "SIGUSR2", None):
             _write(folder, record, "stopped", code, "goes on when it is requeued")
             try:
-                # To submitit, which requeues the job now that its checkpoint is saved, or says why not.
+                # submitit's handler requeues the job now that its checkpoint is saved, or raises if it cannot.
                 signal.raise_signal(number)
             except Exception as refusal:
                 error, number = refusal, 0
         _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
         if not alone or (number > 0 and not own_process):
-            # Stopped by a signal, or one of several processes that have ended: the jobs that follow cannot be made.
+            # After a signal, or with some of torchrun's processes gone, no further job can run.
             sys.exit(code)
         if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
             return None
@@ -241,7 +240,7 @@ def _run_job(
 
 
 def table(records: Sequence[Record]) -> str:
-    """A line a job, under one with the number of each state."""
+    """A line with the number of jobs in each state, then a line for each job."""
     states = [record.state for record in records]
     head = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
     rows = [("job", "state", "validation", "run folder", "")]
@@ -254,7 +253,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _write(folder: Path, record: Record, state: str, code: int = 0, remark: str = "") -> None:
-    from ..record.files import write_atomically
+    from ..files import write_atomically
 
     if not leads():
         return
@@ -268,7 +267,7 @@ def _written(file: Path) -> int | None:
 
 
 def _position(plan: Plan | None, record: Record) -> str:
-    """How far a run is, from its metrics.csv."""
+    """How far a run has come, from its metrics.csv."""
     from ..record.metrics import read_metrics
 
     metrics = Path(record.folder) / "metrics.csv"
@@ -283,12 +282,12 @@ def _position(plan: Plan | None, record: Record) -> str:
     return text + (f", val {scores[-1]:.2%}" if len(scores) and scores[-1] == scores[-1] else "")
 
 
-_busy = threading.Lock()  # held while one of joblib's processes has a job
+_busy = threading.Lock()  # held while this process runs a job
 
 
 def _end_with(parent: int) -> None:
-    """End this process once ``parent`` is gone, and its job as SIGTERM does, checkpoint included: joblib's processes
-    outlive a command that is killed, hold their run folders against the next one, and wait for jobs forever."""
+    """End this process once ``parent`` has ended, and its job as SIGTERM does, with a checkpoint. joblib's processes
+    would survive a command that is killed, keep their run folders locked, and wait for jobs forever."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""``indrnn-train``: Hydra around `indrnn.training.train`; a bad request is answered with one line and exit code 2."""
+"""``indrnn-train``: `indrnn.training.train` under Hydra. A bad request gets one line and exit code 2."""
 
 import argparse
 import logging
@@ -40,8 +40,8 @@ A command that is run again continues where it stopped and skips finished runs."
 
 @dataclass
 class _Command:
-    """The state of this process's command. Hydra has no exit codes and prints exceptions its own way, so a job prints
-    its own errors and leaves its exit code here."""
+    """The state of this process's command. Hydra knows no exit codes and has its own way to print exceptions, so a job
+    prints its own errors and stores its exit code here."""
 
     tracebacks: bool = False
     code: int = 0
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Outside of training SIGTERM acts as Ctrl-C does; a run handles signals itself."""
+    """Outside of training SIGTERM acts like Ctrl-C; a run handles signals itself."""
     raise KeyboardInterrupt(number)
 
 
@@ -77,8 +77,8 @@ def _run() -> int:
 
 
 def _options() -> argparse.Namespace:
-    """The command's flags, which are Hydra's, and its overrides. Reorders sys.argv, because Hydra's own parser does not
-    take flags between overrides."""
+    """The command's flags, which are Hydra's, and its overrides. Moves the flags to the front of sys.argv, because
+    Hydra's own parser does not accept flags between overrides."""
     parser = argparse.ArgumentParser(PROGRAM, add_help=False)
     parser.error = _refuse_flag  # type: ignore[method-assign]
     parser.add_argument("--version", action="version", version=f"indrnn {__version__}")
@@ -159,8 +159,8 @@ def _help(composer: "Composer", overrides: list[str]) -> str:
 
 
 def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan]":
-    """Compose and check every job of the command, so that the last job of a sweep cannot fail on a typing error. Return
-    the jobs, as far as they are known."""
+    """Compose and check every job of the command: the last job of a sweep must not fail because of a misspelt word.
+    Return the jobs, if they are known."""
     from ..config.checks import check, result_keys
     from ..record.folder import run_folder
     from .sweep import Plan
@@ -180,13 +180,13 @@ def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan
                 f"{key} differs between jobs of the same run folder {folder}; keep them apart, "
                 f"for example with 'tag={key.rsplit('.', 1)[-1]}-${{{key}}}'"
             )
-    # Another sweeper chooses its jobs as it goes.
+    # Other sweepers choose their jobs as they go.
     return [] if any(word.startswith("hydra/sweeper=") for word in options.overrides) else plans
 
 
 def _job(composed: DictConfig) -> float | None:
-    """One job, in this process or, with another launcher of Hydra, in a process of its own. Returns the validation
-    score in a sweep."""
+    """One job, in this process or, with some of Hydra's launchers, in another. Returns the validation score in a
+    sweep."""
     from hydra.core.hydra_config import HydraConfig
 
     if "torch" not in sys.modules and leads():
@@ -214,12 +214,12 @@ def _train(cfg: DictConfig, hydra: Any) -> "Result":
     from indrnn.record.result import command_line
     from indrnn.training import train
 
-    # Resolve the name now: it depends on Hydra's record of this job, which the next job replaces.
+    # Resolve the name now: it depends on Hydra's settings for this job, which the next job replaces.
     cfg.name = str(cfg.name)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
     overrides = [str(word) for word in hydra.overrides.task]
-    # A job of a sweep is repeated by its own overrides, not by the sweep's.
+    # The command that repeats a job of a sweep has the job's overrides, not the sweep's.
     command = shlex.join([PROGRAM, *_flags(hydra), *overrides]) if _in_sweep(hydra) else command_line()
     result = train(cast("Config", cfg), overrides=overrides, command=command)
     if leads():

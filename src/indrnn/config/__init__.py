@@ -1,2 +1,2 @@
-"""The configuration: `schema` declares it and imports nothing of the project, `compose` composes it from ``configs/``
-with Hydra, `checks` checks the values."""
+"""The configuration: `schema` declares it and imports nothing from the project, `compose` composes it from ``configs/``
+with Hydra, `checks` checks its values."""

@@ -1,4 +1,4 @@
-"""Checks of a composed configuration: the ranges of the schema, and conditions between keys."""
+"""Checks of a composed configuration: the ranges of the schema, and conditions that several keys must meet."""
 
 import math
 import operator
@@ -14,7 +14,7 @@ from ..errors import UserError
 from .schema import FOLDER_NAME, Config, IndRNNBaseConfig
 
 _TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-# Where the schema has no maximum: int32 indices go no further.
+# The limit of int32 indices, if the schema has no maximum.
 _LARGEST_INTEGER = 2**31 - 1
 
 
@@ -32,7 +32,7 @@ def check(cfg: Config) -> None:
 
 
 def run_name(cfg: Config) -> str:
-    """The name of a run in its folder's path and in reports: cfg.name, with cfg.tag if there is one.
+    """The name of a run in the path of its folder and in reports: cfg.name, with cfg.tag if there is one.
 
     Raises:
         UserError: one of the two cannot be part of a folder's name.
@@ -107,8 +107,8 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
 
 
 def _check_together(cfg: Config) -> None:
-    """Conditions between keys."""
-    # Imported here, so that --help does not wait for NumPy.
+    """Conditions that several keys must meet."""
+    # Imported here, because --help must not wait for NumPy.
     from ..data import make_task
 
     for key, folder in (("output_root", cfg.output_root), ("data.root", getattr(cfg.data, "root", None))):
@@ -130,7 +130,7 @@ def _check_together(cfg: Config) -> None:
     fixed = getattr(cfg.model, "last_layer_fixed", None)
     if fixed is None:
         return
-    from ..layers import recurrent_max  # only where it is needed, for it imports PyTorch
+    from ..layers import recurrent_max  # only if it is needed, because it imports PyTorch
 
     model = cast(IndRNNBaseConfig, cfg.model)
     bound = recurrent_max(task.length, model.gamma)
@@ -149,12 +149,12 @@ def as_typed(value: object) -> str:
 
 
 def type_problem(text: str) -> str:
-    """``Value 'x' of type 'str' could not be converted to Float`` and its like, in words."""
+    """OmegaConf's messages (``Value 'x' of type 'str' could not be converted to Float``) in plain words."""
     first = text.strip().splitlines()[0] if text.strip() else "not a possible value"
     first = re.sub(r"^While dereferencing interpolation '.*?': ", "", first)
     wrong = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", first)
     if wrong:
-        # A reference to a whole group would print all of it.
+        # For a reference to a group, the value would be the whole group.
         value = "a group of keys" if wrong[2] == "DictConfig" else wrong[1]
         return f"{value} is not {_TYPE_NAMES.get(wrong[3], wrong[3])}"
     if "is not Optional" in first:

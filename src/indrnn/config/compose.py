@@ -32,7 +32,7 @@ from .schema import SCHEMAS, Config, all_keys
 
 # Plugins of Hydra that the extra "sweep" installs.
 _SWEEP_PLUGINS = {("hydra/launcher", name) for name in ("joblib", "ray", "submitit_local", "submitit_slurm")}
-# Files with what an experiment sets for one model only.
+# The folder of files with what an experiment sets for one model only.
 _FOR_MODEL = "experiment/for_model"
 
 
@@ -45,7 +45,7 @@ def config_dir(package: Path | None = None) -> Path:
     """
     package = package or Path(__file__).resolve().parents[1]
     candidates = [package / "configs"]
-    # A checkout has src/indrnn and no copy in there; elsewhere a folder named configs is somebody else's.
+    # A checkout has src/indrnn, without a copy in it; anywhere else a folder named configs is not ours.
     if package.parent.name == "src":
         candidates.append(package.parents[1] / "configs")
     for candidate in candidates:
@@ -112,7 +112,7 @@ class Composer:
             if chosen not in self._by_choices:
                 self._by_choices[chosen] = compose(self._config_name, list(chosen), return_hydra_config=True)
         cfg = copy.deepcopy(self._by_choices[chosen])
-        # Checked against the composed files, so that a key of another model is recognised.
+        # Checked against the composed files, which shows keys that belong to another model.
         _check_keys(values, cfg)
         for override in values:
             try:
@@ -120,7 +120,7 @@ class Composer:
             except (OmegaConfBaseException, ValueError, OverflowError) as error:
                 raise UserError(f"{override.input_line}: {type_problem(str(error))}") from error
         with flag_override(cfg, ["struct", "readonly"], False):
-            # If the name cannot be resolved, `check` reports it.
+            # If the name cannot be resolved, `check` will report it.
             with suppress(OmegaConfBaseException):
                 cfg.name = cfg.name
             cfg.pop("hydra")
@@ -176,7 +176,7 @@ class Composer:
             _FurtherChoices.folder = None
 
 
-# Overrides are checked before Hydra sees them, because it lets ``+key`` add keys that no schema has.
+# Overrides are checked before Hydra sees them, because Hydra lets ``+key`` add keys that are in no schema.
 
 
 def _parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool = False) -> list[Override]:
@@ -261,7 +261,7 @@ def _leaf_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-# Error messages: those of Hydra and OmegaConf in one line, and suggestions for misspelt words.
+# Error messages: Hydra's and OmegaConf's in one line, and suggestions for misspelt words.
 
 
 def one_line(error: BaseException) -> str:
@@ -286,7 +286,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _file_problem(text: str) -> str:
-    """OmegaConf's error about a value in a file, in our words: the key, then the problem."""
+    """OmegaConf's error about a value in a file, in plain words: the key, then the problem."""
     key = re.search(r"full_key: (\S+)", text)
     missing = re.match(r"Key '.*' not in '(\w+)'", text)
     if key and key[1] == "experiment":
@@ -304,7 +304,7 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
     candidates = sorted(key for key in set(known) if "." in key or "." not in word)
     matches = get_close_matches(word, candidates, n=2, cutoff=0.6)
     if not matches:
-        # layers -> model.num_layers, lr -> optimizer.lr: the last part alone may be right, or a part of it.
+        # layers -> model.num_layers, lr -> optimizer.lr: perhaps only the last part, or some of it, is right.
         last = word.rsplit(".", 1)[-1]
         tails = {key.rsplit(".", 1)[-1]: key for key in reversed(candidates)}
         matches = [tails[tail] for tail in get_close_matches(last, tails, n=2, cutoff=0.6)]
@@ -334,8 +334,8 @@ def _unknown_key(key: str, known: Iterable[str], choices: dict[str, str]) -> str
 
 
 def _name_by_choices(*, _root_: DictConfig) -> str:
-    """The name of a run: the files its command chose, that is the user's own primary file, experiment and model."""
-    # Hydra takes its own node away from what a job gets, and keeps it apart.
+    """The name of a run, from the files that its command chose: the user's own primary file, experiment and model."""
+    # Hydra removes its own node from the configuration that a job gets, and keeps it in HydraConfig.
     hydra: Any = _root_.hydra if "hydra" in _root_ else HydraConfig.get()
     choices = hydra.runtime.choices
     words = [hydra.job.config_name if hydra.job.config_name != "train" else None, choices.get("experiment")]

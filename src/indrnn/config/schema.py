@@ -1,7 +1,7 @@
 """The schema of the configuration: every key with its type, range and meaning.
 
-Keys, types and ranges are declared here only; values are in ``configs/*.yaml``, one file per choice, beginning with
-``defaults: [/schema/<group>/<name>@_here_]``. The ranges are in the field metadata, for `indrnn.config.checks`.
+Keys, types and ranges are declared only here, values only in ``configs/*.yaml``, one file per choice, which begins with
+``defaults: [/schema/<group>/<name>@_here_]``. The field metadata has the ranges, for `indrnn.config.checks`.
 
 A field with ``affects_result=False`` cannot change what a run computes (where data is stored, what is logged): two runs
 that differ only there are the same run.
@@ -24,8 +24,8 @@ def setting(
     choices: tuple[str | bool, ...] | None = None,
     affects_result: bool = True,
 ) -> Any:
-    """Declare one key. ``minimum``/``maximum`` are allowed values, ``above``/``below`` are not; lists are checked
-    element by element; ``None`` passes where the type is optional."""
+    """Declare one key. ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not; lists are
+    checked element by element; ``None`` passes if the type is optional."""
     return field(
         default=MISSING,
         metadata={
@@ -43,11 +43,11 @@ def setting(
 # Names that are safe as folders on every file system; "=" and "+" are also shown in TensorBoard's list of runs.
 FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
-# The largest seed that every generator takes; numpy's RandomState has the lowest limit.
+# The largest seed that every generator accepts; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
-# Far beyond any use; building a larger network would take forever.
+# Far beyond any use; building a larger network would take for ever.
 MAX_LAYERS, MAX_WIDTH = 1000, 100_000
-# Generated for each evaluation; enough for any precision.
+# Sequences are generated for each evaluation; this many are enough for any precision.
 MAX_SEQUENCES = 1_000_000
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
@@ -80,7 +80,7 @@ class IndRNNBaseConfig(ModelConfig):
         choices=("clip", "project", "none"),
     )
     norm: str = setting("batch norm over batch and time after each recurrence, or none", choices=("batch", "none"))
-    dropout: float = setting("probability; one mask a sequence, shared by all time steps", minimum=0.0, below=1.0)
+    dropout: float = setting("probability; all time steps of a sequence share a mask", minimum=0.0, below=1.0)
     weight_init: str = setting(
         "input weights: U(-0.001, 0.001), N(0, 0.001), or Kaiming uniform with a=8",
         choices=("small_uniform", "small_normal", "kaiming"),
@@ -165,11 +165,11 @@ class ExternalDataConfig(DataConfig):
 
 @dataclass
 class MNISTConfig(DataConfig):
-    """Sequential MNIST: 784 pixels, one a time step."""
+    """Sequential MNIST: 784 pixels, one per time step."""
 
     name: str = setting(choices=("mnist", "mnist_permuted"))
     root: str = setting("folder that holds or receives the MNIST files", affects_result=False)
-    mirror: str | None = setting("folder or URL to take the files from first", affects_result=False)
+    mirror: str | None = setting("folder or URL to try first for the files", affects_result=False)
     validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
     split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(
@@ -255,12 +255,12 @@ class OneCycleConfig(ScheduleConfig):
 
 @dataclass
 class TrainerConfig:
-    batch_size: int = setting("sequences a step", minimum=2)
+    batch_size: int = setting("sequences per step", minimum=2)
     max_steps: int = setting("the run ends here at the latest", minimum=1)
     eval_every: int = setting("steps between evaluations on the validation set", minimum=1)
     log_every: int = setting("steps between rows of training loss", minimum=1, affects_result=False)
     checkpoint_every: int = setting("steps between checkpoints", minimum=1, affects_result=False)
-    eval_batch_size: int = setting("sequences a forward pass of an evaluation", minimum=1)
+    eval_batch_size: int = setting("sequences per forward pass of an evaluation", minimum=1)
     bn_samples: int = setting(
         "training samples that batch-norm statistics are re-estimated from before each evaluation", minimum=2
     )
@@ -271,7 +271,7 @@ class TrainerConfig:
     )
     precision: str = setting(choices=("float32", "tf32", "bfloat16"))
     cuda_graph: Any = setting(
-        "on CUDA, run the whole training step as one graph: auto where it can be captured, true: or fail",
+        "on CUDA, run the whole training step as one graph; auto: if it can be captured; true: or fail",
         choices=("auto", True, False),
         affects_result=False,
     )
@@ -287,7 +287,7 @@ class Config:
     name: str = setting("of the run folder: the experiment and the model, as far as the command chooses them")
     tag: str | None = setting("appended to the name, to keep variants apart")
     seed: int = setting("of initialisation, data order and dropout (separate streams)", minimum=0, maximum=MAX_SEED)
-    device: str = setting("auto takes a CUDA GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: str = setting("run folders go below it", affects_result=False)
     resume: str = setting(
         "continue an unfinished run of the same config, or never",

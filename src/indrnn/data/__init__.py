@@ -1,7 +1,7 @@
 """Tasks: sequential MNIST, permuted MNIST, the bundled mnist5k, the adding problem.
 
 ``make_task(cfg.data)`` reads no file and does not import torch, so a command can name its run folder at once;
-``task.load(device)`` gives the data.
+``task.load(device)`` returns the data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.schema import DataConfig
 from ..errors import UserError
-from ..external import blaming, call_target
+from ..external import call_target, explained
 from .adding import adding_task
 from .mnist import mnist5k_task, mnist_task
 from .task import Split, Splits, Task
@@ -54,13 +54,13 @@ def _checked(task: Task, target: str, device: torch.device) -> Splits:
     import torch
 
     where = f"data._target_={target}"
-    splits = blaming(f"{where}, reading the data", task.load, lambda: task.load(device))
+    splits = explained(f"{where}, reading the data", task.load, lambda: task.load(device))
     if not isinstance(splits, Splits):
         raise UserError(f"{where}: load must return an indrnn.data.Splits, not {splits!r}")
     indices = torch.arange(2, device=device)
     expected_y = torch.int64 if task.measures_accuracy else torch.float32
     for name, split in (("train", splits.train), ("validation", splits.validation)):
-        x, y = blaming(f"{where}, a batch of {name}", type(split), partial(split.batch, indices))
+        x, y = explained(f"{where}, a batch of {name}", type(split), partial(split.batch, indices))
         for letter, tensor, shape, dtype in (
             ("x", x, (2, task.length, task.input_size), torch.float32),
             ("y", y, (2,), expected_y),

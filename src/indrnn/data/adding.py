@@ -5,9 +5,9 @@ and 0 elsewhere. y (B,): the sum of the two marked values. Always answering thei
 of 1/6; for a split of finite size, `AddingSplit.mean_answer_error` computes it.
 
 Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. So
-a resumed run sees the numbers it would have seen, on any device, and a batch can be part of a CUDA graph.
+a resumed run sees the same numbers as an uninterrupted one, on any device, and a batch can be part of a CUDA graph.
 
-torch is imported by the splits only, so a command can name its run folder without it.
+Only the splits import torch, so a command can name its run folder without it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
 
-# Where each split's sequences begin on one number line: the ranges cannot meet.
+# The number of each split's first sequence; the ranges are too far apart to overlap.
 TRAIN, VALIDATION, TEST = 0, 1 << 61, 1 << 62
 
 # Draws 0 and 1 of a sequence place the markers, draw 2 + t is the value at step t.

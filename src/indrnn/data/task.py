@@ -1,6 +1,6 @@
-"""A task as one object: its name, the shapes a network must know, and how to load its data.
+"""A task as one object: its name, the sizes that a network needs, and how to load its data.
 
-Everything here follows from the configuration alone: no file is read and torch is not imported until `Task.load`.
+Everything follows from the configuration alone: no file is read and torch is not imported before `Task.load`.
 
 B batch, T time steps, D input features, K outputs.
 """
@@ -30,8 +30,7 @@ class Split(Protocol):
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The sequences at `indices` (B,) int64 on the data's device: x (B, T, D) float32 and y (B,), int64 classes
-        or float32 values. Works on the device alone, without waiting for the host, so it can be part of a CUDA graph.
-        """
+        or float32 values. Runs on the device without waiting for the host, so it can be part of a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Task:
-    """What the rest of the project knows of a task; a task from outside is a function that returns one of these.
+    """All that the rest of the project knows about a task. A task from outside is a function that returns one.
 
     Attributes:
         name: as in result.json, for example mnist.
@@ -63,17 +62,18 @@ class Task:
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
         load: reads, checks and places the data on a device. Raises UserError for what is missing or damaged.
-        training_samples: their number; None if they are generated endlessly.
-        test_samples: their number.
+        training_samples: the number of training sequences; None if they are generated endlessly.
+        test_samples: the number of test sequences.
         mean_answer_error: for a part ("train", "validation", "test"), the mean squared error of always answering the
             mean, which takes no learning; None if it is not known.
-        changed: given the provenance recorded by a finished run of the same configuration, says how the data differ now
-            (a file may have changed), for example "data.file=x holds other numbers", or None; None if they cannot.
+        changed: from the provenance that a finished run of the same configuration recorded, tells how the data differ
+            now (a file may have changed), for example "data.file=x holds other numbers", or returns None; None if they
+            cannot differ.
         series: tasks of one series differ only in length; reports draw their error against length, beside
             ``mean_answer_error``.
         caveat: a sentence below every table of this task.
         picture: turns a sequence x (T, D) back into the image it was read from, (rows, columns) from 0 to 1; None if
-            sequences are no images.
+            sequences are not images.
     """
 
     name: str

@@ -10,13 +10,14 @@ Initialiser = str | Callable[[Tensor], object]
 
 
 def recurrent_max(T: int, gamma: float = 2.0) -> float:
-    """gamma^(1/T): with |u| at most this, T steps grow a state by at most `gamma` (Li et al. 2018, section 3.2)."""
+    """gamma^(1/T): with |u| at most this, a state grows over T steps by at most a factor of `gamma` (Li et al. 2018,
+    section 3.2)."""
     _check(T, gamma)
     return float(gamma ** (1.0 / T))
 
 
 def last_layer_lower_bound(T: int, gamma: float = 2.0) -> float:
-    """gamma^(−1/T): from this on, a state keeps at least 1/gamma of itself over T steps."""
+    """gamma^(−1/T): with |u| at least this, a state keeps at least 1/gamma of itself over T steps."""
     _check(T, gamma)
     return float(gamma ** (-1.0 / T))
 

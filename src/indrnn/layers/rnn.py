@@ -33,8 +33,8 @@ class IndRNN(nn.Module):
         nonlinearity: σ: "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
         bias: whether b exists.
         batch_first: (B, T, …) instead of (T, B, …) for input and output.
-        dropout: probability in [0, 1) after each layer but the last, in training; one mask a sequence, for all steps.
-        bidirectional: every layer reads the sequence in both directions, and the next reads both, side by side.
+        dropout: probability in [0, 1) after each layer but the last, in training; all steps of a sequence share a mask.
+        bidirectional: every layer reads the sequence in both directions; the next layer reads the outputs of both.
         norm: of each layer's output: "none", or "batch", over batch and time. Each direction has its own.
         recurrent_max_abs: largest |u|, or None for no bound. ``recurrent_max(T)`` suits sequences of T steps.
         recurrent_min_abs: smallest |u|.
@@ -44,7 +44,7 @@ class IndRNN(nn.Module):
         input_init: W: "linear", U(±1/√D) as nn.Linear; "kaiming", Kaiming uniform with a = 8; "small_uniform",
             U(±0.001); "small_normal", N(0, 0.001²); or a function that fills a tensor in place. b starts at 0.
         recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or a function;
-            or a list of these, one a layer.
+            or a list of these, one for each layer.
         backend: of the recurrence: "auto", "reference", "scan", "numba" (CPU) or "triton" (CUDA).
         device, dtype: of the parameters, as for every torch module.
 
@@ -52,9 +52,9 @@ class IndRNN(nn.Module):
     module ``norm``. If bidirectional, ``layers[2 * k]`` reads layer k's input forwards and ``layers[2 * k + 1]``
     backwards. The states h0 and h_n are in the order of ``layers``.
 
-    What differs from torch.nn.RNN: one recurrent weight a unit instead of a matrix; one bias; relu is the default;
-    dropout keeps its mask over time; lengths, norm, bounds, initial values and backend are new; what does not fit
-    raises ValueError where torch.nn.RNN has RuntimeError; dropout=1 is refused; there is no proj_size.
+    What differs from torch.nn.RNN: one recurrent weight per unit instead of a matrix; one bias; relu is the default;
+    dropout keeps its mask over time; lengths, norm, bounds, initial values and backend are new; shapes that do not fit
+    raise ValueError instead of RuntimeError; dropout=1 is refused; there is no proj_size.
 
     Raises:
         ValueError: an argument outside what is listed here. TypeError: a size that is no int, a flag that is no bool.
@@ -119,7 +119,7 @@ class IndRNN(nn.Module):
             for k in range(num_layers)
             for reverse in (False, True)[: self.num_directions]
         )
-        if not 0 <= dropout < 1:  # a single layer does not look at it
+        if not 0 <= dropout < 1:  # with a single layer, no layer has checked it
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
     def reset_parameters(self) -> None:

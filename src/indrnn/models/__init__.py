@@ -1,7 +1,6 @@
 """Sequence classifiers and their registry: each maps x (B, T, D) to logits (B, K), read at the last time step.
 
-`MODELS` maps the name in the configuration to a builder taking the model's configuration and the task's description.
-Recurrent weights are found with `indrnn.layers.recurrent_layers`, batch norms as `torch.nn.BatchNorm1d` modules.
+`MODELS` maps the name in the configuration to a class that takes the model's configuration and the task.
 """
 
 import copy
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from indrnn.config.schema import ModelConfig
 from indrnn.data import Task
 from indrnn.errors import UserError
-from indrnn.external import blaming, call_target
+from indrnn.external import call_target, explained
 from indrnn.layers import recurrent_layers
 
 from .baselines import LSTMClassifier, RNNClassifier
@@ -27,7 +26,6 @@ __all__ = [
     "PlainIndRNN",
     "RNNClassifier",
     "ResidualIndRNN",
-    "Task",
     "build_model",
     "recurrent_weights",
 ]
@@ -44,8 +42,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build_model(model: ModelConfig, task: Task) -> nn.Module:
     """Build the network that ``model`` (cfg.model) describes for ``task``, in float32 on the CPU.
 
-    The caller seeds torch; nothing else decides the initial values. ``model`` names an entry of `MODELS`, or with
-    ``_target_`` a class from anywhere on Python's path.
+    The initial values depend on torch's random state alone, which the caller seeds. ``model`` names an entry of
+    `MODELS` or, with ``_target_``, a class from anywhere on Python's path.
 
     Raises:
         UserError: there is no model of that name, or the class cannot be imported, called, or does not map x (B, T, D)
@@ -62,8 +60,8 @@ def build_model(model: ModelConfig, task: Task) -> nn.Module:
 
 
 def _check_network(network: Any, target: str, task: Task) -> None:
-    """Try a copy of a network from outside, in evaluation mode, without touching the random state. Raises UserError
-    with one line."""
+    """Try a copy of a network from outside, in evaluation mode; the random state stays as it was. Raises UserError with
+    one line."""
     where = f"model._target_={target}"
     if not isinstance(network, nn.Module):
         raise UserError(f"{where}: it must return a torch.nn.Module, not {network!r}")
@@ -74,8 +72,8 @@ def _check_network(network: Any, target: str, task: Task) -> None:
         x = torch.rand(batch, task.length, task.input_size)
         shape = tuple(x.shape)
         copied = copy.deepcopy(network).eval()
-        output = blaming(f"{where}, called with x {shape}", type(network), lambda: copied(x))
-        weights = blaming(f"{where}, recurrent_weights()", type(network), lambda: recurrent_weights(copied))
+        output = explained(f"{where}, called with x {shape}", type(network), lambda: copied(x))
+        weights = explained(f"{where}, recurrent_weights()", type(network), lambda: recurrent_weights(copied))
     if not isinstance(output, Tensor) or tuple(output.shape) != (batch, task.output_size):
         actual = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"{where}: given x {shape}, its output must be {(batch, task.output_size)}, not {actual}")

@@ -17,16 +17,16 @@ class LSTMClassifier(nn.Module):
     """`nn.LSTM` (cuDNN on a CUDA device) and a linear classifier on its last output.
 
     Input weights are Glorot uniform and recurrent weights orthogonal, gate by gate (Glorot & Bengio 2010; Saxe et al.
-    2014, arXiv 1312.6120; what Keras and most published LSTM baselines start from), and the forget gate starts open
-    (Gers et al. 2000; Jozefowicz et al. 2015). PyTorch's own default, U(-1/sqrt(H), 1/sqrt(H)) for every weight and
-    bias, leaves the forget gate near one half, which forgets a pixel after a few of the 784 steps and would make a
-    weak baseline. Gate by gate, because Glorot's bound over all four gates at once is half of what one gate asks for.
+    2014, arXiv 1312.6120; as in Keras and most published LSTM baselines), and the forget gate starts open (Gers et al.
+    2000; Jozefowicz et al. 2015). PyTorch's own default, U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, leaves the
+    forget gate near one half, which forgets a pixel after a few of the 784 steps and would make a weak baseline. Gate
+    by gate, because Glorot's bound for all four gates together is half of that for one gate.
 
     ``bias_init="chrono"`` starts the forget gates with memories of 1 to T steps instead: b_f = log U[1, T - 1] and
     b_i = -b_f (Tallec & Ollivier 2018, arXiv 1804.11188, section 4), the published remedy for long sequences.
-    ``weight_init="pytorch"`` keeps nn.LSTM's own weights (its biases are replaced all the same).
+    ``weight_init="pytorch"`` keeps nn.LSTM's own weights; the biases are set even then.
 
-    On MNIST 68,362 parameters with 128 units, 86,122 with 144 (``lstm_matched``).
+    On MNIST it has 68,362 parameters with 128 units, 86,122 with 144 (``lstm_matched``).
     """
 
     def __init__(self, model: LSTMConfig, task: Task) -> None:
@@ -36,7 +36,7 @@ class LSTMClassifier(nn.Module):
             model.hidden_size,
             model.num_layers,
             batch_first=True,
-            # nn.LSTM drops between layers only, and warns when there is no "between".
+            # nn.LSTM applies dropout between layers only, and warns if there is just one.
             dropout=model.dropout if model.num_layers > 1 else 0.0,
         )
         self.dropout = nn.Dropout(model.dropout)
@@ -48,14 +48,14 @@ class LSTMClassifier(nn.Module):
         for weight_ih, weight_hh, bias_ih, bias_hh in self.lstm.all_weights:
             if model.weight_init == "glorot":
                 _glorot_by_gate(weight_ih, weight_hh, 4)
-            # nn.LSTM adds both biases: the first carries what is set here alone, or it would count twice.
+            # nn.LSTM adds both biases: only the first is set, or it would count twice.
             nn.init.zeros_(bias_ih)
             nn.init.zeros_(bias_hh)
             input_gate, forget_gate, _, _ = bias_ih.chunk(4)
             if model.bias_init == "forget":
                 forget_gate.fill_(model.forget_bias)
             else:
-                # T - 1 is at least 2, or the interval would be empty.
+                # At least 2, or the interval would be empty.
                 forget_gate.uniform_(1, max(length - 1, 2)).log_()
                 input_gate.copy_(-forget_gate)
 
@@ -72,13 +72,13 @@ def _glorot_by_gate(weight_ih: Tensor, weight_hh: Tensor, gates: int) -> None:
 
 
 class GRUClassifier(nn.Module):
-    """`nn.GRU` (Cho et al. 2014, arXiv 1406.1078) and a linear classifier on its last output, built as a network from
-    outside the package is (configs/model/gru.yaml).
+    """`nn.GRU` (Cho et al. 2014, arXiv 1406.1078) and a linear classifier on its last output, configured like a network
+    from outside the package (configs/model/gru.yaml).
 
-    Input weights are Glorot uniform, recurrent weights orthogonal gate by gate, biases 0, as the LSTM's here.
+    Input weights are Glorot uniform and recurrent weights orthogonal, gate by gate, as the LSTM's; biases are 0.
     """
 
-    def __init__(self, task: Task, hidden_size: int = 128, num_layers: int = 1) -> None:
+    def __init__(self, task: Task, hidden_size: int, num_layers: int) -> None:
         super().__init__()
         self.gru = nn.GRU(task.input_size, hidden_size, num_layers, batch_first=True)
         self.head = classifier(hidden_size, task)
@@ -97,8 +97,8 @@ class RNNClassifier(nn.Module):
     """`nn.RNN` and a linear classifier on its last output.
 
     With relu it starts as the IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941): recurrent identity, biases 0, input
-    weights N(0, 0.001²), the initialisation that lets a fully connected relu network train over hundreds of steps at
-    all. With tanh the recurrent matrix is orthogonal and the input weights are Glorot uniform.
+    weights N(0, 0.001²), without which a fully connected relu network does not train over hundreds of steps. With tanh
+    the recurrent matrix is orthogonal and the input weights are Glorot uniform.
     """
 
     def __init__(self, model: RNNConfig, task: Task) -> None:

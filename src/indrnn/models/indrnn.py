@@ -1,4 +1,4 @@
-"""The IndRNN networks: plain, residual and dense stacks, with the initial values that the protocols ask for.
+"""The IndRNN networks: plain, residual and dense stacks, with the initial values of the protocols.
 
 B: sequences, T: time steps, D: input features, H: hidden units, K: outputs.
 """
@@ -65,8 +65,8 @@ def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
 
 
 def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor], Tensor]:
-    """Initial u of the last layer: one value, or U[gamma^(-1/T), gamma^(1/T)], which remembers the whole sequence from
-    the start (Li et al. 2018, section 5), or as in the lower layers."""
+    """Initial u of the last layer: one value; or U[gamma^(-1/T), gamma^(1/T)], with which it remembers the whole
+    sequence from the start (Li et al. 2018, section 5); or as in the lower layers."""
     fixed = model.last_layer_fixed
     if fixed is not None:
         return lambda u: nn.init.constant_(u, fixed)
@@ -78,7 +78,7 @@ def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor],
 
 
 def inner_linear(model: IndRNNBaseConfig, input_size: int, output_size: int) -> nn.Linear:
-    """A Linear between recurrences, its weight drawn like the input weights of the layers, its bias 0."""
+    """A Linear between recurrences: its weight is drawn like the input weights of the layers, its bias is 0."""
     linear = nn.Linear(input_size, output_size)
     with torch.no_grad():
         fill_input(linear.weight, model.weight_init)
@@ -116,7 +116,7 @@ class PlainIndRNN(IndRNN):
             recurrent_init=[model.recurrent_init] * (model.num_layers - 1) + [_last_layer(model, task)],
             **_settings(model, task),
         )
-        # a classifier follows, so the last layer is one "between" as well
+        # The classifier follows the last layer, which therefore has dropout like the others.
         recurrent_layers(self)[-1][1].dropout = model.dropout
         self.head = classifier(model.hidden_size, task, kaiming=model.weight_init == "kaiming")
 
@@ -197,8 +197,7 @@ class DenseBlock(nn.Module):
 class DenseIndRNN(nn.Module):
     """`indrnn_dense`: densely connected recurrences (Li et al. 2019, arXiv 1910.06251, section IV).
 
-    A recurrence as stem, dense blocks that each end at half the width they reached, and a classifier on
-    the last step.
+    A recurrence as stem, dense blocks whose transitions halve the width, and a classifier on the last step.
 
     On MNIST with a stem of 96, blocks of (8, 6, 4) layers, growth 16 and batch norm: 256,514 parameters.
     """

@@ -6,8 +6,8 @@ The gate and the candidate do not depend on the state, so the recurrence is line
 
     z_t = sigmoid(W_z x_t + b_z),  c_t = g(W_h x_t + b_h),  h_t = (1 - z_t) ⊙ h_{t-1} + z_t ⊙ c_t,  h_0 = 0,
 
-with g(a) = a + 0.5 for a >= 0 and sigmoid(a) below, which keeps every state positive, so that the scan can be done in
-logarithms (their appendix B): with A_t = sum_{s<=t} log(1 - z_s),
+with g(a) = a + 0.5 for a >= 0 and sigmoid(a) below. Every state is then positive, and the scan can use logarithms
+(their appendix B): with A_t = sum_{s<=t} log(1 - z_s),
 
     h_t = exp(A_t + logsumexp_{s<=t}(log z_s + log c_s - A_s)).
 """
@@ -50,7 +50,7 @@ class MinGRU(nn.Module):
 class MinGRUClassifier(nn.Module):
     """MinGRU layers, each followed by batch norm over batch and time, and a classifier on the last step."""
 
-    def __init__(self, task: Task, hidden_size: int = 128, num_layers: int = 3) -> None:
+    def __init__(self, task: Task, hidden_size: int, num_layers: int) -> None:
         super().__init__()
         sizes = [task.input_size, *[hidden_size] * num_layers]
         self.layers = nn.ModuleList(MinGRU(*pair) for pair in pairwise(sizes))

@@ -1,4 +1,4 @@
-"""The run folder: where a run's files are, and what happens if the folder already holds some.
+"""The run folder: where the files of a run are, and what happens if the folder already has some.
 
     nothing there                       fresh: start
     result.json, same config            finished: say so and stop
@@ -9,8 +9,8 @@
 A finished run that continues keeps the evaluation and the log row of its old end, which an uninterrupted longer run
 might not have, and reads the test set again at its new end.
 
-Keys that cannot change the result are not compared (`indrnn.record.compare`). Nothing is changed before
-`RunFolder.begin`, so a command that fails earlier (data missing, no such device) has destroyed nothing.
+Keys that cannot change the result are not compared (`indrnn.record.same_run`). Nothing is changed before
+`RunFolder.begin`, so a command that fails earlier (missing data, no such device) leaves everything as it was.
 """
 
 import errno
@@ -29,8 +29,8 @@ from ..config.checks import run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
-from .compare import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences, in_terms_of_today
-from .files import TEMPORARY, one_line, sync_folder, write_atomically
+from ..files import TEMPORARY, one_line, sync_folder, write_atomically
+from .same_run import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences, in_terms_of_today
 from .tensorboard import EVENTS
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
-TIMING = "timing.json"  # of scripts/speedrun.py; not valid for a new run
+TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new run
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 # result.json of a run that was then continued to more steps
 _EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
@@ -47,7 +47,7 @@ _SHOWN = 4
 
 
 def run_folder(cfg: Config) -> Path:
-    """``output_root/<task>/<name>[-tag]/seed<k>``; touches no disk. Raises UserError for an unsafe name or tag."""
+    """``output_root/<task>/<name>[-tag]/seed<k>``; reads no file. Raises UserError for an unsafe name or tag."""
     return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
@@ -56,7 +56,7 @@ class FolderInUseError(UserError):
 
 
 class RunFolder:
-    """A run folder held by this process until `close` (or the end of a ``with`` block). Made by `open_run`.
+    """A run folder, locked for this process until `close` (or the end of a ``with`` block). `open_run` returns it.
 
     ``state`` is "fresh" (start at step 0), "resume" (load checkpoint_path) or "finished" (read result_path, stop).
     """
@@ -87,7 +87,7 @@ class RunFolder:
         self._lock = lock
 
     def begin(self) -> None:
-        """Prepare the folder for the run's files; call it when nothing but training can fail any more.
+        """Prepare the folder for the run's files; call it when only training itself can still fail.
 
         A fresh run removes the files of an earlier one (only those that this package writes); a finished run that
         continues keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
@@ -97,11 +97,12 @@ class RunFolder:
             return
         with one_line("prepare run folder", self.path, UserError):
             if self.state == "fresh":
-                # config.yaml last: after a kill in between, the folder is still recognised as a run's.
+                # config.yaml last: if the process is killed meanwhile, the folder is still recognised as a run's.
                 for file in sorted(written_files(self.path), key=lambda file: file.name == CONFIG):
                     file.unlink()
             elif self.result_path.exists():
-                # Before config.yaml gets the larger max_steps: after a kill in between, the run must not look finished.
+                # Before config.yaml gets the larger max_steps: if the process is killed in between, the run must not
+                # look finished.
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
                 self.weights_path.unlink(missing_ok=True)
                 self.result_path.rename(self.path / f"result.max_steps{old}.json")
@@ -110,7 +111,7 @@ class RunFolder:
             write_atomically(file, text, UserError)
 
     def close(self) -> None:
-        """Release the folder to other processes."""
+        """Unlock the folder."""
         if self._lock is not None:
             self._lock.release()
 
@@ -122,19 +123,19 @@ class RunFolder:
 
 
 def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
-    """Decide what to do with the folder of ``cfg`` (see the module's docstring) and hold it for this process.
+    """Decide what to do with the folder of ``cfg`` (see the module's docstring) and lock it for this process.
 
-    Raises UserError with one line: a folder that holds another run or something else, is in use, or cannot be written.
+    Raises UserError with one line if the folder holds something else, is in use, or cannot be written.
     """
     path = run_folder(cfg)
     with one_line("open run folder", path, UserError):
-        # Nothing is locked or written for a run that is finished: its folder may be read-only.
+        # For a finished run nothing is locked or written: its folder may be read-only.
         if _state(path, cfg) == "finished":
             return RunFolder(path, "finished", cfg, overrides, command)
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
         try:
-            # Asked again, now that nobody else can change the answer.
+            # Asked again, now that no other process can change the answer.
             return RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
         except BaseException:
             lock.release()
@@ -142,9 +143,9 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
 
 
 def _locked(folder: Path) -> FileLock:
-    """Lock ``folder`` for this process, until the lock is released, garbage-collected, or the process ends.
+    """Lock ``folder`` for this process until the lock is released or garbage-collected, or the process ends.
 
-    The lock file stays: if it were deleted, a process that had just opened it would lock a file nobody else can find.
+    The lock file stays: if it were deleted, a process that had just opened it would lock a file that no other can find.
     """
     # Any thread may release it.
     lock = FileLock(folder / LOCK, thread_local=False)
@@ -157,7 +158,7 @@ def _locked(folder: Path) -> FileLock:
                 "tag=<word>"
             ) from None
         except OSError as failure:
-            # File systems without locks (some network mounts).
+            # Some network file systems have no locks.
             if failure.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
             log.warning("%s: this file system has no locks, so nothing keeps a second process out", folder)
@@ -165,7 +166,7 @@ def _locked(folder: Path) -> FileLock:
 
 
 def written_files(path: Path) -> list[Path]:
-    """The files in ``path`` that runs write, temporary ones left by a kill included; never anything else."""
+    """The files in ``path`` that runs write, including temporary files of a killed run; never anything else."""
     names = (*_FILES, *(name + TEMPORARY for name in _FILES))
     return [
         file
@@ -176,7 +177,8 @@ def written_files(path: Path) -> list[Path]:
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values, in terms of today's schema. Raises UserError with one line if it is none."""
+    """A run's config.yaml as plain values, in terms of today's schema. Raises UserError with one line if it is not
+    one."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as failure:
@@ -192,7 +194,7 @@ _ELSEWHERE = "move it away, or keep this run apart with tag=<word> or output_roo
 
 
 def _state(path: Path, cfg: Config) -> str:
-    """fresh, resume or finished; raises UserError if ``cfg`` must not touch what lies in ``path``."""
+    """fresh, resume or finished; raises UserError if ``cfg`` must not touch what is in ``path``."""
     present = {file.name for file in written_files(path)} if path.is_dir() else set()
     if CONFIG not in present:
         strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}

@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each evaluation and each log interval."""
+"""metrics.csv: a row for every evaluation and every log interval."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .files import AppendOnlyFile, csv_text, write_atomically
+from ..files import AppendOnlyFile, csv_text, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ class MetricsWriter(AppendOnlyFile):
     """Appends rows, unbuffered; None becomes an empty cell.
 
     A resumed run (``resume_step``: the checkpoint's step) drops the rows beyond that step, which it will write again,
-    and a last line that a kill cut short. Without ``resume_step`` the file starts anew. Raises
-    RunError with one line if the disk is full or the file cannot be written.
+    and an incomplete last line. Without ``resume_step`` the file starts empty. Raises RunError with one line if the
+    disk is full or the file cannot be written.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -42,7 +42,7 @@ class MetricsWriter(AppendOnlyFile):
         accuracy: float | None = None, lr: float | None = None, grad_norm: float | None = None,
     ) -> None:  # fmt: skip
         """``split`` is train, val or test; seconds are counted over all interruptions."""
-        # repr keeps every bit, so that equal runs have equal files.
+        # repr keeps every bit: equal runs have equal files.
         cells = [repr(float(value)) if value is not None else "" for value in (loss, accuracy, lr, grad_norm)]
         self.append(csv_text([[step, f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]]).encode())
 
@@ -50,7 +50,8 @@ class MetricsWriter(AppendOnlyFile):
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
     """The columns as arrays (rows,): step int64, split str, all others float64 with NaN for an empty cell.
 
-    A last line cut short by a kill is left out. Raises UserError with one line for anything else that is wrong.
+    An incomplete last line, of a killed run, is left out. Raises UserError with one line for anything else that is
+    wrong.
     """
     columns = list(zip(*map(_values, _rows(path)), strict=True)) or [()] * len(COLUMNS)
     return {name: np.array(column, dtype=kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
@@ -64,7 +65,7 @@ def _rows(path: Path) -> list[list[str]]:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
         raise UserError(f"{path} is damaged: not text; move it away") from failure
-    # A last line without a line feed was cut short by a kill, even if it looks complete: 0.97 may have been 0.9734.
+    # A last line without a line feed is incomplete, even if it does not look so: 0.97 may have been 0.9734.
     header, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
     if header != list(COLUMNS):
         raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")

@@ -1,5 +1,5 @@
 """result.json: the figures of a finished run and what it ran on (versions, device, source commit, command line). It is
-the last file a run writes."""
+the last file that a run writes."""
 
 import dataclasses
 import json
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 import indrnn
 
 from ..errors import UserError
-from .compare import EARLIER_NAMES
-from .files import write_atomically
+from ..files import write_atomically
+from .same_run import EARLIER_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +63,12 @@ class Result:
     """At the start of the last segment; likewise for versions."""
     command: str
     segments: list[dict[str, Any]] = field(default_factory=list)
-    """What computed the run, an entry for each start; files from before there were segments have none."""
+    """What computed the run, an entry for each start; earlier versions wrote none."""
     schema_version: int = SCHEMA_VERSION
 
 
 def write_result(path: Path, result: Result) -> None:
-    """Write ``result`` as JSON, all or nothing; every figure must be finite, for JSON has no NaN.
+    """Write ``result`` as JSON, whole or not at all; every figure must be finite, because JSON has no NaN.
 
     Raises RunError with one line if it cannot be written.
     """
@@ -105,19 +105,19 @@ def _fits(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of a field's type."""
     inner = get_args(kind)
     if get_origin(kind) is UnionType:
-        return any(_fits(value, each) for each in inner)
+        return any(_fits(value, member) for member in inner)
     if get_origin(kind) is tuple:
         return isinstance(value, list) and len(value) == len(inner) and all(map(_fits, value, inner))
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(_fits(element, inner[0]) for element in value)
     if kind is float or kind is int:
-        # Comparing finds NaN and infinity out, and takes whole numbers too large for a float.
+        # This comparison refuses NaN and infinity, and allows whole numbers that are too large for a float.
         return type(value) in (int, kind) and abs(value) < math.inf
     return isinstance(value, get_origin(kind) or kind)
 
 
 def no_better_than_chance(accuracy: float, chance: float) -> bool:
-    """Whether a network has learnt nothing: its accuracy is within a point of ``chance``, the share of the most
+    """Whether a network has learnt nothing: its accuracy is at most a point above ``chance``, the share of the most
     frequent class."""
     return accuracy <= chance + 0.01
 
@@ -125,7 +125,7 @@ def no_better_than_chance(accuracy: float, chance: float) -> bool:
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """The 95 % interval for a share of ``correct`` in ``n`` (Wilson 1927, JASA 22, 209-212).
 
-    Unlike the textbook p ± 1.96 s it stays within [0, 1] and does not collapse at 0 % or 100 %.
+    Unlike the textbook p ± 1.96 s it stays within [0, 1] and has a width even at 0 % and 100 %.
     Raises ValueError unless 0 <= correct <= n and n > 0.
     """
     if not 0 <= correct <= n or n == 0:
@@ -134,14 +134,14 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     spread = Z_95**2 / n
     centre = (share + spread / 2) / (1 + spread)
     half = Z_95 * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    # At the ends the formula gives exactly 0 and 1 but for rounding.
+    # At the ends the formula gives exactly 0 and 1, apart from rounding.
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
 
 def environment(device: "torch.device | str") -> dict[str, Any]:
     """``{"versions": {python, torch, cuda, numba, triton, indrnn}, "device_name": ..., "num_threads": ...}``.
 
-    A package that is not installed, and CUDA in a CPU build of torch, is None. num_threads are torch's CPU threads.
+    A package that is not installed is None, and so is CUDA in a CPU build of torch. num_threads: torch's CPU threads.
     """
     import torch
 
@@ -168,10 +168,10 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def git(package: Path | None = None) -> dict[str, Any]:
-    """``{"commit": hex, "dirty": bool}`` of the checkout this package runs from; both None where there is none.
+    """``{"commit": hex, "dirty": bool}`` of the checkout that this package runs from; both None if there is none.
 
-    dirty: src/ or configs/ differ from the commit. The repository that happens to surround an installed package (a
-    project with its environment inside) is not reported.
+    dirty: src/ or configs/ differ from the commit. A repository around an installed package (a project with its
+    environment inside) is not reported.
     """
     unknown = {"commit": None, "dirty": None}
     root = (package or Path(indrnn.__file__).parent).parents[1]
@@ -186,7 +186,7 @@ def git(package: Path | None = None) -> dict[str, Any]:
 
 @cache
 def running_code() -> dict[str, Any]:
-    """`git` at this process's first run: a later commit is not the code that is running."""
+    """`git` as it was at the first run of this process: a later commit is not the code that is running."""
     return git()
 
 
@@ -205,13 +205,13 @@ def _version(package: str) -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    # GIT_DIR and the like, set while a git hook runs, would point to another repository.
+    # While a git hook runs, GIT_DIR and others point to another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         answer = subprocess.run(
             ["git", "-C", str(root), "--no-optional-locks", *arguments],
             capture_output=True, text=True, errors="replace", timeout=10, env=variables, check=False,
-            start_new_session=True,  # Ctrl-C is for us, not for git
+            start_new_session=True,  # Ctrl-C must not reach git
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,8 +1,8 @@
 """TensorBoard: one event file per run segment, the same tags for every model, and the link that shows the comparison.
 
-torch's SummaryWriter writes from a thread: on a full disk that thread prints a traceback of its own before the run can
-say what happened, and nothing more can be written. It also puts the host's name into the file's name, which is then
-published with results. So its summaries and TensorBoard's RecordWriter are used here, without the thread.
+torch's SummaryWriter writes from a thread: on a full disk that thread prints a traceback before the run can report the
+problem, and nothing more can be written. It also puts the name of the host into the file's name, which is then
+published with results. This module therefore uses its summaries and TensorBoard's RecordWriter without the thread.
 """
 
 import io
@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .compare import flatten
-from .files import AppendOnlyFile
+from ..files import AppendOnlyFile
+from .same_run import flatten
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class TensorBoardWriter(AppendOnlyFile):
         self._add(custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}}), 0)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """One point per tag; None (accuracy in a task without classes) is left out."""
+        """Write one point per tag; None (the accuracy in a task without classes) is left out."""
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
         points = [
@@ -90,13 +90,14 @@ class TensorBoardWriter(AppendOnlyFile):
             self._add(Summary(value=points), step)
 
     def histogram(self, tag: str, tensor: "torch.Tensor", step: int) -> None:
-        """Equal bins: torch's default ones grow by 10 %, which would put all recurrent weights near 1 into one."""
+        """Write a histogram with equal bins: torch's default bins grow by 10 %, and one of them would have all
+        recurrent weights near 1."""
         from torch.utils.tensorboard.summary import histogram
 
         self._add(histogram(tag, tensor.detach().double().cpu().numpy(), bins=_BINS), step)
 
     def text(self, tag: str, text: str) -> None:
-        """Markdown for the TEXT page."""
+        """Write Markdown for the TEXT page."""
         from torch.utils.tensorboard.summary import text as summary
 
         self._add(summary(tag, text), 0)
@@ -110,11 +111,11 @@ class TensorBoardWriter(AppendOnlyFile):
         self._add(image(tag, np.asarray(canvas.buffer_rgba())[..., :3], dataformats="HWC"), step)
 
     def hparams(self, values: Mapping[str, Any]) -> None:
-        """The run's line in the HPARAMS page, which shows the last points of its scalars beside it. ``values`` may be
-        nested; model and task come first, once each.
+        """Write the run's line of the HPARAMS page, which shows it beside the last points of its scalars. ``values``
+        may be nested; model and task come first, once each.
 
-        No summary of the experiment as a whole is written: TensorBoard would take one run's for all, and leave out the
-        keys that only other models have. Without it, it collects keys and metrics over all runs.
+        There is no summary of the whole experiment: TensorBoard would take that of one run for all, without the keys
+        that only other models have. If there is none, it collects keys and metrics over all runs.
         """
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
@@ -141,7 +142,7 @@ def tensorboard_command(folder: Path | str) -> str:
 
 def tensorboard_link(folder: Path | str) -> str:
     """The page with validation accuracy and training loss pinned, unsmoothed, one colour for all seeds of a name; at
-    the port of the TensorBoard that shows ``folder`` on this machine, or where a first one would be."""
+    the port of the TensorBoard that shows ``folder`` on this machine, or at the default port."""
     from tensorboard.manager import get_all
 
     ports = [server.port for server in get_all() if Path(server.logdir).resolve() == Path(folder).resolve()]
@@ -156,14 +157,14 @@ def tensorboard_link(folder: Path | str) -> str:
 
 
 def _next_file(folder: Path) -> Path:
-    """A name that sorts after the earlier segments', as TensorBoard reads them, even if the clock went back."""
+    """A name that sorts after those of earlier segments, as TensorBoard expects, even if the clock was set back."""
     earlier = [file.name.removeprefix(EVENTS).split(".")[0] for file in folder.glob(f"{EVENTS}*")]
     seconds = max([int(time.time()), *(int(stamp) + 1 for stamp in earlier if stamp.isdigit())])
     return folder / f"{EVENTS}{seconds:010d}.indrnn"
 
 
 def _plain(value: Any) -> float | str:
-    """HPARAMS takes no None and no lists; integers as text are shown as 6, not 6.0000, and get check boxes."""
+    """HPARAMS accepts neither None nor lists; integers as text are shown as 6, not 6.0000, and get check boxes."""
     return value if isinstance(value, float) else "none" if value is None else str(value)
 
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from indrnn.errors import UserError
-from indrnn.record.files import write_atomically
+from indrnn.files import write_atomically
 from indrnn.record.tensorboard import tensorboard_command
 
 from .curves import draw_length_study, draw_task

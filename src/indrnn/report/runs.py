@@ -18,10 +18,10 @@ from indrnn.config.checks import run_name
 from indrnn.config.schema import Config
 from indrnn.data import Task, make_task
 from indrnn.errors import UserError
-from indrnn.record.compare import flatten, neutral_keys
 from indrnn.record.folder import CONFIG, METRICS, RESULT, load_config_file
 from indrnn.record.metrics import read_metrics
 from indrnn.record.result import Result, read_result
+from indrnn.record.same_run import flatten, neutral_keys
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
-from indrnn.record.files import csv_text
+from indrnn.files import csv_text
 from indrnn.record.result import no_better_than_chance
 
 from .runs import Group, Run, by_task, differing_keys, in_words, mean_answer_level

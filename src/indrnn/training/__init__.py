@@ -1,4 +1,4 @@
-"""Training: ``train(cfg)`` makes a run, ``load_run(path)`` returns its model."""
+"""Training: ``train(cfg)`` trains and records a run, ``load_run(path)`` returns its model."""
 
 from .checkpoint import load_run
 from .interrupts import Interrupted

@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, checked against the model when read; and
-`load_run`, the model of a run folder.
+`load_run`, which loads the model of a run folder.
 
-checkpoint.pt holds everything a run needs to continue as if it had not stopped, including the best weights so far and,
-if the schedule returns to them, the optimizer's state at that step. best.pt holds these alone and is rewritten from
+checkpoint.pt holds everything that a run needs to continue as if it had not stopped, including the best weights so far
+and, if the schedule returns to them, the optimizer's state at that step. best.pt holds only these and is rewritten from
 checkpoint.pt when a run resumes, so the two cannot disagree.
 """
 
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
+from ..files import replacing
 from ..models import build_model
-from ..record.compare import strange
-from ..record.files import replacing
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
+from ..record.same_run import fingerprint_differences
 
 FORMAT = 1
 REMEDY = "move the file away, or start the run anew with overwrite=true"
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace ``path``, all or nothing. Raises RunError with one line if the disk is full or not writable."""
-    # Through memory, because torch's own writer reports a full disk as anything but an OSError.
+    """Replace ``path``, whole or not at all. Raises RunError with one line if the disk is full or not writable."""
+    # Through memory, because torch's own writer does not report a full disk as an OSError.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     with replacing(path) as file:
@@ -56,22 +56,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[str, Any], path: Path) -> None:
-    """Raises UserError for the checkpoint of another run; one from before there were fingerprints passes."""
+    """Raises UserError for the checkpoint of another run; one without a fingerprint, of an earlier version, passes."""
     if "fingerprint" not in content:
         return
     wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
     if wrong is not None:
         raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
-    differ = strange(content["fingerprint"], cfg, provenance)
+    differ = fingerprint_differences(content["fingerprint"], cfg, provenance)
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
 
 
 def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best: bool, path: Path) -> None:
-    """Raises UserError for a checkpoint that lacks a part or has one of another shape than ``own``, this run's content
-    at its first step."""
+    """Raises UserError for a checkpoint with a part that is missing or not of the shape in ``own``, the content of this
+    run at its first step."""
     parts = ("model", "optimizer", "meter", "schedule", "progressed")
-    # On another device the run had other generators; a checkpoint from before there were segments has none.
+    # On another device the run had other generators; checkpoints of earlier versions have no segments.
     pattern = {**{part: own[part] for part in parts}, "random": {"cpu": own["random"]["cpu"]}, "best": None}
     if content.get("best") is not None:
         pattern["best"] = {"step": 0, "score": 0.0, "accuracy": None, "loss": 0.0, "model": own["model"]}
@@ -87,9 +87,9 @@ def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best
 
 
 def _misshapen(content: Any, pattern: Any, name: str = "") -> str | None:
-    """The dotted name of the first part of ``content`` that is not of the kind that ``pattern`` shows, None if all are:
-    dicts with (at least) the pattern's keys, lists of what the pattern's one element shows, tensors of the same shape
-    and type, numbers and words; where the pattern has None, None or a number.
+    """The dotted name of the first part of ``content`` that does not match ``pattern``; None if all do. These match:
+    dicts with (at least) the pattern's keys, lists whose elements match the pattern's only one, tensors of the same
+    shape and dtype, values of the same type; and for None in the pattern, None or a number.
     """
     parts: list[tuple[Any, Any, str]] = []
     if isinstance(pattern, dict):
@@ -133,7 +133,7 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state by parameter name, as copies on the CPU."""
+    """The optimizer's state by the name of the parameter, as copies on the CPU."""
     return {
         name: {key: value.to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
         for name, parameter in model.named_parameters()
@@ -165,8 +165,8 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path: Path) -> None:
-    """Restore what `random_state` returned; a generator that is not in it stays as it is. Raises UserError for a state
-    that no generator can have."""
+    """Restore what `random_state` returned; generators that are not in it stay as they are. Raises UserError for a
+    state that no generator can have."""
     try:
         torch.set_rng_state(state["cpu"])
         if device.type == "cuda" and "cuda" in state:
@@ -177,7 +177,7 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path
         raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure
 
 
-# The first of these that the folder has.
+# The first of these files that the folder has is loaded.
 CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
 
 
@@ -185,8 +185,8 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Con
     """The model of a run with its weights, on the CPU and in evaluation mode, and the run's configuration.
 
     ``best``: the weights chosen on validation, with their batch-norm statistics (if the run is finished, only
-    config.yaml and weights.safetensors are read); ``latest``: the last checkpoint written. Raises UserError for a
-    folder that is no run, and for weights that are missing, damaged or of another model.
+    config.yaml and weights.safetensors are read); ``latest``: the last checkpoint written. Raises UserError if the
+    folder is not a run's, and if the weights are missing, damaged or another model's.
     """
     folder = Path(path)
     if checkpoint not in CHECKPOINTS:
@@ -204,13 +204,14 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Con
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Replace ``path`` (safetensors) by a state dict, all or nothing. Raises RunError with one line if it cannot."""
+    """Replace ``path`` (safetensors) by a state dict, whole or not at all. Raises RunError with one line if it cannot
+    be written."""
     with replacing(path) as file:
         file.write(save({name: value.contiguous() for name, value in weights.items()}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of `save_weights`, on the CPU. Raises UserError if it cannot be read or is damaged."""
+    """The state dict that `save_weights` wrote, on the CPU. Raises UserError if it cannot be read or is damaged."""
     try:
         return load(path.read_bytes())
     except OSError as failure:

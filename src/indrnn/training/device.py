@@ -1,4 +1,4 @@
-"""The device a run uses and how it computes there: denormals, memory, precision."""
+"""The device that a run uses, and how it computes there: denormals, memory, precision."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ OMP_PAUSE_HARD = 2  # OpenMP 5.0, section 3.2.44: give up the threads; the next 
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
+    """The device for ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda`` or ``mps``.
 
     Raises UserError if this machine, or this build of PyTorch, has no such device.
     """
@@ -46,8 +46,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_memory(cfg: Config, device: torch.device) -> None:
-    """Raises UserError if the device has less memory than the run needs at the very least. Otherwise the system would
-    kill the process without a message, perhaps only at the first evaluation."""
+    """Raises UserError if the device has less memory than the run needs at the very least: the system would kill the
+    process without a message, perhaps not before the first evaluation."""
     have, needed = _memory(device), _least_memory(cfg)
     if have is not None and needed > have:
         raise UserError(
@@ -59,9 +59,9 @@ def check_memory(cfg: Config, device: torch.device) -> None:
 
 
 def _least_memory(cfg: Config) -> int:
-    """Bytes that training or evaluating the network cannot do without: each layer's output for a whole batch (while
-    evaluating, that of one layer and its input), and four numbers for each recurrent or square weight. 0 for a network
-    from outside, of which nothing is known."""
+    """The fewest bytes that training and evaluating the network need: each layer's output for a whole batch (in an
+    evaluation, that of one layer and its input), and four numbers for each recurrent or square weight. 0 for a network
+    from outside, about which nothing is known."""
     model: Any = cfg.model
     if "_target_" in model:
         return 0
@@ -80,7 +80,7 @@ def _least_memory(cfg: Config) -> int:
 
 
 def _memory(device: torch.device) -> int | None:
-    """The device's memory in bytes, or a container's limit; None if it is not known."""
+    """The device's memory in bytes, or the container's limit; None if it is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if not hasattr(os, "sysconf"):
@@ -93,8 +93,8 @@ def _memory(device: torch.device) -> int | None:
 
 
 def prepare_process(device: torch.device) -> None:
-    """What makes timings on a CPU fair and steady, for the whole process: `keep_freed_memory` and `flush_denormals`.
-    Call it before any operator starts worker threads."""
+    """Make timings on a CPU fair and steady, for the whole process: `keep_freed_memory` and `flush_denormals`. Call it
+    before any operator starts worker threads."""
     keep_freed_memory()
     flush_denormals(device)
 
@@ -102,13 +102,13 @@ def prepare_process(device: torch.device) -> None:
 def flush_denormals(device: torch.device) -> None:
     """Treat denormal numbers as zero in this thread and in every thread that PyTorch's CPU operators use.
 
-    ``torch.set_flush_denormal`` reaches the calling thread, and threads started later inherit the setting, but OpenMP
-    workers that an earlier operator started keep their own, and their part of each matrix product stays slow. So the
-    workers are dismissed (new ones start with this thread's setting) and the effect is checked on a product that all
-    of them share. (Backward runs in the calling thread. The threads of our own kernels set it themselves.)
+    ``torch.set_flush_denormal`` sets this for the calling thread, and threads started later inherit it, but OpenMP
+    workers that an earlier operator started do not, and their part of each matrix product stays slow. So the workers
+    are dismissed (new ones inherit the setting) and the effect is checked on a product that all of them share.
+    (Backward runs in the calling thread. The threads of our own kernels set it themselves.)
 
-    On a CPU that cannot flush denormals a run is refused with RunError: its times would not be fair. For a run on
-    another device that is a warning, and so are workers that cannot be dismissed, in a notebook for example.
+    A run on a CPU that cannot flush denormals is refused with RunError: its times would not be fair. For a run on
+    another device there is only a warning, also for workers that cannot be dismissed, in a notebook for example.
     """
     if not torch.set_flush_denormal(True):
         reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so its timings would not be fair"
@@ -136,7 +136,7 @@ def keep_freed_memory() -> None:
     glibc maps every large block afresh, and clears its pages one fault at a time: 54,500 faults in a training step of
     nn.LSTM (128 units, batch 32, 784 steps), which took 0.38 s of one core with them and 0.22 s without; 10,000 and
     0.30 against 0.26 s for the 6 x 128 IndRNN (AMD EPYC, PyTorch 2.15, best of 8). As with denormals, the baseline
-    would suffer most. Other C libraries have no such setting, and nothing changes there.
+    would suffer most. Other C libraries have no such setting and are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -147,7 +147,7 @@ def keep_freed_memory() -> None:
 
 
 def _workers_flush() -> bool:
-    """Whether all threads of a product flush 1e-40, and all those of an elementwise operation."""
+    """Whether all threads flush 1e-40, those of a matrix product and those of an elementwise operation."""
     tiny = torch.full((2048, 64), 1e-20)
     numbers = torch.full((1 << 20,), 1e-40)
     return not bool((tiny @ tiny.T).any()) and not bool((numbers * 1.0).any())
@@ -162,9 +162,9 @@ def _openmp_libraries() -> list[str]:
 
 
 def bfloat16_refusal() -> str | None:
-    """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None where it is.
+    """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None if it is.
 
-    oneDNN emulates bfloat16 products on a processor without the instructions, slower than float32 ones.
+    On a processor without the instructions oneDNN emulates bfloat16 products, which takes longer than float32 ones.
     """
     flags = torch.cpu.get_capabilities()
     if not (flags.get("amx_bf16") or flags.get("avx512_bf16")):
@@ -177,29 +177,30 @@ def bfloat16_refusal() -> str | None:
     return None
 
 
-def set_precision(precision: str, device: torch.device) -> None:
-    """How float32 matrices are multiplied from here on, in matmul and cuDNN alike.
+def precision_refusal(precision: str, device: torch.device) -> str | None:
+    """Why ``trainer.precision`` would gain nothing on this device; None if it can be used."""
+    if precision == "tf32" and device.type != "cuda":
+        return f"only NVIDIA GPUs have it, and this run is on {device.type}"
+    return bfloat16_refusal() if precision == "bfloat16" and device.type == "cpu" else None
 
-    PyTorch's default is mixed, float32 in matmul but TF32 inside cuDNN, which would favour the LSTM. For bfloat16 see
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Set how float32 matrices are multiplied from now on, in matmul and cuDNN alike.
+
+    By default PyTorch uses float32 in matmul but TF32 in cuDNN, which would favour the LSTM. For bfloat16 see
     `computing`.
 
     Raises:
         UserError: bfloat16 on a CPU that gains nothing from it, or TF32 on anything but an NVIDIA GPU, where it has no
             effect.
     """
-    if precision == "bfloat16" and device.type == "cpu":
-        reason = bfloat16_refusal()
-        if reason is not None:
-            raise UserError(f"trainer.precision=bfloat16: {reason}; use trainer.precision=float32")
-    if precision == "tf32" and device.type != "cuda":
-        raise UserError(
-            f"trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {device.type}; "
-            "use trainer.precision=float32"
-        )
+    reason = precision_refusal(precision, device)
+    if reason is not None:
+        raise UserError(f"trainer.precision={precision}: {reason}; use trainer.precision=float32")
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
     mode = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = mode
-    # The older switch first: if it contradicts the newer ones, cudnn.flags (and so torch.export) raises.
+    # The older switch first: if it contradicts the newer ones, cudnn.flags raises, and with it torch.export.
     torch.backends.cudnn.allow_tf32 = mode == "tf32"
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = mode  # type: ignore[attr-defined]
@@ -207,17 +208,19 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """With bfloat16: on a GPU wherever autocast considers it safe; on a CPU only in the sequences of IndRNN layers,
-    and in the factors of their products. Running state, statistics, folded scale and shift, weights, classifier and
-    loss, and all of nn.LSTM, which autocast would change, stay float32 there.
+    """Within the block, compute in ``precision``. bfloat16 is used on a GPU wherever autocast considers it safe; on a
+    CPU only for the sequences of IndRNN layers and the factors of their products. Running state, statistics, folded
+    scale and shift, weights, classifier and loss stay float32 there, and so does all of nn.LSTM, which autocast would
+    change.
 
     The alternatives were float32 tensors whose factors oneDNN rounds (``mkldnn.matmul.fp32_precision="bf16"``), and
     autocast. A step of 6 x 128 units, batch 32, 784 steps took 0.77 of the time of its float32 products this way, 1.17
-    and 0.80 those ways, 1.89 in float32 (one thread of a Xeon with AMX, best of 13, other work beside it). After 15 and
-    60 updates all gradients together were 2.6 and 3.0 % off those in float64, against 2.1 and 2.3, and 3.1 and 1.5 %.
+    and 0.80 with the alternatives, 1.89 in float32 (one thread of a Xeon with AMX, best of 13, other work on the
+    machine). After 15 and 60 updates all gradients together were 2.6 and 3.0 % off those in float64, against 2.1 and
+    2.3 %, and 3.1 and 1.5 %.
     """
     bfloat16, on_cpu = precision == "bfloat16", device.type == "cpu"
-    # The cache of cast weights would outlive a captured graph's first replay.
+    # Cached casts of weights would still be used after a captured graph's first replay.
     with (
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16 and not on_cpu, cache_enabled=False),
         sequences_in(torch.bfloat16 if bfloat16 and on_cpu else None),

@@ -1,5 +1,6 @@
 """Find where a non-finite value first appeared in a step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ def first_non_finite(
 ) -> str:  # fmt: skip
     """Repeat a training step without its update, from the weights it started from, and name the first parameter, output
     or gradient that is not finite, in the order in which they are computed. Without ``training``, repeat a step of an
-    evaluation: up to the loss, with the model's running statistics."""
+    evaluation, up to the loss and with the model's running statistics."""
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"parameter {name}"
-    seen: list[str] = []
-    hooks = [
-        module.register_forward_hook(_watch(name, seen)) for name, module in model.named_modules() if _is_leaf(module)
-    ]
+    not_finite: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: None if _finite(output) else not_finite.append(name)
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if _is_leaf(module)]
     try:
         model.train(training)
         model.zero_grad(set_to_none=True)
@@ -35,8 +38,8 @@ def first_non_finite(
     finally:
         for hook in hooks:
             hook.remove()
-    if seen:
-        return f"output of {seen[0]}"
+    if not_finite:
+        return f"output of {not_finite[0]}"
     if not _finite(loss) or not training:
         return "loss"
     loss.backward()
@@ -44,21 +47,13 @@ def first_non_finite(
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"gradient of {name}"
-    # Each gradient is finite, but the sum of their squares overflows; or another dropout mask hides the cause.
+    # Every gradient is finite, but the sum of their squares overflows; or another dropout mask hides the cause.
     return "norm of all gradients"
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Modules with parameters of their own (an IndRNN layer may hold a batch norm and is still one)."""
+    """Whether a module has parameters of its own, as an IndRNN layer does even with a batch norm in it, or no parts."""
     return any(True for _ in module.parameters(recurse=False)) or not any(True for _ in module.children())
-
-
-def _watch(name: str, seen: list[str]) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not _finite(output):
-            seen.append(name)
-
-    return hook
 
 
 def _finite(value: Any) -> bool:

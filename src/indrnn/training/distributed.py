@@ -1,12 +1,12 @@
 """One run in several processes, ``torchrun --nproc-per-node=2 -m indrnn ...``, which compute what one process computes,
-to rounding.
+apart from rounding.
 
-Each process holds the whole network and takes some rows of every batch; trainer.batch_size is that of all together.
-Loss and gradients are summed in one transfer a step. Batch-norm statistics, and their gradients, are joined in every
-layer. Dropout masks are drawn for the whole batch by every process, from the same stream. In an evaluation each process
-takes whole batches. All processes then hold the same numbers, to the last bit, and the first one alone writes.
+Each process has the whole network and computes some rows of every batch; trainer.batch_size is that of all together.
+Loss and gradients are summed in one transfer per step. Batch-norm statistics and their gradients are joined in every
+layer. Every process draws the dropout masks of the whole batch, from the same stream. In an evaluation each process
+computes whole batches. So all processes have the same numbers, to the last bit, and only the first one writes.
 
-Transfers are gloo's between CPUs and nccl's between GPUs. On GPUs this has not been tried yet.
+Data are transferred by gloo between CPUs and by nccl between GPUs. On GPUs this has not been tried yet.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from ..layers import recurrent_layers
 
 T = TypeVar("T")
 
-_groups = itertools.count()  # made by this process: one a job of a sweep
+_groups = itertools.count()  # numbers the groups of this process: each job of a sweep has its own
 
 
 class ProcessLost(RunError):  # noqa: N818
@@ -40,13 +40,13 @@ class ProcessLost(RunError):  # noqa: N818
 
 
 class Processes:
-    """The processes of a run: here, a single one."""
+    """The processes of a run: in this class, a single one."""
 
     rank, size = 0, 1
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def part(self, indices: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ class Processes:
         return indices
 
     def from_leader(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns in the leader, in every process."""
+        """Run ``work`` in the leading process and return its value in every process."""
         return work()
 
     def one_a_machine_first(self, work: Callable[[], T]) -> T:
-        """``work`` in every process, but first in one on each machine: it may fill a folder that all read."""
+        """Run ``work`` in every process, but first in one on each machine: it may fill a folder that all read."""
         return work()
 
     def agree(self, number: int) -> int:
@@ -70,8 +70,8 @@ class Processes:
         return values
 
     def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
-        """Make ``model`` one that sees part of each batch. ``norm_batch``: sequences in the smallest batch that
-        statistics are estimated from. None for a process of its own."""
+        """Prepare ``model`` to see part of each batch. ``norm_batch``: sequences in the smallest batch that statistics
+        are estimated from. None for a single process."""
         return None
 
 
@@ -141,17 +141,17 @@ class _Group(Processes):
 
 
 class Share:
-    """The rows of each training batch that this process computes, and what joins them to the others."""
+    """The rows of each training batch that this process computes, and how they are joined to the others."""
 
     def __init__(self, processes: Processes, batch_size: int, rows: slice) -> None:
         self.rows = rows
         self.weight = (rows.stop - rows.start) / batch_size
-        """Of this process's mean loss in that of the whole batch."""
+        """The weight of this process's mean loss in that of the whole batch."""
         self._processes, self._batch_size = processes, batch_size
 
     def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance (H,) of n values a unit here, to those of all processes' values, and their number.
-        Differentiable. In float64, for which no cancellation matters."""
+        """From the mean and biased variance (H,) of this process's n values per unit, those of all processes' values,
+        and their number. Differentiable. In float64, where cancellation does not matter."""
         mean64 = mean.double()
         moments = torch.cat([mean64, variance.double() + mean64.square(), mean64.new_ones(1)]) * n
         sums = _Sum.apply(moments, self._processes)
@@ -174,7 +174,7 @@ class Share:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. What each does with it adds to the gradient of every summand: that is a sum, too."""
+    """The sum over all processes. Every process's use of it adds to the gradient of every summand: a sum as well."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, processes: Processes) -> Tensor:
@@ -215,8 +215,8 @@ def whole_batches(model: nn.Module) -> Iterator[None]:
 
 @cache
 def _meeting_place() -> tuple[Store, int, int]:
-    """The store that the processes share, this one's rank and their number. One for all runs of a command: a second
-    store at the same address might meet the first one's end."""
+    """The store that the processes share, the rank of this one and their number. All runs of a command share one: a
+    second store at the same address could connect to the first while that is closing."""
     return next(rendezvous("env://"))
 
 
@@ -224,8 +224,8 @@ def _meeting_place() -> tuple[Store, int, int]:
 def joined_processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun started together, joined within the block; a single one if it started none.
 
-    The first process that fails says why; the others, which fail in consequence, end without a word. ``device`` is
-    cfg.device. Raises UserError where the device cannot be shared out.
+    The first process that fails reports why; the others, which fail because of it, end silently. ``device`` is
+    cfg.device. Raises UserError if the device cannot be shared.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
         yield ALONE
@@ -238,8 +238,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(gpu)
     elif device == "mps":
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
-    # An optimizer imports this. Once the group exists (PyTorch 2.14), the import keeps the group's threads alive beyond
-    # destroy_process_group, and one that still frees a tensor while the interpreter ends aborts the process.
+    # Optimizers import this. If the group exists by then (PyTorch 2.14), the import keeps the group's threads alive
+    # after destroy_process_group, and a thread that frees a tensor while the interpreter ends aborts the process.
     import_module("torch._dynamo")
     store, rank, size = _meeting_place()
     store = PrefixStore(f"indrnn{next(_groups)}", store)
@@ -249,16 +249,16 @@ def joined_processes(device: str) -> Iterator[Processes]:
         yield _Group()
     except (Exception, KeyboardInterrupt) as failure:
         if threading.current_thread() is threading.main_thread():
-            # torchrun ends all processes once one has failed; this one is about to.
+            # torchrun ends all processes once one has failed; this one is ending anyway.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        speaks = True
-        with suppress(RuntimeError):  # the store is gone
-            speaks = store.add("failures", 1) == 1
-        if speaks:
+        first = True
+        with suppress(RuntimeError):  # the process with the store has ended
+            first = store.add("failures", 1) == 1
+        if first:
             raise
         sys.exit(getattr(failure, "exit_code", 1))
     finally:
-        with suppress(RuntimeError, AssertionError):  # an AssertionError: it was not joined
+        with suppress(RuntimeError, AssertionError):  # AssertionError: there is no group
             dist.destroy_process_group()
 
 

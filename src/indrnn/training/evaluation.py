@@ -1,5 +1,5 @@
-"""Evaluation: the loss on a batch, batch-norm statistics from training data, loss and accuracy over a whole split, and
-a new evaluation of a finished run's weights.
+"""Evaluation: the loss of a batch, batch-norm statistics from training data, loss and accuracy over a whole split, and
+the evaluation of a finished run's weights again.
 
 B batch, T time steps, D input features, K outputs.
 """
@@ -20,7 +20,7 @@ from ..layers import recurrent_layers
 from ..record.folder import RESULT
 from ..record.result import Result, no_better_than_chance, read_result
 from .checkpoint import load_run
-from .device import bfloat16_refusal, computing, flush_denormals, resolve_device, set_precision
+from .device import computing, flush_denormals, precision_refusal, resolve_device, set_precision
 from .distributed import ALONE, Processes
 
 
@@ -28,12 +28,12 @@ class Objective:
     """Cross-entropy and the number of right answers, or the mean squared error and no accuracy."""
 
     def __init__(self, task: Task) -> None:
-        self.classes = task.output_size if task.loss == "cross_entropy" else None
+        self.classes = task.output_size if task.measures_accuracy else None
 
     def __call__(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss over the batch and the number of right answers (0 without classes), both scalars on the device.
 
-        output (B, K), y (B,): int64 classes or float32 values. In float32 at least.
+        output (B, K), y (B,): int64 classes or float32 values. Computed in float32 or better.
         """
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.classes is not None:
@@ -50,8 +50,8 @@ KEPT = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy over a split. ``chance`` is what needs no network: the share of the most frequent class, or the
-    mean squared error of always answering the mean."""
+    """Loss and accuracy over a split. ``chance`` is what takes no learning: the share of the most frequent class, or
+    the mean squared error of always answering the mean."""
 
     loss: float
     accuracy: float | None
@@ -65,8 +65,7 @@ class Evaluation:
     targets: Tensor | None = None
     """The right answers (n,), on the CPU."""
     inputs: Tensor | None = None
-    """KEPT sequences (or all) evenly spread over the split, (KEPT, T, D), on the CPU, to be shown with their answers:
-    those at ``spread_indices(size, KEPT)``."""
+    """The sequences at ``spread_indices(size, KEPT)``, (KEPT, T, D), on the CPU, to be shown with their answers."""
 
     @property
     def score(self) -> float:
@@ -75,7 +74,7 @@ class Evaluation:
 
     @property
     def near_chance(self) -> bool:
-        """Whether the network has learnt nothing; without classes: an error above 95 % of the mean answer's."""
+        """Whether the network has learnt nothing; without classes: its error is above 95 % of the mean answer's."""
         if self.accuracy is None:
             return self.loss > 0.95 * self.chance
         return no_better_than_chance(self.accuracy, self.chance)
@@ -103,8 +102,8 @@ def reestimate_batch_norm(
 ) -> None:
     """Replace all running statistics by their means over the sequences of `split` at `indices` (n,), dropout off.
 
-    From IndRNN's small initial weights activations grow so fast that running averages lag far behind. Each batch norm
-    normalises by its own batch meanwhile, as in training; the batches are as equal in size as possible. Leaves the
+    From IndRNN's small initial weights activations grow so fast that running averages lag far behind. Meanwhile each
+    batch norm normalises by its own batch, as in training; the batches are as equal in size as possible. Leaves the
     model in evaluation mode; a model without batch norms is not run at all.
     """
     norms = batch_norms(model)
@@ -214,12 +213,10 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
             raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
     for _, layer in recurrent_layers(model):
         layer.backend = "auto"
-    on_cpu, precision = device.type == "cpu", cfg.trainer.precision
-    if (precision == "bfloat16" and on_cpu and bfloat16_refusal()) or (precision == "tf32" and device.type != "cuda"):
-        precision = "float32"
+    precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
     set_precision(precision, device)
-    # Before runs recorded their segments, bfloat16 on a CPU only rounded the factors of products of float32 tensors.
-    rounds_factors = precision == "bfloat16" and on_cpu and not recorded.segments
+    # In versions that recorded no segments, bfloat16 on a CPU only rounded the factors of products of float32 tensors.
+    rounds_factors = precision == "bfloat16" and device.type == "cpu" and not recorded.segments
     with _rounded_factors() if rounds_factors else computing(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     return Reevaluation(recorded, evaluation, precision)

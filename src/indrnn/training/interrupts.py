@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains: the current step is finished first; a second signal stops at once."""
+"""Ctrl-C and SIGTERM during training: the current step is finished first; a second signal stops at once."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from ..errors import RunError
 
 
 class Interrupted(RunError):  # noqa: N818
-    """The run was asked to stop and can resume later. exit_code is the shell's: 130 for SIGINT, 143 for SIGTERM."""
+    """The run was asked to stop and can resume later. exit_code is that of a shell: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -18,9 +18,9 @@ class Interrupted(RunError):  # noqa: N818
 
 class Interrupts:
     """Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None. SIGUSR2 counts too
-    if something handles it, as submitit does: a cluster sends it ahead of the time limit or a preemption.
+    if it has a handler, such as submitit's: a cluster sends it before the time limit or a preemption.
 
-    Outside the main thread, where Python allows no handlers, signals keep their effect.
+    Outside the main thread, where Python allows no handlers, signals keep their usual effect.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""train(cfg): a run from its first step, or from its checkpoint, to its result; the order of events.
+"""train(cfg): a run from its first step, or from its checkpoint, to its result, and the order of events.
 
-After every step, as far as they are due, in this order: a row of training figures, an evaluation on the validation
+After every step these follow in this order, if they are due: a row of training figures, an evaluation on the validation
 split (and best.pt), a checkpoint. Everything that decides how training continues is in `TrainingState`, so a run that
 resumes from a checkpoint is the same run.
 """
@@ -40,8 +40,8 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     """Train, evaluate and record the run that ``cfg`` describes.
 
     A finished run is read, not run again; an unfinished one continues. ``overrides`` and ``command`` are recorded.
-    Processes that torchrun started together make one run (`indrnn.training.distributed`). For the whole process it sets
-    PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed memory.
+    Processes that torchrun started together train one run (`indrnn.training.distributed`). For the whole process this
+    sets PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed memory.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
@@ -61,7 +61,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
 
 
 def _open(cfg: Config, overrides: list[str], command: str, processes: Processes) -> RunFolder:
-    """The run folder, locked by the leading process; the others learn only where it is and its state."""
+    """The run folder, locked by the leading process; the others only get its path and state."""
     if not processes.leads:
         state = processes.from_leader(lambda: "")
         return RunFolder(run_folder(cfg), state, cfg, overrides, command)
@@ -71,7 +71,7 @@ def _open(cfg: Config, overrides: list[str], command: str, processes: Processes)
 
 
 def _finished(cfg: Config, folder: RunFolder) -> Result:
-    """The result of a finished run, after a check that no data file its configuration names has changed since."""
+    """The result of a finished run, after a check that no data file in its configuration has changed since."""
     result, path = read_result(folder.result_path), folder.path
     changed = make_task(cfg.data).changed
     words = changed(result.data) if changed else None
@@ -97,8 +97,8 @@ class Training:
         self._random: Tensor | None = None
 
     def run(self) -> Result:
-        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (once the run is finished,
-        if the signal came too late to stop it), RunError if a loss is not finite or a file cannot be written; the last
+        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (with the run finished, if
+        the signal came too late to stop it), RunError if a loss is not finite or a file cannot be written; the last
         checkpoint is intact in either case."""
         position, folder = self.position, self.folder
         self.state.prepare(folder)
@@ -132,7 +132,7 @@ class Training:
             if not self.processes.leads or self.device.type != "cpu":
                 again = f"the last checkpoint is {self.folder.checkpoint_path}; continue with the same command"
                 raise ProcessLost(f"{lost}; {again}") from lost
-            # The interrupted step has not reached the weights.
+            # The interrupted step has not changed the weights.
             if self._random is not None:
                 torch.set_rng_state(self._random)
             self._save()
@@ -181,7 +181,7 @@ class Training:
         return reached or self.schedule.finished or self.position.step >= trainer.max_steps
 
     def _record_what_is_due(self) -> None:
-        """Write the row of training figures and make the evaluation, if due at this step and not done yet."""
+        """Write the row of training figures and evaluate, if due at this step and not done yet."""
         position, trainer = self.position, self.cfg.trainer
         if position.observed == position.step:
             return
@@ -190,7 +190,7 @@ class Training:
         if position.step % trainer.eval_every == 0 or last:
             self._read_meter()
             evaluation = self._validate()
-        # Rows are written after the evaluation: if a signal interrupts it, nothing that was due has been recorded yet.
+        # Rows are written after the evaluation: if a signal interrupts it, nothing that was due is recorded yet.
         if position.step % trainer.log_every == 0 or last:
             self._record_training()
         if evaluation is not None:
@@ -269,7 +269,7 @@ class Training:
             restore_optimizer(self.model, self.state.optimizer, self.state.best["optimizer"])
 
     def _finish(self) -> Result:
-        """Read the test split once, with the weights and batch-norm statistics that validation chose."""
+        """Read the test split once, with the weights and batch-norm statistics that were best on validation."""
         folder, state, best = self.folder, self.state, self.state.best
         assert best is not None, "an evaluation precedes every end"
         load_weights(self.model, best["model"], folder.best_path)
@@ -346,7 +346,7 @@ class Training:
 
 
 class _Stop(Exception):  # noqa: N818
-    """A signal came; unwinds to where a checkpoint can be written."""
+    """A signal came; leads back to where a checkpoint can be written."""
 
 
 def _nothing_learnt(step: int, evaluation: Evaluation) -> str:

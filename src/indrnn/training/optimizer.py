@@ -1,8 +1,8 @@
-"""Adam with parameter groups chosen by module, its learning rate a tensor that a captured step can read; and the
+"""Adam with parameter groups chosen by module and a learning rate in a tensor that a captured step can read; and the
 schedules of that rate.
 
-All schedules but the plateau are pure functions of the step. `steps` counts the updates made so far: the first update
-runs with ``rate(0)``.
+All schedules except the plateau are pure functions of the step. `steps` counts the updates so far: the first update has
+``rate(0)``.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from ..errors import UserError
 
 
 def decayed_parameters(model: nn.Module) -> list[Tensor]:
-    """The parameters that weight decay applies to: all but u and biases, as in the paper's code. These are the matrices
-    of every module, also of a network from outside, and the scales of normalisations."""
+    """The parameters with weight decay: all but u and biases, as in the paper's code. These are the matrices of every
+    module, also of a network from outside, and the scales of normalisations."""
     weights: list[Tensor] = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.LayerNorm))
-    # A weight that two modules share counts once.
+    # A weight that two modules share must be there once.
     return list(dict.fromkeys([*weights, *(norm.weight for norm in norms if norm.weight is not None)]))
 
 
@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig, device: torch.device
         lr=cfg.lr,
         betas=(cfg.beta1, cfg.beta2),
         eps=cfg.eps,
-        # One kernel for all parameters; it also leaves everything as it is while `found_inf` is 1 (see TrainingStep).
+        # One kernel for all parameters, which changes nothing while `found_inf` is 1 (see TrainingStep).
         fused=True,
         capturable=device.type == "cuda",
     )
@@ -102,7 +102,7 @@ class Schedule:
         return self._peak * self._share(steps)
 
     def observe(self, score: float) -> bool:
-        """Take an evaluation's score, higher is better; return whether to go back to the best checkpoint."""
+        """Note an evaluation's score, higher is better; return whether to go back to the best checkpoint."""
         return False
 
     @property
@@ -140,7 +140,7 @@ class PlateauSchedule(Schedule):
 
     @property
     def finished(self) -> bool:
-        # A rate meant to equal the minimum may miss it by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
+        # A rate that should equal the minimum may differ by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
         return self.rate(0) < self._minimum * (1.0 - 1e-9)
 
     def state(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ SHARES: dict[str, Callable[..., float]] = {
 
 
 def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule:
-    """The schedule of ``cfg.name``, with the other keys of ``cfg``. Raises UserError for one that does not exist."""
+    """The schedule ``cfg.name`` with the other keys of ``cfg``. Raises UserError if there is no such schedule."""
     parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg))  # type: ignore[assignment]
     name = parameters.pop("name")
     if name == "plateau":

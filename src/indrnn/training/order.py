@@ -1,9 +1,9 @@
 """The random streams of a run, and which training sequences a step sees: a pure function of (seed, step), so a resumed
-run sees what it would have seen.
+run sees the same sequences as an uninterrupted one.
 
-Each purpose draws from a stream of its own, all derived from ``cfg.seed``: more dropout cannot change the order of the
-data, nor another evaluation the dropout masks. Streams are split with numpy's SeedSequence (O'Neill's seed_seq_fe),
-whose children are independent whatever the seed.
+Each purpose has its own stream, derived from ``cfg.seed``: more dropout cannot change the order of the data, nor can an
+additional evaluation change the dropout masks. Streams are split with numpy's SeedSequence (O'Neill's seed_seq_fe),
+whose children are independent for every seed.
 """
 
 from enum import IntEnum
@@ -16,7 +16,7 @@ from ..errors import UserError
 
 
 class Stream(IntEnum):
-    """The purposes. Their numbers are part of what a seed means: never reuse or renumber one."""
+    """The purposes. Their numbers are part of what a seed means: never reuse or change one."""
 
     INITIALISATION = 0
     DATA_ORDER = 1
@@ -25,7 +25,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """The generator of ``stream``; ``key`` picks one draw of it (an epoch, a step) without the draws before."""
+    """The generator of ``stream``; ``key`` selects one draw of it (an epoch, a step) without those before."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, stream, *key)))
 
 
@@ -39,9 +39,9 @@ def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
 
 
 class DataOrder:
-    """Full batches of a permutation drawn anew for each epoch (the rest of an epoch is dropped).
+    """Full batches of a new permutation in every epoch (an incomplete last batch is dropped).
 
-    An endless training set (size None) is read in its own order: step s takes the indices from s·B on.
+    An endless training set (size None) is read in its own order: step s has the indices from s·B on.
     """
 
     def __init__(self, size: int | None, batch_size: int, seed: int, device: torch.device) -> None:
@@ -69,13 +69,13 @@ class DataOrder:
         return self._order[start : start + self.batch_size]
 
     def epochs(self, steps: int) -> float:
-        """How many passes over the training set `steps` batches make; 0 for an endless one."""
+        """How many passes over the training set `steps` batches are; 0 for an endless one."""
         return 0.0 if self.steps_per_epoch is None else steps / self.steps_per_epoch
 
     def norm_samples(self, count: int, step: int) -> Tensor:
         """Indices (≤ count,) of training sequences for the batch-norm statistics of the evaluation at `step`.
 
-        Drawn without repetition from a stream of their own. In an endless set, these are indices no step can reach.
+        Drawn without repetition from their own stream. In an endless set, these are indices that no step can reach.
         """
         draw = generator(self.seed, Stream.NORM_SAMPLES, step)
         if self.size is None:

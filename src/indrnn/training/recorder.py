@@ -1,5 +1,5 @@
-"""What a run writes into its folder and says on stderr while it trains: metrics.csv, TensorBoard events, progress (a
-bar on a terminal, elsewhere a line now and then)."""
+"""What a run writes and prints while it trains: metrics.csv, TensorBoard events, and its progress on stderr (a bar on a
+terminal, otherwise a line now and then)."""
 
 import sys
 import time
@@ -105,7 +105,7 @@ class Recorder:
         self, step: int, epoch: float, seconds: float,
         *, loss: float, accuracy: float | None, rate: float, norm: float, speed: float | None,
     ) -> None:  # fmt: skip
-        """Means over the steps since the last row; ``rate``: of learning; ``speed``: steps a second."""
+        """Means over the steps since the last row; ``rate``: the learning rate; ``speed``: steps a second."""
         self._metrics.row(step, epoch, seconds, "train", loss, accuracy, rate, norm)
         tags = {"train/loss": loss, "train/accuracy": accuracy, "optimizer/lr": rate, "optimizer/grad_norm": norm}
         self._tensorboard.scalars(step, {**tags, "speed/steps_per_second": speed})
@@ -120,7 +120,7 @@ class Recorder:
         self._progress.evaluated(step, loss, accuracy)
 
     def test(self, step: int, epoch: float, seconds: float, evaluation: Evaluation) -> None:
-        """Skips the row if it is there: the run may have been killed between this row and its result."""
+        """Skips the row if it exists: the run may have been killed between this row and its result."""
         loss, accuracy = evaluation.loss, evaluation.accuracy
         columns = read_metrics(self._folder.metrics_path)
         if not ((columns["split"] == "test") & (columns["step"] == step)).any():
@@ -128,7 +128,7 @@ class Recorder:
         self._tensorboard.scalars(step, {"test/loss": loss, "test/accuracy": accuracy})
 
     def pictures(self, step: int, evaluation: Evaluation) -> None:
-        """The confusion matrix of the test split and, if sequences are images, some of them with their answers."""
+        """The confusion matrix of the test split and, if sequences are images, some images with the answers."""
         if evaluation.outputs is None or evaluation.targets is None or evaluation.inputs is None:
             return
         probabilities, answers = evaluation.outputs.float().softmax(1).max(1)
@@ -150,7 +150,7 @@ class Recorder:
 
 
 class SilentRecorder(Recorder):
-    """For a process that leaves writing and printing to the leading one."""
+    """For the processes that do not lead: nothing is written or printed."""
 
     def __init__(self) -> None:
         pass

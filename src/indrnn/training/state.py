@@ -1,6 +1,6 @@
 """Everything that decides how training continues: the network, its optimizer, the schedule, the order of the data, the
-position. It is built from the configuration, warmed up, saved in a checkpoint and restored from one. Each start of a
-run adds a segment, a record of what computes it.
+position. It is built from the configuration, tried with one step, saved in checkpoints and restored from them. Every
+start of a run adds a segment, a record of what computes it.
 """
 
 import warnings
@@ -17,9 +17,9 @@ from ..config.schema import Config
 from ..data import make_task
 from ..layers import recurrent_layers
 from ..models import build_model
-from ..record.compare import Difference, fingerprint, flatten
 from ..record.folder import RunFolder
 from ..record.result import Result, environment, running_code, wilson_interval
+from ..record.same_run import Difference, fingerprint, flatten
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
@@ -54,9 +54,9 @@ class Position:
     step: int = 0
     """Updates made."""
     observed: int = 0
-    """Everything due up to and including this step has been recorded."""
+    """All that was due up to and including this step has been recorded."""
     seconds: float = 0.0
-    """Spent on training steps alone."""
+    """Time of the training steps alone."""
     interval_seconds: float = 0.0
     """`seconds` at the last row of training figures."""
     peak_memory: int = 0
@@ -64,10 +64,10 @@ class Position:
 
 
 class TrainingState:
-    """Built as at step 0; `prepare` makes it ready for the step that comes next."""
+    """Built as at step 0; `prepare` readies it for the next step."""
 
     def __init__(self, cfg: Config, device: torch.device, processes: Processes = ALONE) -> None:
-        # The commit is noted before the data is read, in case the checkout changes meanwhile.
+        # Before the data is read, because the checkout may change meanwhile.
         self._code = running_code()
         prepare_process(device)
         set_precision(cfg.trainer.precision, device)
@@ -92,17 +92,17 @@ class TrainingState:
         """Step, score, accuracy, loss and weights of the best evaluation so far."""
         self.segments: list[dict[str, Any]] = []
         self.step: Callable[[Tensor], None] = self.update
-        """Makes one update from the training sequences at the indices (B,)."""
+        """Performs one update with the training sequences at the indices (B,)."""
 
     def prepare(self, folder: RunFolder) -> None:
-        """Make a trial step, then restore the folder's checkpoint, if the run resumes from one."""
+        """Try a step, then restore the folder's checkpoint if the run resumes from one."""
         path, content = folder.checkpoint_path, None
         if folder.state == "resume":
             content = self.processes.from_leader(lambda: read_checkpoint(path))
             require_same_run(content, self.cfg, self.data.provenance, path)
             load_weights(self.model, content["model"], path)
         precision = self.cfg.trainer.precision
-        # What the configuration prefers and cannot be used -> the reason.
+        # What would be preferred but cannot be used, with the reason.
         fallbacks = passed_over(self.model, self.device, precision)
         if precision == "bfloat16" and self.device.type == "cpu" and not recurrent_layers(self.model):
             fallbacks["bfloat16"] = "on a CPU only IndRNN layers compute in it"
@@ -139,12 +139,12 @@ class TrainingState:
         for name in asdict(self.position):
             setattr(self.position, name, content["progressed"][name])
         self.best = content["best"]
-        # Before there were segments, a checkpoint held the number of threads alone.
+        # Checkpoints of earlier versions have no segments but the number of threads.
         self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
 
     def _make_trial_step(self, fallbacks: dict[str, str]) -> None:
-        """Make a step ahead of the run, so that compiling, allocating and capturing are done before the clock starts
-        and the optimizer's state exists. Sets `step`; restores the weights, and leaves the rest to the caller."""
+        """Perform a step before the run: compiling, allocating and capturing must be over when the clock starts, and
+        the optimizer's state must exist. Sets `step`; restores the weights, and leaves the rest to the caller."""
         weights = copied_weights(self.model)
         self.model.train()
         indices = self.order.indices(0)
@@ -217,14 +217,14 @@ class TrainingState:
 
 
 def changes(segments: list[dict[str, Any]]) -> str:
-    """What differs between the last segment and the one before, in words; empty if nothing does."""
+    """How the last segment differs from the one before, in words; empty if it does not."""
     before, now = map(flatten, segments[-2:])
     keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
     return ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
 
 
 def _joined(key: str, segments: list[dict[str, Any]], separator: str) -> str:
-    """The distinct values of a key over all segments, in order."""
+    """The distinct values of a key in all segments, in their order."""
     return separator.join(dict.fromkeys(segment[key] for segment in segments if key in segment))
 
 
@@ -239,7 +239,7 @@ def backend_of(model: nn.Module, device: torch.device, precision: str) -> str:
 
 
 def passed_over(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
-    """The backends that backend=auto prefers to the one it chose, each with the reason why it cannot be used."""
+    """The backends that backend=auto would prefer to its choice, with the reasons why they cannot be used."""
     dtype, reasons = _sequence_dtype(precision), dict[str, str]()
     for _, layer in recurrent_layers(model):
         if layer.backend == "auto":

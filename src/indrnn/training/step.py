@@ -1,7 +1,7 @@
-"""One optimisation step, as tensor operations alone: it never waits for the device and reads no Python number that
+"""One optimisation step made of tensor operations alone: it never waits for the device and reads no Python number that
 changes, so the same function runs eagerly and inside a CUDA graph (captured once, then started with a single call).
 
-What changes from step to step lives in buffers that the graph reads: the indices in `GraphedStep`, the learning rate in
+What changes from step to step is in buffers that the graph reads: the indices in `GraphedStep`, the learning rate in
 the optimizer, the random state in CUDA's generator.
 
 B batch, T time steps, D input features, K outputs.
@@ -20,9 +20,9 @@ from .device import computing
 from .distributed import Share
 from .evaluation import Objective
 
-WARM_UP = 3  # on a side stream, so that libraries make their workspaces and autograd its streams before the capture
+WARM_UP = 3  # on a side stream, where libraries create workspaces and autograd streams before the capture
 
-# Graphs whose capture failed. The allocator keeps asking them whether a capture is under way, so they must stay alive.
+# Graphs whose capture failed. The allocator still asks them whether a capture is under way, so they must stay alive.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
@@ -73,17 +73,17 @@ class Meter:
         return {name: getattr(self, name).cpu() for name in self.NAMES}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """In place, for a captured graph holds the addresses."""
+        """In place, because a captured graph has the addresses."""
         for name in self.NAMES:
             getattr(self, name).copy_(state[name])
 
 
 class TrainingStep:
-    """``step(indices)`` makes one update from the training sequences at ``indices`` (B,).
+    """``step(indices)`` performs one update with the training sequences at ``indices`` (B,).
 
-    Gradients are limited value by value (cfg.clip_value), then by their global norm (cfg.clip_norm); the norm that the
-    meter sees is the one before. From the first step whose loss or gradient is not finite on, no update is applied, so
-    the weights are still the last good ones when the meter is read.
+    Gradients are limited value by value (cfg.clip_value), then by their global norm (cfg.clip_norm); the meter gets the
+    norm before either. If the loss or a gradient is not finite, neither this update nor any later one is applied: when
+    the meter is read, the weights are still the last good ones.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainingStep:
         device: torch.device,
         share: Share | None = None,
     ) -> None:
-        """``share``: of the batch, where several processes train together."""
+        """``share``: this process's part of the batch, if several processes train together."""
         self.model = model
         self.optimizer = optimizer
         self.objective = objective
@@ -108,7 +108,7 @@ class TrainingStep:
         self.share = share
         self.parameters = list(model.parameters())
         self.meter = Meter(device)
-        # The fused optimizers skip their update where this is 1, without asking the host (it exists for GradScaler).
+        # The fused optimizers skip their update while this is 1, without asking the host (it exists for GradScaler).
         self._skip = torch.zeros((), device=device)
         optimizer.found_inf = self._skip  # type: ignore[attr-defined]
 
@@ -132,7 +132,7 @@ class TrainingStep:
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         if self.clip_norm is not None:
-            # After clip_value the norm is another one.
+            # clip_value has changed the norm.
             total = norm if self.clip_value is None else nn.utils.get_total_norm(grads)
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, total)
         self.optimizer.step()
@@ -140,7 +140,7 @@ class TrainingStep:
 
 
 def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record ``step()`` as a CUDA graph and return its replay."""
+    """Record ``step()`` as a CUDA graph and return the call that replays it."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -151,7 +151,7 @@ def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[],
     graph = torch.cuda.CUDAGraph()
     random_state = torch.cuda.get_rng_state(device)
     try:
-        # torch.cuda.graph leaves its own stream current if the capture fails; the outer block puts ours back.
+        # If the capture fails, torch.cuda.graph leaves its own stream current; the outer block restores ours.
         with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
             step()
     except BaseException:
@@ -166,7 +166,7 @@ def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[],
 
 
 class CaptureError(RunError):
-    """``reason``: why a training step is no CUDA graph."""
+    """``reason``: why a training step cannot be a CUDA graph."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -176,7 +176,8 @@ class CaptureError(RunError):
 
 
 class GraphedStep:
-    """``step(indices)`` as one graph. Making it runs a few real steps: the caller restores what they changed, in place.
+    """``step(indices)`` as one graph. Its construction runs a few real steps: the caller restores what they changed, in
+    place.
 
     Raises CaptureError with the reason if the step cannot be captured.
     """
@@ -190,7 +191,7 @@ class GraphedStep:
         except UserError:
             raise
         except RuntimeError as failure:  # out of memory, an operation that waits for the host, a CUDA error
-            first: BaseException = failure  # and not the end of the capture, which fails in consequence
+            first: BaseException = failure  # the cause, not the end of the capture, which fails because of it
             while first.__context__ is not None:
                 first = first.__context__
             raise CaptureError(" ".join(str(first).split())[:200]) from failure

@@ -1,4 +1,4 @@
-"""Writing files so that neither a killed process nor a full disk leaves half of one; errors are one line."""
+"""Writing files whole or not at all, even if the process is killed or the disk is full; errors are one line."""
 
 import csv
 import errno
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from ..errors import RunError, UserError
+from .errors import RunError, UserError
 
 TEMPORARY = ".tmp"
 
@@ -41,28 +41,33 @@ def one_line(action: str, path: Path, error: type[UserError] = RunError) -> Iter
 
 @contextmanager
 def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryIO]:
-    """A file that replaces ``path`` once the block has succeeded and all of it is on the disk.
+    """As `replaced_when_complete`, but an OSError becomes ``error`` with one line."""
+    with one_line("write", path, error), replaced_when_complete(path, path.with_name(path.name + TEMPORARY)) as file:
+        yield file
 
-    A reader of ``path`` meanwhile, or after a crash, sees the old file or the new one, never a part. Raises
-    ``error`` with one line if it cannot be written; ``path`` is then as it was.
+
+@contextmanager
+def replaced_when_complete(path: Path, temporary: Path) -> Iterator[BinaryIO]:
+    """A file, ``temporary``, that replaces ``path`` once the block has succeeded and all of it is on the disk.
+
+    A reader of ``path``, meanwhile or after a crash, sees the old file or the new one, never a part. If the file cannot
+    be written, ``path`` stays as it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
-    with one_line("write", path, error):
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -> None:
-    """Replace ``path`` by ``text`` (UTF-8), all or nothing; create its folder."""
+    """Replace ``path`` by ``text`` (UTF-8), whole or not at all; create its folder."""
     with one_line("write", path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, error) as file:
@@ -74,6 +79,11 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def written_lines(paths: Iterable[Path]) -> list[str]:
+    """A line about each file written; the two formats of a figure share one."""
+    return [f"wrote {path}{' and .svg' if path.suffix == '.png' else ''}" for path in paths if path.suffix != ".svg"]
 
 
 def sync_folder(folder: Path) -> None:
@@ -88,7 +98,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class AppendOnlyFile:
-    """A file that grows by whole records, unbuffered; on a full disk an incomplete record is cut off and RunError is
+    """A file that grows by whole records, unbuffered. If the disk is full, an incomplete record is cut off and RunError
     raised with one line. ``flags``: for os.open."""
 
     def __init__(self, path: Path, flags: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Is this the same run? Configurations are compared key by key, except for keys that cannot change the result."""
+"""Whether two configurations are the same run: a comparison key by key, without keys that cannot change the result."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,10 @@ from ..config.checks import as_typed, result_keys, settings
 from ..config.schema import Config, all_keys
 
 ABSENT = "(absent)"
-# Their rate at every step depends on max_steps, so a larger one makes another run from the first step on.
+# Their rate depends on max_steps at every step, so a larger one is another run from the first step on.
 SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
 
-# What was done before these keys existed, by the name of the network or schedule that has them.
+# What runs did before these keys existed, by the name of the network or schedule that has them.
 EARLIER_MEANING: dict[tuple[str, str], dict[str, Any]] = {
     ("model", "lstm"): {"weight_init": "glorot", "bias_init": "forget"},
     ("schedule", "plateau"): {"restore_best": False},
@@ -17,7 +17,7 @@ EARLIER_MEANING: dict[tuple[str, str], dict[str, Any]] = {
 # Networks that once had their own names and differ only in size or initialisation.
 EARLIER_NAMES = {"lstm_matched": "lstm", "lstm_chrono": "lstm"}
 EARLIER_TARGETS = {"indrnn.models.gru.GRUClassifier": "indrnn.models.baselines.GRUClassifier"}
-# Removed keys, with the value for what is always done now.
+# Removed keys, with the value that stands for what is always done now.
 FORMER_KEYS = {("model", "norm_position"): "after"}
 
 
@@ -42,7 +42,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def in_terms_of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration as it would be written today, so that recorded runs survive changes of the schema."""
+    """A stored configuration in today's keys and names, because recorded runs must survive changes of the schema."""
     today = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
     model = today["model"]
     if model.get("name") in EARLIER_NAMES:
@@ -68,14 +68,14 @@ def differences(old: dict[str, Any], cfg: Config) -> list[Difference]:
     the schema's order."""
     before = flatten(old)
     after = result_keys(cfg)
-    gone = before.keys() - {key for key, _, _ in settings(cfg)} - neutral_keys()
+    removed = before.keys() - {key for key, _, _ in settings(cfg)} - neutral_keys()
     pairs = [Difference(key, before.get(key, ABSENT), new) for key, new in after.items()]
-    pairs += [Difference(key, before[key], ABSENT) for key in before if key in gone]
+    pairs += [Difference(key, before[key], ABSENT) for key in before if key in removed]
     return [pair for pair in pairs if pair.old != pair.new]
 
 
 def continues(differ: list[Difference], cfg: Config) -> bool:
-    """Whether only max_steps differs and is larger: ``cfg`` is then the same run, continued for longer."""
+    """Whether only max_steps differs and is larger: then ``cfg`` is the same run, continued for longer."""
     return (
         [difference.key for difference in differ] == ["trainer.max_steps"]
         and isinstance(differ[0].old, int)
@@ -85,11 +85,11 @@ def continues(differ: list[Difference], cfg: Config) -> bool:
 
 
 def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this one: the keys that affect its result (the seed among them) and the hashes of its data."""
+    """What identifies a run: the keys that affect its result (the seed among them) and the hashes of its data."""
     return {"config": result_keys(cfg), "data": flatten(provenance)}
 
 
-def strange(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
+def fingerprint_differences(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
     """The differences between a stored `fingerprint` and this run. Hashes that only one of the two has are ignored."""
     config: dict[str, Any] = {}
     for key, value in stored["config"].items():

@@ -1,4 +1,4 @@
-"""The check that comes before any timing: every backend, forward and backward, against float64.
+"""The check before any timing: every backend, forward and backward, against float64.
 
 The forward pass is compared with a loop in float64. The backward pass is a function of the output that the forward
 pass saved, so it is compared with the reference in float64 on that same output; otherwise a rounding that moves one
@@ -16,7 +16,7 @@ from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
 from indrnn.recurrence.dispatch import TOLERANCE, Cell, OutputGradients, load_backend
 
-from .contenders import Contender, forced
+from .implementations import Implementation, forced
 
 SHAPES = ((3, 1, 5), (3, 2, 1), (2, 17, 128), (1, 257, 33), (3, 784, 128))
 QUANTITIES = ("h", "h_last", "dx", "du", "dh0")
@@ -33,28 +33,28 @@ class Check:
     allowed: float
 
 
-def check_backend(contender: Contender, device: torch.device) -> list[Check]:
-    """The errors of one backend (and strategy) in every dtype that it computes."""
-    assert contender.backend is not None
+def check_backend(implementation: Implementation, device: torch.device) -> list[Check]:
+    """The errors of one backend (and strategy) in every dtype that it supports."""
+    assert implementation.backend is not None
     checks = []
-    for dtype in load_backend(contender.backend).DTYPES:
+    for dtype in load_backend(implementation.backend).DTYPES:
         worst = dict.fromkeys(QUANTITIES, 0.0)
         for arguments in _cases(dtype, device):
-            for name, error in _errors(contender, *arguments).items():
+            for name, error in _errors(implementation, *arguments).items():
                 # `not <=` keeps a NaN.
                 worst[name] = error if not error <= worst[name] else worst[name]
-        checks += [Check(contender.name, dtype, name, error, TOLERANCE[dtype]) for name, error in worst.items()]
+        checks += [Check(implementation.name, dtype, name, error, TOLERANCE[dtype]) for name, error in worst.items()]
     return checks
 
 
-def require_exact(contenders: Sequence[Contender], device: torch.device) -> list[Check]:
-    """Check every backend among the contenders.
+def require_exact(implementations: Sequence[Implementation], device: torch.device) -> list[Check]:
+    """Check every backend among the implementations.
 
     Raises:
         RunError: one of them is wrong; the message names it, the quantity and the error.
     """
-    backends = {each.name: each for each in contenders if each.backend is not None}
-    checks = [check for each in backends.values() for check in check_backend(each, device)]
+    by_name = {implementation.name: implementation for implementation in implementations if implementation.backend}
+    checks = [check for implementation in by_name.values() for check in check_backend(implementation, device)]
     for check in checks:
         if not check.error <= check.allowed:  # or NaN
             raise RunError(
@@ -65,7 +65,7 @@ def require_exact(contenders: Sequence[Contender], device: torch.device) -> list
 
 
 def _cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """x, u, h0 and the gradients of h and h_last; x also with strides of its own."""
+    """x, u, h0 and the gradients of h and h_last, also with a time-major x."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -89,12 +89,14 @@ def _cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, T
             )
 
 
-def _errors(contender: Contender, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dh_last: Tensor) -> dict[str, float]:
-    inputs = tuple(each.detach().clone().requires_grad_() for each in (x, u, h0))
-    assert contender.backend is not None
-    with forced(contender.strategy):
-        h, last = indrnn_recurrence(*inputs, backend=contender.backend)
-        found = torch.autograd.grad((h, last), inputs, (dh, dh_last))
+def _errors(
+    implementation: Implementation, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dh_last: Tensor
+) -> dict[str, float]:
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in (x, u, h0))
+    assert implementation.backend is not None
+    with forced(implementation.strategy):
+        h, h_last = indrnn_recurrence(*inputs, backend=implementation.backend)
+        input_gradients = torch.autograd.grad((h, h_last), inputs, (dh, dh_last))
     state, states = h0.double(), []
     for t in range(x.shape[1]):
         state = torch.relu(x[:, t].double() + u.double() * state)
@@ -104,6 +106,6 @@ def _errors(contender: Contender, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, 
     dx, du, dh0, _ = load_backend("reference").backward(gradients, h.detach().double(), cell)
     expected = (torch.stack(states, 1), state, dx, du.sum(0), dh0)
     return {
-        name: ((value.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
-        for name, value, wanted in zip(QUANTITIES, (h, last, *found), expected, strict=True)
+        name: ((value.double() - right).abs().max() / right.abs().max().clamp(min=1e-6)).item()
+        for name, value, right in zip(QUANTITIES, (h, h_last, *input_gradients), expected, strict=True)
     }

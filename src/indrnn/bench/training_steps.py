@@ -15,7 +15,7 @@ from indrnn.config.compose import load_config
 from indrnn.data import Split, make_task
 from indrnn.errors import RunError
 from indrnn.models import build_model
-from indrnn.training.device import bfloat16_refusal, flush_denormals, set_precision
+from indrnn.training.device import flush_denormals, precision_refusal, set_precision
 from indrnn.training.distributed import ALONE, Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer
@@ -24,7 +24,7 @@ from indrnn.training.step import GraphedStep, TrainingStep
 from .clock import Clock, Work, peak_memory
 
 T = 784
-# Steps a timed call on a GPU: what lies between two steps there is part of a step.
+# Steps per timed call on a GPU, where the gap between two steps is part of their cost.
 STEPS_A_CALL = 20
 PROFILED_STEPS = 10
 
@@ -35,8 +35,8 @@ class StepRow:
 
     products_seconds: the products with the weights between layers (forward, gradient of the input, gradient of the
     weight; into memory allocated before) in float32, whatever the step's precision, in turns with the step;
-    floor_seconds adds what the recurrences cannot do without, five tensors a layer at the speed of a copy. None for
-    the LSTM.
+    floor_seconds adds the least that the recurrences must move, five tensors per layer, at the speed of a copy. None
+    for the LSTM.
     """
 
     model: str
@@ -60,41 +60,40 @@ class StepRow:
 
 
 def cases(device: torch.device, quick: bool) -> list[StepRow]:
-    """What to time: every precision that pays on the device; on a GPU with and without the CUDA graph. The LSTM has
-    equal units (68,362 parameters) and equal parameters (86,122 with 144 units; the IndRNN 86,410)."""
+    """The steps to time: every precision that is faster on the device; on a GPU with and without a CUDA graph. The LSTM
+    has equal units (68,362 parameters) and equal parameters (86,122 with 144 units; the IndRNN 86,410)."""
     networks = [("indrnn", 6, 128), ("lstm", 1, 128), ("lstm", 1, 144)]
     networks += [] if quick else [("indrnn", 12, 128)]
     batches = (32,) if quick else (32, 128)
     cuda = device.type == "cuda"
-    bfloat16 = () if not cuda and bfloat16_refusal() else ("bfloat16",)
-    precisions = ("float32", *(("tf32",) if cuda else ()), *bfloat16)
+    precisions = [name for name in ("float32", "tf32", "bfloat16") if precision_refusal(name, device) is None]
     launches = ("graph", "eager") if cuda else ("eager",)
     return [
         StepRow(model, layers, units, B, precision, launch)
         for (model, layers, units), B, precision, launch in product(networks, batches, precisions, launches)
-        if cuda or model == "indrnn" or precision == "float32"  # on a CPU nn.LSTM computes in float32 whatever is asked
+        if cuda or model == "indrnn" or precision == "float32"  # on a CPU nn.LSTM always computes in float32
     ]
 
 
 def run_steps(
     rows: Sequence[StepRow], device: torch.device, seconds: float, say: Callable[[str], None]
 ) -> list[StepRow]:
-    """Measure each case; ``say`` gets a line a case."""
+    """Measure each case and ``say`` how it went."""
     flush_denormals(device)
     clock = Clock(device)
     measured = []
     for row in rows:
         try:
-            found = _measure(row, clock, seconds)
+            row = _measure(row, clock, seconds)
         except (RunError, torch.cuda.OutOfMemoryError) as error:
-            found = replace(row, reason=str(error).splitlines()[0])
-        measured.append(found)
-        say(_line(found))
+            row = replace(row, reason=str(error).splitlines()[0])
+        measured.append(row)
+        say(_line(row))
     return measured
 
 
 def profile(row: StepRow, device: torch.device) -> str:
-    """Where the time of a case goes: PyTorch's profiler over some steps, by operator, the costliest first."""
+    """Where the time of a case goes: the table of PyTorch's profiler over some steps, the costliest operators first."""
     set_precision(row.precision, device)
     _, step = training_step(row, device)
     step()
@@ -112,21 +111,21 @@ def profile(row: StepRow, device: torch.device) -> str:
 
 
 def step_ratios(rows: Sequence[StepRow]) -> list[tuple[str, float | None]]:
-    """Every IndRNN step over its matrix products, and every LSTM step over the IndRNN's of the same kind, also over
+    """Every IndRNN step over its matrix products, and every LSTM step over the IndRNN step of the same kind, also over
     the one in bfloat16 where the LSTM has none."""
-    found: list[tuple[str, float | None]] = []
+    ratios: list[tuple[str, float | None]] = []
     ours = {(row.B, row.precision, row.launch): row for row in rows if (row.model, row.layers) == ("indrnn", 6)}
     others = [] if any((row.model, row.precision) == ("lstm", "bfloat16") for row in rows) else ["bfloat16"]
     for row in rows:
         if row.median_seconds is None:
             continue
         if row.over_products is not None:
-            found.append((f"{_what(row)} / its float32 matrix products", row.over_products))
+            ratios.append((f"{_what(row)} / its float32 matrix products", row.over_products))
         for precision in [row.precision, *others]:
             same = ours.get((row.B, precision, row.launch))
             if row.model == "lstm" and same is not None and same.median_seconds is not None:
-                found.append((f"{_what(row)} / {_what(same)}", row.median_seconds / same.median_seconds))
-    return found
+                ratios.append((f"{_what(row)} / {_what(same)}", row.median_seconds / same.median_seconds))
+    return ratios
 
 
 def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
@@ -142,24 +141,24 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
     for work in works.values():
         clock.warm_up(work)
     timings = clock.together(works, seconds)
-    taken = timings["step"].of(steps_a_call(clock.device))
-    found = replace(
+    timing = timings["step"].of(steps_a_call(clock.device))
+    row = replace(
         row,
         status="measured",
-        parameters=sum(each.numel() for each in model.parameters()),
-        **asdict(taken),
-        steps_per_second=1 / taken.median_seconds,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        **asdict(timing),
+        steps_per_second=1 / timing.median_seconds,
         peak_memory_bytes=None if row.launch == "graph" else peak_memory(step, clock.device),
     )
     if "products" not in timings:
-        return found
+        return row
     products = timings["products"].median_seconds
     # A copy reads one tensor and writes one; a recurrence's forward and backward read three and write two.
     recurrences = row.layers * timings["copy"].median_seconds * 5 / 2
     return replace(
-        found,
+        row,
         products_seconds=products,
-        over_products=taken.median_seconds / products,
+        over_products=timing.median_seconds / products,
         floor_seconds=products + recurrences,
     )
 
