@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The picture at the top of README: a digit, read pixel by pixel, and what networks believe as they read.
+"""The picture at the top of README: a digit, read pixel by pixel, and the class probabilities that networks give it.
 
     python scripts/animate_digit.py results/runs/mnist/fast_indrnn/seed0 results/runs/mnist/fast_lstm_chrono/seed0 \
         --label IndRNN --label "LSTM (chrono)" --index 7
@@ -83,8 +83,8 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         animation.save(options.out, writer=PillowWriter(fps=FRAMES_A_SECOND), dpi=90)
         plt.close(drawing)
-    said = ", ".join(f"{label}: {belief[-1].argmax()}" for label, belief in zip(labels, beliefs, strict=True))
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB; a {digit}; in the end {said}")
+    answers = ", ".join(f"{label}: {belief[-1].argmax()}" for label, belief in zip(labels, beliefs, strict=True))
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB; a {digit}; final answers: {answers}")
 
 
 if __name__ == "__main__":

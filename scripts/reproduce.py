@@ -2,16 +2,16 @@
 """Run the next unfinished rows of the results table, within a time budget, and regenerate the table.
 
     python scripts/reproduce.py --list                     what is done, part-done, missing
-    python scripts/reproduce.py --minutes 9                go on where the last call stopped; call again and again
+    python scripts/reproduce.py --minutes 9                continue where the last call stopped; call it repeatedly
     python scripts/reproduce.py --minutes 600 --parallel 3 several seeds at once on one GPU
     python scripts/reproduce.py --table                    only regenerate results/README.md, speedrun.md and figures
     python scripts/reproduce.py --inspect data             only redraw figures/inspect from the committed weights
 
-The rows, their order and their seeds are those of results_rows.py. Runs are made by indrnn-train in a work folder
-(default outputs/reproduce, not committed), which keeps the checkpoints that a later call continues from: keep it, or
-carry it along to another machine. When the budget ends, the runs under way are asked to stop (SIGTERM) and save a
-checkpoint. A finished run's result.json, metrics.csv, config.yaml and weights.safetensors are copied to results/runs,
-where they count as done for good.
+The rows, their order and their seeds are those of results_rows.py. indrnn-train runs them in a work folder (default
+outputs/reproduce, not committed), which has the checkpoints that a later call continues from: keep it, or take it along
+to another machine. When the budget ends, the runs under way are asked to stop (SIGTERM) and save a checkpoint. The
+result.json, metrics.csv, config.yaml and weights.safetensors of a finished run are copied to results/runs; such a run
+is never repeated.
 """
 
 import argparse
@@ -28,19 +28,20 @@ from pathlib import Path
 from results_rows import ROWS, Row
 from results_tables import draw_bench, draw_inspected, draw_results, publish, update_readme
 
+from indrnn.cli import run
 from indrnn.errors import UserError
 from indrnn.record.metrics import read_metrics
 from indrnn.record.result import read_result
 
 ROOT = Path(__file__).resolve().parents[1]
-# Saving a checkpoint takes a moment; a step at the longest length some more.
+# For the step under way, which is long at the longest length, and a checkpoint.
 GRACE = 90.0
-# A run that could only start up and stop again is not begun.
+# With less time than this a run would only start and stop again.
 LEAST = 45.0
 POLL = 0.5
-# What a run ends with after SIGTERM: as a shell counts it, or struck before it could save anything.
+# The exit codes of a run after SIGTERM: with a checkpoint, or killed before it could save anything.
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
-SAY_EVERY = 60.0
+REPORT_EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Job:
         return "part-done" if (self.folder / "checkpoint.pt").exists() else "missing"
 
     def command(self, overrides: list[str]) -> list[str]:
-        places = [f"seed={self.seed}", f"output_root={os.path.relpath(self.work)}"]
-        return [_program(), *self.row.overrides, *places, *overrides]
+        place = [f"seed={self.seed}", f"output_root={os.path.relpath(self.work)}"]
+        return [_program(), *self.row.overrides, *place, *overrides]
 
-    def standing(self) -> str:
-        """The state in words, with how far an unfinished run is."""
+    def progress(self) -> str:
+        """The state in words, and how far an unfinished run has come."""
         state = self.state
         if state == "done":
             result = json.loads((self.runs / self.path / "result.json").read_text())
@@ -92,15 +93,15 @@ class Job:
 
 
 def _program() -> str:
-    beside = Path(sys.executable).with_name("indrnn-train")
-    found = str(beside) if beside.exists() else shutil.which("indrnn-train")
-    if found is None:
+    in_environment = Path(sys.executable).with_name("indrnn-train")
+    program = str(in_environment) if in_environment.exists() else shutil.which("indrnn-train")
+    if program is None:
         raise UserError("indrnn-train is not installed in this environment; run pip install -e . first")
-    return found
+    return program
 
 
 class Budget:
-    """Runs jobs, ``parallel`` at a time, until the deadline; then stops them so that they can go on later."""
+    """Runs jobs, ``parallel`` at a time, until the deadline; then stops them with a checkpoint."""
 
     def __init__(self, deadline: float, parallel: int, overrides: list[str]) -> None:
         self.deadline = deadline
@@ -111,7 +112,7 @@ class Budget:
 
     def run(self, waiting: list[Job]) -> None:
         """Work through ``waiting`` in order. Ctrl-C and SIGTERM end it as the deadline does."""
-        said = time.monotonic()
+        last_report = time.monotonic()
         try:
             while self.running or (waiting and self._time_left() > LEAST):
                 while waiting and len(self.running) < self.parallel and self._time_left() > LEAST:
@@ -120,10 +121,10 @@ class Budget:
                     break
                 time.sleep(POLL)
                 self._collect()
-                if time.monotonic() - said > SAY_EVERY:
-                    said = time.monotonic()
+                if time.monotonic() - last_report > REPORT_EVERY:
+                    last_report = time.monotonic()
                     for job in self.running.values():
-                        print(f"  {job.path}: {job.standing()}", flush=True)
+                        print(f"  {job.path}: {job.progress()}", flush=True)
         finally:
             self._stop()
 
@@ -131,13 +132,13 @@ class Budget:
         return self.deadline - time.monotonic()
 
     def _start(self, job: Job) -> None:
-        if job.state == "finished":  # by a call that was killed before it could copy the figures
+        if job.state == "finished":  # by an earlier call that was killed before it could copy the figures
             self._publish(job)
             return
         command = job.command(self.overrides)
-        print(f"{job.path}: {job.standing()}; {' '.join(command[1:])}", flush=True)
+        print(f"{job.path}: {job.progress()}; {' '.join(command[1:])}", flush=True)
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        # A session of its own: Ctrl-C reaches this process alone, which then asks each run to save, once.
+        # In a new session, because Ctrl-C must reach this process alone, which then asks each run once to save.
         with job.log.open("a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self.running[process] = job
@@ -148,8 +149,8 @@ class Budget:
             if job.state == "finished":
                 self._publish(job)
             elif process.returncode not in STOPPED:
-                said = job.log.read_text(errors="replace").strip().splitlines()
-                self._fail(job, f"code {process.returncode}: {said[-1] if said else 'no output'}")
+                output = job.log.read_text(errors="replace").strip().splitlines() or ["no output"]
+                self._fail(job, f"code {process.returncode}: {output[-1]}")
 
     def _publish(self, job: Job) -> None:
         try:
@@ -157,7 +158,7 @@ class Budget:
         except UserError as error:
             self._fail(job, str(error))
         else:
-            print(f"{job.path}: {job.standing()}", flush=True)
+            print(f"{job.path}: {job.progress()}", flush=True)
             for segment in read_result(job.folder / "result.json").segments:
                 for what, why in segment.get("fallbacks", {}).items():
                     print(f"  without {what}, so slower than it should be: {why}", flush=True)
@@ -174,7 +175,7 @@ class Budget:
             self._collect()
             time.sleep(POLL / 5)
         for process, job in self.running.items():
-            print(f"{job.path}: did not stop within {GRACE:.0f} s; killed, goes on from its last checkpoint")
+            print(f"{job.path}: did not stop within {GRACE:.0f} s; killed, will continue from its last checkpoint")
             process.kill()
             process.wait()
 
@@ -183,10 +184,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, help="stop after this long, everything saved")
+    parser.add_argument("--minutes", type=float, help="stop after this time, with everything saved")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--only", action="append", default=[], metavar="TASK/NAME", help="these rows alone")
-    parser.add_argument("--list", action="store_true", help="say what is done, part-done, missing, and stop")
+    parser.add_argument("--list", action="store_true", help="only print what is done, part-done and missing")
     parser.add_argument("--table", action="store_true", help="only regenerate the table and figures")
     parser.add_argument("--inspect", metavar="FOLDER", help="only redraw figures/inspect, with MNIST from that folder")
     parser.add_argument(
@@ -222,7 +223,7 @@ def main() -> int:
     jobs = _jobs(options)
     if options.list:
         for job in jobs:
-            print(f"{job.path!s:<42} {job.standing()}")
+            print(f"{job.path!s:<42} {job.progress()}")
         return 0
     if options.inspect:
         draw_inspected(options.results, options.inspect)
@@ -240,7 +241,7 @@ def main() -> int:
         try:
             budget.run([job for job in jobs if job.state != "done"])
         except KeyboardInterrupt:
-            print("stopped; the same command goes on")
+            print("stopped; the same command continues")
         failed = budget.failed
     _regenerate(options.results)
     done = sum(job.state == "done" for job in jobs)
@@ -249,8 +250,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run("reproduce.py", main)

@@ -6,7 +6,7 @@ Tags: [log] read in a released log, [code] in source, [README] in a project's RE
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
-# The tag of runs of a row that end after their first 1,700 updates, to be held against the logs without a GPU.
+# The tag of runs that end after their first 1,700 updates, which can be compared with the logs without a GPU.
 FIRST_TAG = "first1700"
 
 PORT = "batzner/indrnn"
@@ -53,11 +53,12 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ``overrides`` for indrnn-train, run once a seed, make results/runs/<task>/<name>/seed<k>.
+    """One line of the table: indrnn-train with ``overrides``, once for each seed, gives
+    results/runs/<task>/<name>/seed<k>.
 
-    ``first_1700`` is the log's validation accuracy (%) after the first 1,700 updates; ``earlier_name`` what the same
-    run was called before a protocol and a network were chosen apart; ``minutes`` an estimate for one run alone on one
-    core of a Xeon with AMX, None where a CPU would take days.
+    ``first_1700``: the log's validation accuracy (%) after the first 1,700 updates; ``earlier_name``: the name of the
+    same run when one word chose protocol and network; ``minutes``: an estimate for one run alone on one core of a Xeon
+    with AMX, None if a CPU would take days.
     """
 
     task: str
@@ -73,7 +74,7 @@ class Row:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What this row's runs are called, and were."""
+        """The names that this row's runs have and had."""
         return (self.name,) if self.earlier_name is None else (self.name, self.earlier_name)
 
     @property
@@ -97,7 +98,7 @@ def _row(
     tag = "".join(f"-{setting.removeprefix('tag=')}" for setting in extra if setting.startswith("tag="))
     name = (model if protocol == TUTORIAL else f"{protocol}_{model}") + tag
     earlier = _EARLIER_NAMES.get(model) if protocol == PAPER else None
-    # Long runs log less often, so that their metrics.csv stays small.
+    # Long runs log less often, to keep their metrics.csv small.
     logging = "trainer.log_every=1700" if protocol == PAPER else "trainer.log_every=500"
     overrides = (*experiment, f"model={model}", f"data={task}", *extra, logging)
     network = network or _NETWORKS[model]

@@ -1,5 +1,5 @@
-"""What is generated in results/ from the run folders committed there: the tables of its README, the records of
-speedrun.md and the figures; and the copying and checking of those run folders. Used by reproduce.py and speedrun.py."""
+"""What is generated in results/ from the run folders committed there: the tables of README.md, the records of
+speedrun.md and the figures; and how run folders are checked and copied there. Used by reproduce.py and speedrun.py."""
 
 import csv
 import json
@@ -20,10 +20,10 @@ from indrnn.record.folder import BEST, CONFIG, TIMING, WEIGHTS
 from indrnn.record.result import wilson_interval
 from indrnn.report.page import draw
 from indrnn.report.runs import Group, Run, collect, read_run
-from indrnn.report.table import duration, extent, general_notes, markdown_table, percent, spread, task_rows
+from indrnn.report.table import bullets, duration, general_notes, group_row, markdown_table, percent, spread, task_rows
 
 FILES = ("config.yaml", "metrics.csv", "result.json")
-# Beside them: runs made before weights were kept have none, and only those of scripts/speedrun.py are timed whole.
+# Copied if they exist: runs of earlier versions have no weights, and only scripts/speedrun.py writes timings.
 KEPT_TOO = (WEIGHTS, TIMING)
 BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
@@ -35,7 +35,12 @@ INSPECTED = ("mnist/fast_indrnn/seed0", "mnist/fast_lstm_chrono/seed0")
 # first. Add a line only for runs whose timing.json shows that: the load was near 0 before, near the threads after.
 RECORDS: tuple[str, ...] = ()
 
-# In per cent: the mean of at least this many runs lies above it.
+COLUMNS = (
+    *("n", "test %", "validation %", "parameters", "updates"),
+    *("time", "to 99 % val.", "steps/s", "precision", "device"),
+)
+ADDING_COLUMNS = ("n", "test mse", "parameters", "updates")
+# In per cent: the mean of at least this many runs is above it.
 MARKS = {"99.0 validation": ("val_accuracy", 99.0), "98.9 test": ("test_accuracy", 98.9)}
 LEAST_RUNS = 3
 
@@ -43,7 +48,7 @@ LEAST_RUNS = 3
 def publish(folder: Path, runs: Path) -> Path:
     """Copy a finished run's figures and weights (not its checkpoints) to ``runs``/<task>/<name>/seed<k>.
 
-    A run made before weights were kept gives those of its best.pt. Raises UserError if the run is unfinished, has
+    The weights of runs of earlier versions come from their best.pt. Raises UserError if the run is unfinished, has
     neither, or its files contradict each other.
     """
     wrong = problems(folder)
@@ -57,7 +62,7 @@ def publish(folder: Path, runs: Path) -> Path:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     config = target / CONFIG
-    # Where the files were on the machine that made the run says nothing about it, and means nothing elsewhere.
+    # Where the files were on the machine that trained the run means nothing elsewhere.
     config.write_text(re.sub(r"(?m)^(\s*root|output_root): .*$", _place, config.read_text()))
     if not (folder / WEIGHTS).is_file():
         from indrnn.training.checkpoint import read_checkpoint, save_weights
@@ -71,7 +76,7 @@ def _place(line: re.Match[str]) -> str:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is missing or contradictory in a finished run's folder, a phrase each; empty if nothing is."""
+    """What is missing or contradictory in a finished run's folder, one phrase for each problem."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         return [f"{name} is missing" for name in missing]
@@ -100,7 +105,8 @@ def problems(folder: Path) -> list[str]:
         if len(row) and value != row[-1]:
             faults.append(f"test_{name} is {value} but metrics.csv says {row[-1]}")
     if result.test_accuracy is not None:
-        size = run.config.data.get("test_size", 10_000)
+        size = run.about.test_samples
+        assert size is not None
         interval = wilson_interval(round(result.test_accuracy * size), size)
         if result.test_ci95 is None or not np.allclose(result.test_ci95, interval, atol=1e-6):
             faults.append(f"test_ci95 is {result.test_ci95} but should be {interval}")
@@ -108,7 +114,7 @@ def problems(folder: Path) -> list[str]:
 
 
 def results_markdown(runs: Path) -> str:
-    """Everything between the markers of results/README.md."""
+    """The text between the markers of results/README.md."""
     groups = collect([runs]) if runs.is_dir() and any(runs.rglob("result.json")) else []
     known = {(row.task, name) for row in ROWS for name in row.names} | beginnings(groups)
     parts = []
@@ -125,12 +131,12 @@ def results_markdown(runs: Path) -> str:
         of_task = [group for group in others if group.task == task]
         parts += [f"### Other runs: {of_task[0].about.title}", markdown_table(task_rows(of_task))]
     if groups:
-        parts += ["### Notes", "\n".join(f"- {note}" for note in general_notes(groups))]
+        parts += ["### Notes", bullets(general_notes(groups))]
     return "\n\n".join(parts)
 
 
 def readme_with(text: str, generated: str, file: Path = Path("results/README.md")) -> str:
-    """``text`` with what stands between the markers replaced. Raises UserError if the markers are not there."""
+    """``text`` with the part between the markers replaced. Raises UserError if the markers are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -150,7 +156,7 @@ def update_readme(results: Path) -> None:
 
 
 def draw_results(results: Path) -> list[Path]:
-    """Draw ``results``/figures from ``results``/runs; runs that end at their first evaluation have no curves."""
+    """Draw ``results``/figures from ``results``/runs, without the runs that end at their first evaluation."""
     groups = collect([results / "runs"])
     left_out = beginnings(groups)
     return draw([group for group in groups if (group.task, group.name) not in left_out], results / "figures")
@@ -193,63 +199,34 @@ def draw_inspected(results: Path, data_root: str) -> list[Path]:
 
 
 def _find(groups: Sequence[Group], task: str, names: Sequence[str]) -> Group | None:
-    """The group under the first of ``names`` that there is."""
+    """The group with the first of ``names`` that exists."""
     by_name = {group.name: group for group in groups if group.task == task}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _line(row: Row, group: Group | None) -> dict[str, str]:
     line = {"network": row.network, "protocol": row.protocol, "run": row.name if group is None else group.name}
-    columns = (
-        "n",
-        "test %",
-        "validation %",
-        "parameters",
-        "updates",
-        "time",
-        "to 99 % val.",
-        "steps/s",
-        "precision",
-        "device",
-    )
-    if group is None or not group.results:
-        line |= dict.fromkeys(columns, "") | {"test %": _not_run(row)}
-    else:
-        results = group.results
-        line |= {
-            "n": str(len(results)),
-            "test %": percent([result.test_accuracy for result in results]) + (" †" if len(results) == 1 else ""),
-            "validation %": percent([result.val_accuracy for result in results]),
-            "parameters": extent([result.parameters for result in results]),
-            "updates": extent([result.steps for result in results]),
-            "time": duration(fmean(result.seconds for result in results)),
-            "to 99 % val.": _time_to_target(group.finished),
-            "steps/s": f"{fmean(result.steps_per_second for result in results):.3g}",
-            "precision": ", ".join(sorted({result.precision for result in results})),
-            "device": ", ".join(sorted({result.device_name for result in results})),
-        }
-    return line | {"published": row.published}
+    cells = _cells(row, group, "test %")
+    if group is not None and group.results:
+        cells["to 99 % val."] = _time_to_target(group.finished)
+    return line | {column: cells.get(column, "") for column in COLUMNS} | {"published": row.published}
 
 
 def _adding_line(row: Row, group: Group | None) -> dict[str, str]:
-    line = {"T": row.task.removeprefix("adding-T"), "network": row.network, "run": row.name}
+    line, cells = {"T": row.task.removeprefix("adding-T"), "network": row.network}, _cells(row, group, "test mse")
+    return line | {"run": row.name} | {column: cells.get(column, "") for column in ADDING_COLUMNS}
+
+
+def _cells(row: Row, group: Group | None, figure: str) -> dict[str, str]:
+    """The cells of a row by column; without a finished run, when it will be run in place of the ``figure``."""
     if group is None or not group.results:
-        return line | dict.fromkeys(("n", "test mse", "parameters", "updates"), "") | {"test mse": _not_run(row)}
-    results = group.results
-    return line | {
-        "n": str(len(results)),
-        "test mse": spread([result.test_loss for result in results], ".2g") + (" †" if len(results) == 1 else ""),
-        "parameters": extent([result.parameters for result in results]),
-        "updates": extent([result.steps for result in results]),
-    }
-
-
-def _not_run(row: Row) -> str:
-    return "not run yet: " + ("for a GPU" if row.minutes is None else f"about {row.minutes} min a seed")
+        return {figure: "not run yet: " + ("for a GPU" if row.minutes is None else f"about {row.minutes} min a seed")}
+    cells = group_row(group)
+    return cells | {"updates": cells["steps"]}
 
 
 def _time_to_target(runs: Sequence[Run]) -> str:
-    """Mean wall-clock time until validation first exceeds 99 %, and how many runs got there if not all did."""
+    """Mean wall-clock time until validation first exceeds 99 %, and how many runs reached it, if not all did."""
     reached = []
     for run in runs:
         seconds, accuracy = run.curve("val", "accuracy", "seconds")
@@ -299,7 +276,7 @@ def _versions(result) -> str:
 
 
 def records_markdown(runs: Path, records: tuple[str, ...] = RECORDS) -> str:
-    """The table of records, from the runs named. Raises UserError for a record that breaks a rule."""
+    """The table of records, from the runs of these names. Raises UserError for a record that breaks a rule."""
     if not records:
         return "No record yet: no runs have been timed while nothing else ran on the machine."
     groups = {group.name: group for group in collect([runs / "mnist"])}
@@ -316,13 +293,13 @@ def _record(group: Group, runs: Path) -> dict[str, str]:
     try:
         timings = [json.loads((run.path / TIMING).read_text(encoding="utf-8")) for run in group.finished]
     except (OSError, ValueError) as failure:
-        raise UserError(f"{record} cannot be timed ({failure}); make its runs with make speedrun") from None
+        raise UserError(f"{record} has no timing ({failure}); run it again with make speedrun") from None
     means = {mark: 100 * fmean(getattr(result, figure) for result in results) for mark, (figure, _) in MARKS.items()}
     reached = [mark for mark, (_, least) in MARKS.items() if means[mark] > least]
     if not reached:
         raise UserError(f"{record} has a mean above no mark; take it out of RECORDS")
 
-    def one(values: list[str]) -> str:
+    def distinct(values: list[str]) -> str:
         return "; ".join(dict.fromkeys(values))
 
     return {
@@ -331,10 +308,10 @@ def _record(group: Group, runs: Path) -> dict[str, str]:
         "test %": percent([result.test_accuracy for result in results]),
         "validation %": percent([result.val_accuracy for result in results]),
         "n": str(n),
-        "hardware": one([result.device_name for result in results]),
-        "threads": one([str(timing["threads"]) for timing in timings]),
-        "precision": one([result.precision for result in results]),
-        "versions": one([f"torch {r.versions['torch']}, indrnn {(r.git['commit'] or '')[:7]}" for r in results]),
+        "hardware": distinct([result.device_name for result in results]),
+        "threads": distinct([str(timing["threads"]) for timing in timings]),
+        "precision": distinct([result.precision for result in results]),
+        "versions": distinct([f"torch {r.versions['torch']}, indrnn {(r.git['commit'] or '')[:7]}" for r in results]),
         "date": max(timing["begun"][:10] for timing in timings),
         "runs": f"[{group.name}]({runs.name}/{group.task}/{group.name})",
     }

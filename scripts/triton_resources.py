@@ -1,4 +1,4 @@
-"""Compile every Triton kernel that is shipped, without a GPU, and write what each takes of one, as CSV:
+"""Compile every Triton kernel that is shipped, without a GPU, and write the resources that each uses as CSV:
 
     python scripts/triton_resources.py results/bench/triton_resources.csv --capability 80 90
 
@@ -6,7 +6,6 @@ Exits with 1 if a kernel spills registers, waits between the loads of a tile or 
 """
 
 import argparse
-import csv
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from indrnn.files import csv_text, write_atomically
 from indrnn.recurrence.triton_gpu.backward import backward_kernel
 from indrnn.recurrence.triton_gpu.chooser import WITHOUT_SCAN, Tile, choose
 from indrnn.recurrence.triton_gpu.forward import forward_kernel
@@ -50,9 +50,9 @@ class Variant:
 
 
 def shipped() -> list[Variant]:
-    """What the chooser can ask for, at its most demanding: the most steps of each kind, every dtype and layout.
+    """The most demanding kernels that the chooser can ask for: the most steps of each kind, every dtype and layout.
 
-    Fewer steps or chunks, or fewer options, take fewer registers."""
+    Fewer steps, chunks or options need fewer registers."""
     variants = []
     for direction, dtype, packed in product(("forward", "backward"), _POINTERS, (True, False)):
         # B·H = 2^16 is walked by one thread a chain, 2^12 by eight; the odd T is masked.
@@ -102,43 +102,43 @@ def compile_for(variant: Variant, capability: int) -> Any:
 
 def resources(compiled: Any) -> dict[str, int]:
     """Registers a thread, bytes of stack a thread (spills, if not 0) and of shared memory a program."""
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _examine(compiled, "cuobjdump", "--dump-resource-usage")))
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _examine(compiled, "cuobjdump", "--dump-resource-usage")))
     return {
-        "registers": int(found["REG"]),
-        "stack": int(found["STACK"]) + int(found["LOCAL"]),
+        "registers": int(usage["REG"]),
+        "stack": int(usage["STACK"]) + int(usage["LOCAL"]),
         "shared": compiled.metadata.shared,
     }
 
 
 def most_loads_in_flight(compiled: Any) -> int:
-    """The longest run of loads from global memory in the machine code without arithmetic, store or barrier in it."""
+    """The longest run of loads from global memory without arithmetic, store or barrier between them."""
     longest = run = 0
     for line in _examine(compiled, "nvdisasm", "-c").splitlines():
-        found = _INSTRUCTION.match(line)
-        if found:
-            run = run + 1 if found[1] == "LDG" else 0 if found[1] in _ARITHMETIC else run
+        instruction = _INSTRUCTION.match(line)
+        if instruction:
+            run = run + 1 if instruction[1] == "LDG" else 0 if instruction[1] in _ARITHMETIC else run
             longest = max(longest, run)
     return longest
 
 
 def faults(variant: Variant, compiled: Any) -> list[str]:
-    """What a compilation has that it should not have; nothing, if all is well."""
+    """What is wrong with a compiled kernel, one phrase for each fault."""
     used = resources(compiled)
-    found = []
+    problems = []
     if used["stack"]:
-        found.append(f"{used['stack']} bytes of registers spilled")
+        problems.append(f"{used['stack']} bytes of registers spilled")
     if used["registers"] * 32 * variant.tile.warps > 65_536:
-        found.append(f"{used['registers']} registers for each of {32 * variant.tile.warps} threads")
+        problems.append(f"{used['registers']} registers for each of {32 * variant.tile.warps} threads")
     streams = 1 if variant.direction == "forward" else 2
     in_flight = most_loads_in_flight(compiled)
     if in_flight < streams * variant.tile.steps:
-        found.append(f"only {in_flight} of {streams * variant.tile.steps} loads in flight")
-    # One layout throughout, in which the threads of a warp own consecutive units: loads are coalesced, and nothing goes
-    # through shared memory but what scans and sums exchange.
+        problems.append(f"only {in_flight} of {streams * variant.tile.steps} loads in flight")
+    # One layout throughout, in which the threads of a warp own consecutive units: loads are coalesced, and only scans
+    # and sums use shared memory.
     layouts = compiled.asm["ttgir"]
     if "ttg.convert_layout" in layouts or "order = [0, 1]" in layouts:
-        found.append("a change of layout, or one that is not coalesced")
-    return found
+        problems.append("a change of layout, or one that is not coalesced")
+    return problems
 
 
 def _examine(compiled: Any, tool: str, option: str) -> str:
@@ -176,11 +176,7 @@ def main() -> int:
             for fault in faults(variant, compiled):
                 bad += 1
                 print(f"{fault}: {row}", file=sys.stderr)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_atomically(options.out, csv_text([rows[0], *(row.values() for row in rows)]))
     print(f"{len(rows)} kernels, {bad} faults: {options.out}")
     return 1 if bad else 0
 

@@ -67,7 +67,7 @@ def task_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
     finished = sorted((group for group in groups if group.finished), key=lambda group: (-group.score, group.name))
     words = in_words(groups)
     rows = [
-        {"rank": rank, "network": words[group.name], **_group_row(group)}
+        {"rank": rank, "network": words[group.name], **group_row(group)}
         for group, rank in zip(finished, _ranks(finished), strict=True)
     ]
     rows += [
@@ -135,7 +135,8 @@ def _noise(share: float, size: int) -> float:
     return 1.96 * math.sqrt(2 * share * (1 - share) / size)
 
 
-def _group_row(group: Group) -> dict[str, str]:
+def group_row(group: Group) -> dict[str, str]:
+    """The cells of a group's finished runs, by column."""
     results = group.results
     marks = (" †" if len(results) == 1 else "") + (" ‡" if _learnt_nothing(group) else "")
     ends = [fmean(ends) for ends in zip(*(r.test_ci95 for r in results if r.test_ci95), strict=True)]
@@ -179,7 +180,10 @@ def _learnt_nothing(group: Group) -> bool:
 
 
 LEFT_ALIGNED = frozenset(
-    ["name", "device", "backend", "precision", "network", "protocol", "run", "time", "published", "task", "ratio"]
+    (
+        *("name", "device", "backend", "precision", "network", "protocol"),
+        *("run", "time", "published", "task", "ratio", "settings"),
+    )
 )
 
 
