@@ -393,7 +393,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
         load_run(folder)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert "move the file away, or start the run anew with overwrite=true" in str(caught.value)
+    assert "move the file away, or start the run again with overwrite=true" in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

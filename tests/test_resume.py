@@ -334,13 +334,13 @@ def test_every_segment_is_recorded_as_it_began(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(state, "running_code", lambda: {"commit": "a" * 40, "dirty": False})
     stopped(tmp_path, 8)
     stopped(tmp_path, 15)
-    assert "made elsewhere" not in capsys.readouterr().err
+    assert "written elsewhere" not in capsys.readouterr().err
     monkeypatch.setattr(state, "running_code", lambda: {"commit": "b" * 40, "dirty": False})
     monkeypatch.setattr("indrnn.training.state.backend_of", lambda *_: "numba")
     result = run_small(tmp_path)
     err = capsys.readouterr().err
-    assert f"step 14, made elsewhere (git.commit: {'a' * 40} -> {'b' * 40}, backend: reference -> nu" in err
-    assert err.count("made elsewhere") == 1
+    assert f"step 14, written elsewhere (git.commit: {'a' * 40} -> {'b' * 40}, backend: reference -> nu" in err
+    assert err.count("written elsewhere") == 1
     assert [(each["step"], each["git"]["commit"][0]) for each in result.segments] == [(0, "a"), (7, "a"), (14, "b")]
     assert {"device", "device_name", "num_threads", "versions", "precision", "backend"} < set(result.segments[0])
     assert (result.backend, result.git["commit"]) == ("reference+numba", "b" * 40)
@@ -352,4 +352,4 @@ def test_going_on_with_another_number_of_threads_is_said(tmp_path, path, capsys)
     content["segments"][0]["num_threads"] = 64
     torch.save(content, path)
     run_small(tmp_path)
-    assert "step 14, made elsewhere (num_threads: 64 -> 1)" in capsys.readouterr().err
+    assert "step 14, written elsewhere (num_threads: 64 -> 1)" in capsys.readouterr().err

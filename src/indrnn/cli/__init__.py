@@ -1,5 +1,6 @@
 """The commands: a module for each, whose ``main`` is the entry point. Heavy libraries are imported inside functions."""
 
+import argparse
 import os
 import re
 import signal
@@ -8,6 +9,13 @@ import traceback
 from collections.abc import Callable
 
 from ..errors import UserError
+
+
+def command_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose help keeps the line breaks of ``description``."""
+    return argparse.ArgumentParser(
+        program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def run(program: str, command: Callable[[], int | None], tracebacks: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from indrnn.errors import UserError
 
-from . import announce, run
+from . import announce, command_parser, run
 
 DESCRIPTION = """\
 Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), whole training steps
@@ -17,9 +17,7 @@ figure and the ratios that matter.
 
 
 def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        "indrnn-bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = command_parser("indrnn-bench", DESCRIPTION)
     command.add_argument(
         "what",
         nargs="?",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from . import run
+from . import command_parser, run
 
 if TYPE_CHECKING:
     from ..training.evaluation import Reevaluation
@@ -24,9 +24,7 @@ ALLOWED_ERROR = 0.01
 
 
 def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        "indrnn-eval", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = command_parser("indrnn-eval", DESCRIPTION)
     command.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     command.add_argument(

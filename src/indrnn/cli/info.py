@@ -1,11 +1,11 @@
 """``indrnn-info``: what this installation can do: versions, devices, backends, data."""
 
-import argparse
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from . import announce, run
+from . import announce, command_parser, run
 
 DESCRIPTION = """\
 Print what a bug report, or a report of results, should include: versions, devices, CPU threads, which backends of the
@@ -13,10 +13,8 @@ recurrence work here and why the others do not, where the configuration is read 
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        "indrnn-info", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> ArgumentParser:
+    command = command_parser("indrnn-info", DESCRIPTION)
     command.add_argument(
         "--data-root",
         metavar="FOLDER",

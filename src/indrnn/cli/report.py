@@ -7,7 +7,7 @@ from pathlib import Path
 from indrnn.errors import UserError
 from indrnn.files import written_lines
 
-from . import announce, run
+from . import announce, command_parser, run
 
 DESCRIPTION = """\
 Collect run folders into report.html (one page with everything, for any browser), summary.csv, table.md and figures
@@ -18,9 +18,7 @@ With --inspect: pictures of what trained networks do; give one IndRNN and one LS
 
 
 def parser() -> argparse.ArgumentParser:
-    command = argparse.ArgumentParser(
-        "indrnn-report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = command_parser("indrnn-report", DESCRIPTION)
     command.add_argument(
         "folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)"
     )

@@ -62,7 +62,7 @@ class Sweep:
         self.plans = plans
         self.folder: Path | None = None
         self.stopped_by = 0
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Sweep":
@@ -70,7 +70,7 @@ class Sweep:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._finished.set()
         Sweep.current = None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -118,7 +118,7 @@ class Sweep:
 
     def _watch(self) -> None:
         last = ""
-        while not self._over.wait(LINE_EVERY):
+        while not self._finished.wait(LINE_EVERY):
             line = self.progress()
             if line != last:
                 print(line, file=sys.stderr, flush=True)
@@ -220,7 +220,7 @@ def _run_job(
         code = report(error)
         number = code - 128
         if number == getattr(signal, "SIGUSR2", None):
-            _write(folder, record, "stopped", code, "goes on when it is requeued")
+            _write(folder, record, "stopped", code, "continues when it is requeued")
             try:
                 # submitit's handler requeues the job now that its checkpoint is saved, or raises if it cannot.
                 signal.raise_signal(number)

@@ -120,7 +120,7 @@ def _check_together(cfg: Config) -> None:
     for key in ("batch_size", "bn_samples"):
         value = getattr(cfg.trainer, key)
         if count is not None and value > count:
-            raise UserError(f"trainer.{key}={value}: there are only {count:,} training samples; take at most as many")
+            raise UserError(f"trainer.{key}={value}: there are only {count:,} training samples; use at most that many")
     minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
     if minimum >= cfg.optimizer.lr:
         raise UserError(

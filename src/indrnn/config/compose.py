@@ -222,7 +222,7 @@ def _check_choices(overrides: Sequence[Override], loader: ConfigLoader) -> None:
         choices = sorted(loader.get_group_options(group, overrides=search))
         choice = override.value()
         if isinstance(choice, list):
-            raise UserError(f"{override.input_line}: take one choice of {group}; choices: {', '.join(choices)}")
+            raise UserError(f"{override.input_line}: choose one {group}; choices: {', '.join(choices)}")
         if choice is None and group not in SCHEMAS:
             continue
         if str(choice) not in choices:
@@ -245,7 +245,7 @@ def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
             raise UserError(_unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
         group, _, name = key.partition(".")
         if name == "name" and group in SCHEMAS and override.value() != cfg[group].name:
-            raise UserError(f"{override.input_line}: a name goes with its file; write {group}={override.value()}")
+            raise UserError(f"{override.input_line}: a name comes with its file; write {group}={override.value()}")
         if override.is_delete():
             raise UserError(f"~{key}: a key cannot be removed; give it another value")
         if override.is_add():

@@ -130,5 +130,5 @@ def _read(name: str, path: Path) -> NDArray[np.int64]:
         raise UserError(f"data.permutation={name} is not a list of whole numbers; {remedy}") from error
     values = np.asarray(values).reshape(-1)
     if values.dtype.kind not in "iu" or not np.array_equal(np.sort(values), np.arange(PIXELS)):
-        raise UserError(f"data.permutation={name} is no permutation ({values.size} numbers); {remedy}")
+        raise UserError(f"data.permutation={name} is not a permutation ({values.size} numbers); {remedy}")
     return values.astype(np.int64)

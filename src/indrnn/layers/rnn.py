@@ -123,7 +123,7 @@ class IndRNN(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialise all parameters again."""
         for _, layer in recurrent_layers(self):
             layer.reset_parameters()
 

@@ -200,7 +200,7 @@ def _state(path: Path, cfg: Config) -> str:
         strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}
         if strangers:
             raise UserError(
-                f"run folder {path} holds {', '.join(sorted(strangers))} but no config.yaml that says of which run; "
+                f"run folder {path} has {', '.join(sorted(strangers))} but no config.yaml that says of which run; "
                 f"{_ELSEWHERE}"
             )
         return "fresh"

@@ -26,7 +26,7 @@ from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 from ..record.same_run import fingerprint_differences
 
 FORMAT = 1
-REMEDY = "move the file away, or start the run anew with overwrite=true"
+REMEDY = "move the file away, or start the run again with overwrite=true"
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

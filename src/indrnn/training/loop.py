@@ -18,14 +18,7 @@ from ..data import Split, make_task
 from ..errors import RunError, UserError
 from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, write_result
-from .checkpoint import (
-    copied_weights,
-    load_weights,
-    optimizer_state,
-    restore_optimizer,
-    save_checkpoint,
-    save_weights,
-)
+from .checkpoint import copied_weights, load_weights, optimizer_state, restore_optimizer, save_checkpoint, save_weights
 from .device import check_memory, computing, resolve_device, synchronise
 from .diagnose import first_non_finite
 from .distributed import Processes, ProcessLost, joined_processes, whole_batches
@@ -113,7 +106,7 @@ class Training:
             label = f"{folder.path.parent.name} seed {self.cfg.seed}"
             try:
                 if folder.state == "resume":
-                    elsewhere = self._made_elsewhere()
+                    elsewhere = self._written_elsewhere()
                     self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
                 self._train()
                 result = self._finish()
@@ -170,7 +163,7 @@ class Training:
         self.state.step(self.order.indices(self.position.step))
         self._random = None
         self.position.step += 1
-        self.recorder.step_made()
+        self.recorder.step_done()
 
     def _has_ended(self) -> bool:
         trainer = self.cfg.trainer
@@ -327,9 +320,9 @@ class Training:
             f"stopped at step {self.position.step}, saved in {self.folder.path}; continue with the same command{again}"
         )
 
-    def _made_elsewhere(self) -> str:
+    def _written_elsewhere(self) -> str:
         differ = changes(self.state.segments)
-        return f", made elsewhere ({differ}), so figures may differ from here on" if differ else ""
+        return f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
 
     def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.

@@ -98,7 +98,7 @@ class Recorder:
         """Print a line that stays."""
         self._progress.say(message)
 
-    def step_made(self) -> None:
+    def step_done(self) -> None:
         self._progress.advance()
 
     def training(
@@ -158,4 +158,4 @@ class SilentRecorder(Recorder):
     def _ignore(self, *_: object, **__: object) -> None:
         pass
 
-    say = step_made = training = validation = test = pictures = result = __exit__ = _ignore
+    say = step_done = training = validation = test = pictures = result = __exit__ = _ignore

@@ -33,13 +33,7 @@ from .checkpoint import (
     restore_optimizer,
     restore_random_state,
 )
-from .device import (
-    peak_memory_bytes,
-    prepare_process,
-    reset_peak_memory,
-    set_precision,
-    synchronise,
-)
+from .device import peak_memory_bytes, prepare_process, reset_peak_memory, set_precision, synchronise
 from .distributed import ALONE, Processes
 from .evaluation import Evaluation, Objective, norm_batches
 from .optimizer import build_optimizer, build_schedule
