@@ -58,11 +58,11 @@ def test_g_is_continuous_and_positive():
     assert log_g(a).isfinite().all()
 
 
-@pytest.mark.parametrize("network", [GRUClassifier, MinGRUClassifier])
+@pytest.mark.parametrize(("network", "num_layers"), [(GRUClassifier, 1), (MinGRUClassifier, 3)])
 @pytest.mark.parametrize("data", [mnist5k_data(), adding_data(length=30)])
-def test_a_network_has_one_output_a_class_and_trains(network, data):
+def test_a_network_has_one_output_a_class_and_trains(network, num_layers, data):
     task = make_task(data)
-    model = network(task, hidden_size=8)
+    model = network(task, hidden_size=8, num_layers=num_layers)
     output = model(torch.randn(3, task.length, task.input_size))
     assert output.shape == (3, task.output_size)
     output.sum().backward()
