@@ -89,9 +89,7 @@ def tune(name: str, storage: JournalStorage, options: argparse.Namespace) -> Non
     limit = optuna.study.MaxTrialsCallback(options.trials, states=(TrialState.COMPLETE, TrialState.RUNNING))
     if len(study.get_trials(states=(TrialState.COMPLETE, TrialState.RUNNING))) < options.trials:
         study.optimize(
-            lambda trial: run_trial(trial, name, options),
-            callbacks=[limit],
-            catch=(subprocess.CalledProcessError,),
+            lambda trial: run_trial(trial, name, options), callbacks=[limit], catch=(subprocess.CalledProcessError,)
         )
 
 

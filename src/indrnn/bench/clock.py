@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 Work = Callable[[], object]
+Say = Callable[[str], None]
 Key = TypeVar("Key")
 
 # A turn of a fast implementation: one call that only brings its data back into the caches, then this many timed calls.

@@ -1,6 +1,6 @@
 """The parts of the command: check, measure, write, print the ratios."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from indrnn.files import write_atomically, written_lines
 from indrnn.training.device import prepare_process, resolve_device, set_precision
 
 from . import grid, scaling
+from .clock import Say
 from .exactness import Check, require_exact
 from .implementations import Implementation, implementations
 from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from .training_steps import cases, profile, run_steps, step_ratios
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ with the reason.
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,11 +23,9 @@ from typing import Any
 
 import torch
 
-from .clock import Clock, Work, peak_memory
+from .clock import Clock, Say, Work, peak_memory
 from .implementations import COPY, LOOPS, Implementation, Size, prepare
 from .output import Row
-
-Say = Callable[[str], None]
 
 HIDDEN = 128
 DEFAULT = Size(32, 784, HIDDEN)

@@ -17,7 +17,7 @@ from indrnn.recurrence import available_backends, indrnn_recurrence
 from indrnn.recurrence.dispatch import load_backend
 from indrnn.training.device import bfloat16_refusal
 
-Work = Callable[[], object]
+from .clock import Work
 
 COPY = "copy"
 LOOP = "loop"

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -32,7 +32,7 @@ from indrnn.report.table import markdown_table
 from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_device, set_precision
 from indrnn.training.distributed import ALONE, Processes, joined_processes
 
-from .clock import MOST_CALLS, Clock, timing
+from .clock import MOST_CALLS, Clock, Say, timing
 from .grid import memory_shortage, used_up
 from .output import tick_at
 from .training_steps import StepRow, several, steps_a_call, training_step
@@ -118,7 +118,7 @@ FULL = Plan(
 QUICK = Plan((32, 64), (256, 784), (1, 6), most_processes=2, seconds=1.0, update_seconds=5.0, minutes=1.0)
 
 
-def run_scaling(plan: Plan, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Row]]:
+def run_scaling(plan: Plan, device: torch.device, say: Say) -> Iterator[list[Row]]:
     """Measure the points of the plan; after each yield all rows so far, and ``say`` how it went."""
     end = time.monotonic() + 60 * plan.minutes
     rows: list[Row] = []

@@ -3,7 +3,7 @@
 The data are the bundled mnist5k images: batches gathered on the device, forward, backward, clipping, Adam.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
@@ -21,7 +21,7 @@ from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer
 from indrnn.training.step import GraphedStep, TrainingStep
 
-from .clock import Clock, Work, peak_memory
+from .clock import Clock, Say, Work, peak_memory
 
 T = 784
 # Steps per timed call on a GPU, where the gap between two steps is part of their cost.
@@ -75,9 +75,7 @@ def cases(device: torch.device, quick: bool) -> list[StepRow]:
     ]
 
 
-def run_steps(
-    rows: Sequence[StepRow], device: torch.device, seconds: float, say: Callable[[str], None]
-) -> list[StepRow]:
+def run_steps(rows: Sequence[StepRow], device: torch.device, seconds: float, say: Say) -> list[StepRow]:
     """Measure each case and ``say`` how it went."""
     flush_denormals(device)
     clock = Clock(device)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
-from .schema import FOLDER_NAME, Config, IndRNNBaseConfig
+from .schema import FOLDER_NAME, FOLDER_NAME_RULE, Config, IndRNNBaseConfig
 
 _TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 # The limit of int32 indices, if the schema has no maximum.
@@ -40,9 +40,7 @@ def run_name(cfg: Config) -> str:
     name, tag = cfg.name, getattr(cfg, "tag", None)
     for key, value in (("name", name), ("tag", tag)):
         if value is not None and not re.fullmatch(FOLDER_NAME, value):
-            raise UserError(
-                f"{key}={value!r}: it names a folder; use letters, digits and _ - + = , @ % and, but not first, a dot"
-            )
+            raise UserError(f"{key}={value!r}: it names a folder; {FOLDER_NAME_RULE}")
     return name if tag is None else f"{name}-{tag}"
 
 

@@ -42,6 +42,7 @@ def setting(
 
 # Names that are safe as folders on every file system; "=" and "+" are also shown in TensorBoard's list of runs.
 FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
+FOLDER_NAME_RULE = "use letters, digits and _ - + = , @ % and, but not first, a dot"
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 # The largest seed that every generator accepts; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
@@ -62,10 +63,7 @@ class ExternalModelConfig(ModelConfig):
     """A network from anywhere on Python's path."""
 
     _target_: str = setting(doc="module.Class, called as Class(task, **args) with the task's `indrnn.data.Task`")
-    args: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"doc": "further arguments"},
-    )
+    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "further arguments"})
 
 
 @dataclass
@@ -290,9 +288,7 @@ class Config:
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: str = setting("run folders go below it", affects_result=False)
     resume: str = setting(
-        "continue an unfinished run of the same config, or never",
-        choices=("auto", "never"),
-        affects_result=False,
+        "continue an unfinished run of the same config, or never", choices=("auto", "never"), affects_result=False
     )
     overwrite: bool = setting("delete what the run folder holds and start again", affects_result=False)
 
@@ -307,12 +303,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "rnn": RNNConfig,
         "external": ExternalModelConfig,
     },
-    "data": {
-        "mnist": MNISTConfig,
-        "mnist5k": MNIST5kConfig,
-        "adding": AddingConfig,
-        "external": ExternalDataConfig,
-    },
+    "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig, "external": ExternalDataConfig},
     "optimizer": {"base": OptimizerConfig},
     "schedule": {
         "constant": ConstantConfig,

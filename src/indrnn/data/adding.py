@@ -114,11 +114,7 @@ class AddingSplit:
 
 def adding_task(data: AddingConfig) -> Task:
     """The adding problem over ``data.length`` steps; endless training sequences."""
-    parts = {
-        "train": (TRAIN, None),
-        "validation": (VALIDATION, data.validation_size),
-        "test": (TEST, data.test_size),
-    }
+    parts = {"train": (TRAIN, None), "validation": (VALIDATION, data.validation_size), "test": (TEST, data.test_size)}
 
     def split(part: str) -> AddingSplit:
         return AddingSplit(data.length, data.data_seed, *parts[part])

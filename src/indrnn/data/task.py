@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..config.schema import FOLDER_NAME
+from ..config.schema import FOLDER_NAME, FOLDER_NAME_RULE
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Task:
     def __post_init__(self) -> None:
         """Raises UserError for mistakes that a task from outside can make."""
         if not re.fullmatch(FOLDER_NAME, self.folder):
-            raise UserError(f"folder={self.folder!r} of a task: use letters, digits and . _ - = + , @ %")
+            raise UserError(f"folder={self.folder!r} of a task: {FOLDER_NAME_RULE}")
         for name in ("length", "input_size", "output_size"):
             size = getattr(self, name)
             if type(size) is not int or size < 1:

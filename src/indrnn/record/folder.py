@@ -62,13 +62,7 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        path: Path,
-        state: str,
-        cfg: Config,
-        overrides: Sequence[str],
-        command: str,
-        lock: FileLock | None = None,
+        self, path: Path, state: str, cfg: Config, overrides: Sequence[str], command: str, lock: FileLock | None = None
     ) -> None:
         self.path = path
         self.state = state

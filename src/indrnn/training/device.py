@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from ..config.schema import Config, LSTMConfig, RNNConfig
+from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError, UserError
 from ..layers import sequences_in
@@ -65,7 +64,7 @@ def _least_memory(cfg: Config) -> int:
     model: Any = cfg.model
     if "_target_" in model:
         return 0
-    trainer, size, kind = cfg.trainer, int(model.hidden_size), OmegaConf.get_type(model)
+    trainer, size = cfg.trainer, int(model.hidden_size)
     if "growth" in model:
         bottleneck = model.bottleneck * model.growth
         outputs = size + sum(model.block_layers) * (bottleneck + model.growth)
@@ -73,7 +72,7 @@ def _least_memory(cfg: Config) -> int:
     else:
         layers = model.num_layers if "num_layers" in model else 2 * model.num_blocks + 1
         outputs, between = layers * size, layers - 1
-        gates = 4 if kind is LSTMConfig else 1 if kind is RNNConfig else 0
+        gates = {"lstm": 4, "rnn": 1}.get(model.name, 0)
         weights = (gates * (layers + between) or between) * size**2
     sequences = min(trainer.eval_batch_size, getattr(cfg.data, "validation_size", trainer.eval_batch_size))
     return 4 * make_task(cfg.data).length * max(trainer.batch_size * outputs, 2 * sequences * size) + 16 * weights
