@@ -105,7 +105,7 @@ def _answer(options: argparse.Namespace) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    from ..config.compose import Composer, config_dir, one_line
+    from ..config.compose import Composer, config_dir, plain_message
     from .sweep import Sweep
 
     plans: list[Plan] = []
@@ -129,7 +129,7 @@ def _answer(options: argparse.Namespace) -> None:
                 code = sweep.finish()
         _command.code = _command.code or code
     except (HydraException, ValueError) as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(plain_message(error)) from error
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -49,6 +49,17 @@ def result_keys(cfg: Config) -> dict[str, Any]:
     return {key: value for key, setting, value in settings(cfg) if setting.metadata.get("affects_result", True)}
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"model": {"name": "lstm"}}`` -> ``{"model.name": "lstm"}``; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> Iterator[tuple[str, Field[Any], Any]]:
     """Every key of a structured configuration: its dotted name, its field in the schema, its resolved value. Keys below
     ``args``, which has no schema, come with the field of ``args``.

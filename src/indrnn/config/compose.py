@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from ..errors import UserError
-from .checks import check, type_problem
+from .checks import check, flatten, type_problem
 from .schema import SCHEMAS, Config, all_keys
 
 # Plugins of Hydra that the extra "sweep" installs.
@@ -160,8 +160,8 @@ class Composer:
         with self._loader() as loader:
             for name in loader.get_group_options(_FOR_MODEL):
                 cfg = compose(f"{_FOR_MODEL}/{name}")
-                plain = OmegaConf.to_container(cfg, resolve=False)
-                content[name] = {key: OmegaConf.select(cfg, key) for key in _leaf_keys(cast(dict[str, Any], plain))}
+                keys = flatten(OmegaConf.to_container(cfg, resolve=False))
+                content[name] = {key: OmegaConf.select(cfg, key) for key in keys}
         return content
 
     @contextmanager
@@ -171,7 +171,7 @@ class Composer:
             with initialize_config_dir(str(config_dir()), job_name="indrnn-train", version_base="1.3"):
                 yield GlobalHydra.instance().config_loader()
         except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, OverflowError) as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(plain_message(error)) from error
         finally:
             _FurtherChoices.folder = None
 
@@ -237,7 +237,7 @@ def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
     """Look up the key of every override in ``cfg``, the configuration composed from the chosen files."""
     plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     del plain["hydra"]
-    known = dict.fromkeys(_leaf_keys(plain))
+    known = flatten(plain)
     choices = {str(key): str(value) for key, value in cfg.hydra.runtime.choices.items()}
     for override in overrides:
         key = override.key_or_group
@@ -252,20 +252,12 @@ def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
             raise UserError(f"+{key}: the key exists already; write {str(override.input_line).lstrip('+')}")
 
 
-def _leaf_keys(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted name of every setting, groups left out."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaf_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 # Error messages: Hydra's and OmegaConf's in one line, and suggestions for misspelt words.
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an exception of Hydra, OmegaConf or PyYAML, without search paths, carets and hints about Hydra."""
+def plain_message(error: BaseException) -> str:
+    """The message of an exception of Hydra, OmegaConf or PyYAML in one line, without search paths and hints about
+    Hydra."""
     cause: BaseException | None = error
     while cause is not None and not str(cause).strip():
         cause = cause.__cause__

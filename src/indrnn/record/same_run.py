@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ..config.checks import as_typed, result_keys, settings
+from ..config.checks import as_typed, flatten, result_keys, settings
 from ..config.schema import Config, all_keys
 
 ABSENT = "(absent)"
@@ -28,17 +28,6 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}: {as_typed(self.old)} -> {as_typed(self.new)}"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"model": {"name": "lstm"}}`` -> ``{"model.name": "lstm"}``; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def in_terms_of_today(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..config.checks import flatten
 from ..files import AppendOnlyFile
-from .same_run import flatten
 
 if TYPE_CHECKING:
     import torch

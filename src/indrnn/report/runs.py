@@ -14,14 +14,14 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from indrnn.config.checks import run_name
+from indrnn.config.checks import flatten, run_name
 from indrnn.config.schema import Config
 from indrnn.data import Task, make_task
 from indrnn.errors import UserError
 from indrnn.record.folder import CONFIG, METRICS, RESULT, load_config_file
 from indrnn.record.metrics import read_metrics
 from indrnn.record.result import Result, read_result
-from indrnn.record.same_run import flatten, neutral_keys
+from indrnn.record.same_run import neutral_keys
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

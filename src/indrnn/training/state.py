@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.checks import run_name
+from ..config.checks import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..layers import recurrent_layers
 from ..models import build_model
 from ..record.folder import RunFolder
 from ..record.result import Result, environment, running_code, wilson_interval
-from ..record.same_run import Difference, fingerprint, flatten
+from ..record.same_run import Difference, fingerprint
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
