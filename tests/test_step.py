@@ -253,7 +253,7 @@ def test_the_meter_sums_over_its_interval(tmp_path):
 
 
 def test_mean_squared_error_is_judged_without_accuracy():
-    objective = Objective(SimpleNamespace(loss="mse", output_size=1))
+    objective = Objective(SimpleNamespace(measures_accuracy=False, output_size=1))
     loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
     assert (float(loss), float(correct)) == (0.5, 0.0)
     assert objective.accuracy(0, 2) is None
