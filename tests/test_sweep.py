@@ -16,7 +16,7 @@ import pytest
 from hydra.core.plugins import Plugins
 
 import test_cli
-from indrnn.cli.sweep import Record, table, thread_budget
+from indrnn.cli.sweep import JobRecord, table, thread_budget
 from indrnn.record.folder import FolderInUseError
 from small_runs import figures
 
@@ -159,7 +159,7 @@ def test_jobs_that_run_at_once_share_the_cores(monkeypatch, kind, settings, jobs
 
 
 def test_the_table_shows_losses_where_there_are_no_classes():
-    text = table([Record(0, "outputs/adding-T100/lstm/seed0", "done", score=-0.0123)])
+    text = table([JobRecord(0, "outputs/adding-T100/lstm/seed0", "done", score=-0.0123)])
     assert "-0.0123" in text
 
 

@@ -31,7 +31,7 @@ STOPPED = "stopped"
 
 
 @dataclass
-class Record:
+class JobRecord:
     """The state of a job: running, done, skipped (finished before, or run by another process), failed, stopped, or not
     run."""
 
@@ -46,7 +46,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedJob:
     """A job of the sweep before it runs."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Sweep:
 
     current: "Sweep | None" = None
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, plans: Sequence[PlannedJob]) -> None:
         self.plans = plans
         self.folder: Path | None = None
         self.stopped_by = 0
@@ -92,12 +92,12 @@ class Sweep:
             self._handlers[number] = signal.signal(number, self._stop)
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[JobRecord]:
         """The record of every job, by number; jobs that have not begun are "not run"."""
-        records = {number: Record(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
+        records = {number: JobRecord(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
         if self.folder is not None:
             for file in self.folder.glob("job*.json"):
-                record = Record(**json.loads(file.read_text(encoding="utf-8")))
+                record = JobRecord(**json.loads(file.read_text(encoding="utf-8")))
                 records[record.job] = record
         return [records[number] for number in sorted(records)]
 
@@ -203,7 +203,7 @@ def _run_job(
     # Otherwise this is one of several processes that torchrun started.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     run = run_folder(cfg)
-    record = Record(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
+    record = JobRecord(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
     before = _written(run / RESULT)
     _write(folder, record, "running")
     try:
@@ -239,7 +239,7 @@ def _run_job(
     return record.score
 
 
-def table(records: Sequence[Record]) -> str:
+def table(records: Sequence[JobRecord]) -> str:
     """A line with the number of jobs in each state, then a line for each job."""
     states = [record.state for record in records]
     head = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
@@ -252,7 +252,7 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join([f"sweep: {head}", *lines])
 
 
-def _write(folder: Path, record: Record, state: str, code: int = 0, remark: str = "") -> None:
+def _write(folder: Path, record: JobRecord, state: str, code: int = 0, remark: str = "") -> None:
     from ..files import write_atomically
 
     if not leads():
@@ -266,7 +266,7 @@ def _written(file: Path) -> int | None:
     return file.stat().st_mtime_ns if file.exists() else None
 
 
-def _position(plan: Plan | None, record: Record) -> str:
+def _position(plan: PlannedJob | None, record: JobRecord) -> str:
     """How far a run has come, from its metrics.csv."""
     from ..record.metrics import read_metrics
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..config.compose import Composer
     from ..config.schema import Config
     from ..record.result import Result
-    from .sweep import Plan
+    from .sweep import PlannedJob
 
 PROGRAM = "indrnn-train"
 _USAGE = """\
@@ -108,7 +108,7 @@ def _answer(options: argparse.Namespace) -> None:
     from ..config.compose import Composer, config_dir, plain_message
     from .sweep import Sweep
 
-    plans: list[Plan] = []
+    plans: list[PlannedJob] = []
     if options.config_path is not None:
         raise UserError("--config-path: the project's own files are always needed; --config-dir adds a folder to them")
     if not (options.hydra_help or options.shell_completion or options.info or options.experimental_rerun):
@@ -158,21 +158,21 @@ def _help(composer: "Composer", overrides: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[Plan]":
+def _check_jobs(composer: "Composer", options: argparse.Namespace) -> "list[PlannedJob]":
     """Compose and check every job of the command: the last job of a sweep must not fail because of a misspelt word.
     Return the jobs, if they are known."""
     from ..config.checks import check, result_keys
     from ..record.folder import run_folder
-    from .sweep import Plan
+    from .sweep import PlannedJob
 
     sweep = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
     seen: dict[Path, dict[str, Any]] = {}
-    plans: list[Plan] = []
+    plans: list[PlannedJob] = []
     for overrides in composer.jobs(options.overrides) if sweep else [options.overrides]:
         cfg = composer.compose(overrides)
         check(cfg)
         folder, keys = run_folder(cfg), result_keys(cfg)
-        plans.append(Plan(folder, cfg.trainer.max_steps))
+        plans.append(PlannedJob(folder, cfg.trainer.max_steps))
         before = seen.setdefault(folder, keys)
         if before != keys:
             key = next(key for key in {**before, **keys} if before.get(key) != keys.get(key))
