@@ -20,7 +20,7 @@ from indrnn.record.metrics import MetricsWriter
 from indrnn.report.curves import band, binned
 from indrnn.report.page import write_report
 from indrnn.report.runs import by_task, collect, find_runs, in_words, read_run
-from indrnn.report.style import figure, finish, label_lines, legend_below, looks
+from indrnn.report.style import Line, figure, finish, label_lines, legend_below, looks
 from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
 
 SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
@@ -408,7 +408,7 @@ def test_a_long_note_stays_within_the_figure_and_a_long_legend_takes_no_height_f
     def height(names):
         with figure() as (drawing, axes):
             look = looks(dict.fromkeys(names, "indrnn"))
-            finish(drawing, axes, "title", {name: name for name in names}, {}, look, "", None)
+            finish(drawing, axes, "title", [Line(name, look[name], None) for name in names])
             drawing.draw_without_rendering()
             return axes.get_window_extent().height
 

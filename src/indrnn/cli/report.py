@@ -13,7 +13,7 @@ DESCRIPTION = """\
 Collect run folders into report.html (one page with everything, for any browser), summary.csv, table.md and figures
 (PNG and SVG): validation accuracy against updates and, where times compare, against wall-clock time, training loss,
 and for several lengths of a task (the adding problem) error against length.
-With --inspect: pictures of what trained networks do; give one IndRNN and one LSTM run to compare their gradients.
+With --inspect: pictures of what trained networks do; give an IndRNN's run and an LSTM's to see them side by side.
 """
 
 

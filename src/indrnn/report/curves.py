@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .runs import Group, grouped, in_words, mean_answer_level
-from .style import BASELINE, Look, figure, finish, looks, save, say_above, short_number
+from .style import BASELINE, Line, Look, figure, finish, looks, save, say_above, short_number
 from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
@@ -68,29 +68,26 @@ def draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
 
 def _draw_curves(groups: Sequence[Group], quantity: Quantity, folder: Path) -> list[Path]:
     """One quantity against updates; one of validation also against seconds, where times compare."""
-    look = looks({group.name: group.model for group in groups})
+    look, words = looks({group.name: group.model for group in groups}), in_words(groups)
     times = quantity.split == "val" and _times_compare(groups)
     with figure(1, 1 + times, height=3.6, sharey=True, squeeze=False) as (drawing, [panels]):
-        ends: dict[str, tuple[float, float]] = {}
+        lines = []
         for axes, x in zip(panels, ("step", "seconds"), strict=False):
-            _percent_or_log(axes, quantity)
+            log_values(axes) if quantity.log else axes.set_ylim(0, 101)
+            for level in quantity.levels:
+                axes.axhline(level, zorder=1, **BASELINE)
             unit = _axis_of(axes, x, groups)
             for group in groups:
                 found = [run.curve(quantity.split, quantity.column, x) for run in group.drawn]
                 curves = [(at / unit, quantity.shown(y)) for at, y in found if len(at)]
                 end = _draw(axes, curves, look[group.name], noisy=quantity.split == "train")
-                if x == "step" and end is not None:
-                    ends[group.name] = end
+                if x == "step":
+                    lines.append(Line(f"{words[group.name]} ({group.count})", look[group.name], end))
         say_above(panels[0], quantity.label + ", log scale" * quantity.log)
         several = [group for group in groups if len(group.drawn) > 1]
         longer = any(len({run.steps for run in group.drawn}) > 1 for group in several)
         note = "Line: mean of n seeds; band: smallest to largest" + "; thin lines: seeds that ran on longer" * longer
-        words = in_words(groups)
-        labels = {group.name: f"{words[group.name]} ({group.count})" for group in groups}
-        finish(
-            drawing, panels[0], groups[0].about.title, labels, ends, look, quantity.level_words,
-            note if several else None,
-        )  # fmt: skip
+        finish(drawing, panels[0], groups[0].about.title, lines, quantity.level_words, note if several else None)
         return save(drawing, folder, quantity.stem)
 
 
@@ -103,22 +100,21 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
     if len(lengths) < 2:
         return []
     by_name = grouped(groups, lambda group: group.name)
-    words = in_words(groups)
-    look = looks({group.name: group.model for group in groups})
+    look, words = looks({group.name: group.model for group in groups}), in_words(groups)
     with figure(height=3.8) as (drawing, axes):
         log_values(axes)
         for pick in (min, max):
             levels = [pick(mean_answer_level(by_length[length], "test")[0]) for length in lengths]
             axes.plot(range(len(lengths)), levels, zorder=1, **BASELINE)
-        labels, ends, missing = {}, {}, []
+        lines, missing = [], []
         for number, (name, members) in enumerate(by_name.items()):
             # Side by side, so that none hides another where all have learnt nothing.
             x = [lengths.index(group.about.length) + 0.06 * (number - (len(by_name) - 1) / 2) for group in members]
             errors = [[result.test_loss for result in group.results] for group in members]
             axes.vlines(x, [*map(min, errors)], [*map(max, errors)], color=look[name].color, linewidth=3, alpha=0.35)
             axes.plot(x, [*map(fmean, errors)], linewidth=1.2, **look[name].line)
-            labels[name] = f"{words[name]} (n = {extent([len(values) for values in errors])})"
-            ends[name] = (x[-1], fmean(errors[-1]))
+            label = f"{words[name]} (n = {extent([len(values) for values in errors])})"
+            lines.append(Line(label, look[name], (x[-1], fmean(errors[-1]))))
             absent = [f"{length:,}" for length in lengths if length not in {group.about.length for group in members}]
             missing += [f"{words[name]} at T = {', '.join(absent)}"] * bool(absent)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
@@ -129,7 +125,7 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
         notes += [f"Not run: {'; '.join(missing)}."] * bool(missing)
         level = mean_answer_level(groups, "test")[1]
         title = f"{groups[0].about.series}: error after {steps} updates"
-        finish(drawing, axes, title, labels, ends, look, level, " ".join(notes) or None)
+        finish(drawing, axes, title, lines, level, " ".join(notes) or None)
         return save(drawing, folder, "length_study")
 
 
@@ -209,15 +205,6 @@ def _axis_of(axes: Axes, x: str, groups: Sequence[Group]) -> float:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.set_xlabel(label)
     return unit
-
-
-def _percent_or_log(axes: Axes, quantity: Quantity) -> None:
-    if quantity.log:
-        log_values(axes)
-    else:
-        axes.set_ylim(0, 101)
-    for level in quantity.levels:
-        axes.axhline(level, zorder=1, **BASELINE)
 
 
 def log_values(axes: Axes) -> None:

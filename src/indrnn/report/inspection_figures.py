@@ -20,7 +20,7 @@ from .inspection import (
     load_inspected,
     some_sequences,
 )
-from .style import BASELINE, GREY, Look, figure, finish, legend_below, looks, save, say_above, short_number
+from .style import BASELINE, GREY, Line, Look, figure, finish, head, legend_below, looks, save, say_above, short_number
 from .table import markdown_table
 
 KEPT = (
@@ -115,9 +115,7 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
         steps.set_xticks(places, [*map(short_number, lives), "never"])
         steps.set_xticks([], minor=True)
         steps.set_xlabel("Steps until half is forgotten")
-        drawing.suptitle(
-            f"How long each unit remembers\n{task.title}", x=0.01, ha="left", fontsize=10, fontweight="bold"
-        )
+        head(drawing, f"How long each unit remembers\n{task.title}")
         handles = [
             Line2D([], [], color=GREY, marker="o", linestyle=""),
             Line2D([], [], color="black", linewidth=1.6),
@@ -133,13 +131,13 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
 def _draw_gradients(norms: dict[str, np.ndarray], look: dict[str, Look], task: Task, folder: Path) -> list[Path]:
     with figure(height=3.8) as (drawing, axes):
         axes.set_yscale("log")
-        ends = {}
+        lines = []
         for label, values in norms.items():
             # Zeros (a state that the loss does not see) have no place on a logarithmic axis.
             back = np.flatnonzero(values[::-1] > 0)
-            if len(back):
-                axes.plot(back, values[::-1][back], markevery=(0.03, 0.12), **look[label].line)
-                ends[label] = (float(back[-1]), float(values[::-1][back[-1]]))
+            axes.plot(back, values[::-1][back], markevery=(0.03, 0.12), **look[label].line)
+            end = (float(back[-1]), float(values[::-1][back[-1]])) if len(back) else None
+            lines.append(Line(label, look[label], end))
         largest = max(float(values.max()) for values in norms.values())
         if largest > 0:
             # Below 1e-30 of the largest there is nothing to compare, and float32 training has long lost it.
@@ -152,7 +150,7 @@ def _draw_gradients(norms: dict[str, np.ndarray], look: dict[str, Look], task: T
             f"Mean over {SEQUENCES} validation sequences; state: h, and an LSTM's c, of the last recurrent layer; "
             "untrained: before the first update."
         )
-        finish(drawing, axes, title, {label: label for label in norms}, ends, look, "", note)
+        finish(drawing, axes, title, lines, note=note)
         return save(drawing, folder, "gradients")
 
 
@@ -187,8 +185,5 @@ def _draw_digit(
             anchor=(0, 0), fraction=0.05, aspect=14 * len(beliefs),
         )  # fmt: skip
         bar.outline.set_visible(False)
-        drawing.suptitle(
-            f"A {digit} (the first validation image), read one pixel a step\n{task.title}",
-            x=0.01, ha="left", fontsize=10, fontweight="bold",
-        )  # fmt: skip
+        head(drawing, f"A {digit} (the first validation image), read one pixel a step\n{task.title}")
         return save(drawing, folder, "digit")

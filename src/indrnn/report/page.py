@@ -15,14 +15,14 @@ from .table import general_notes, markdown_report, summary_csv, task_notes, task
 
 PAGE = "report.html"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 th { background: #f3f3f3; } img { max-width: 100%; display: block; margin: 1rem 0; } code { background: #f3f3f3; }
 li, figcaption { font-size: 13px; color: #444; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } table { font-size: 7pt; }
-  td { white-space: normal; } .wide { overflow: visible; }
+  th, td { white-space: normal; overflow-wrap: anywhere; } .wide { overflow: visible; }
   img, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
@@ -69,7 +69,8 @@ def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folde
         settings = setting_rows(members)
         if settings:
             parts += ["<h3>How their configurations differ</h3>", _table(settings)]
-    parts += [_figure(path) for path in drawn if path.parent == out]
+    lengths = [_figure(path) for path in drawn if path.stem == "length_study"]
+    parts += ["<h2>Error against the length of the sequence</h2>"] * bool(lengths) + lengths
     runs = sum(len(group.runs) for group in groups)
     commands = [f"<code>{escape(tensorboard_command(folder))}</code> shows the curves live." for folder in folders]
     return (

@@ -75,6 +75,15 @@ class Look:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure: how it is called and drawn, and its last point (None: it has none)."""
+
+    label: str
+    look: Look
+    end: tuple[float, float] | None
+
+
 def looks(models: Mapping[str, str]) -> dict[str, Look]:
     """A look for each name, given its model: the model's colour and marker, and where several names have one model, a
     line style each. Models that are not in FIXED get the colours that are nobody's, then those of absent ones."""
@@ -162,30 +171,30 @@ def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, 
 
 
 def finish(
-    drawing: Figure,
-    axes: Axes,
-    title: str,
-    labels: Mapping[str, str],
-    ends: Mapping[str, tuple[float, float]],
-    look: Mapping[str, Look],
-    level: str,
-    note: str | None,
+    drawing: Figure, axes: Axes, title: str, lines: Sequence[Line], level: str = "", note: str | None = None
 ) -> None:
     """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
-    level that takes no learning."""
-    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    level that takes no learning, and a note."""
+    head(drawing, title)
     handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
-    if len(ends) == len(labels) and max(map(len, labels.values())) <= LONGEST_LABEL[len(drawing.axes)]:
+    ends = [(*line.end, line.label, line.look.color) for line in lines if line.end is not None]
+    longest = max(len(line.label) for line in lines)
+    if len(ends) == len(lines) and longest <= LONGEST_LABEL[len(drawing.axes)]:
         # The legend first, for it decides how high the axes are.
         legend = legend_below(drawing, handles, entries, note)
-        if label_lines(drawing, axes, [(*ends[name], labels[name], look[name].color) for name in labels]):
+        if label_lines(drawing, axes, ends):
             return
         legend.remove()
-    lines = [Line2D([], [], **look[name].line) for name in labels]
-    legend = legend_below(drawing, lines + handles, [*labels.values(), *entries], note)
+    handles = [*(Line2D([], [], **line.look.line) for line in lines), *handles]
+    legend = legend_below(drawing, handles, [*(line.label for line in lines), *entries], note)
     drawing.draw_without_rendering()
     beyond = legend.get_window_extent().height / drawing.dpi - LEGEND
     drawing.set_figheight(drawing.get_figheight() + max(0.0, beyond))
+
+
+def head(drawing: Figure, title: str) -> None:
+    """The title of the whole figure."""
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def say_above(axes: Axes, quantity: str) -> None:

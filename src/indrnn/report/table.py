@@ -30,24 +30,15 @@ def summary_csv(groups: Sequence[Group]) -> str:
 
 
 def _summary_row(run: Run) -> dict[str, Any]:
-    row = {
-        "task": run.task,
-        "name": run.name,
-        "seed": run.seed,
-        "state": "finished" if run.result else "unfinished",
-        "model": run.config.model.name,
-        "steps": run.steps,
-        "seconds": round(run.seconds, 3),
-        "val_accuracy": run.best_validation.get("accuracy"),
-        "val_loss": run.best_validation.get("loss"),
-        "path": run.path.as_posix(),
-    }
-    if run.result is None:
-        return row
-    result = asdict(run.result)
+    result = asdict(run.result) if run.result else {"versions": {}, "git": {}, "test_ci95": None}
     low, high = result["test_ci95"] or (None, None)
-    code = {"torch": result["versions"].get("torch"), **result["git"], "test_ci95_low": low, "test_ci95_high": high}
-    return {**result, **row, **code, "val_accuracy": result["val_accuracy"], "val_loss": result["val_loss"]}
+    best = {f"val_{figure}": run.best_validation.get(figure) for figure in ("accuracy", "loss")}
+    return {
+        **best, **result, **result["git"], "torch": result["versions"].get("torch"), "task": run.task, "name": run.name,
+        "seed": run.seed, "state": "finished" if run.result else "unfinished", "model": run.config.model.name,
+        "steps": run.steps, "seconds": round(run.seconds, 3), "test_ci95_low": low, "test_ci95_high": high,
+        "path": run.path.as_posix(),
+    }  # fmt: skip
 
 
 def markdown_report(groups: Sequence[Group]) -> str:
@@ -98,36 +89,27 @@ def task_notes(groups: Sequence[Group]) -> list[str]:
 def general_notes(groups: Sequence[Group]) -> list[str]:
     """What the marks and columns of the tables mean, as far as they occur."""
     finished = [group for group in groups if group.finished]
-    seeds = [len(group.finished) for group in finished]
+    seeds = {len(group.finished) for group in finished}
     level = mean_answer_level(groups, "test")[1]
+    regressions = [group for group in groups if not group.about.measures_accuracy]
     sizes = sorted({group.about.test_samples or 0 for group in finished if group.about.measures_accuracy})
     ties = [
         f"{100 * _noise(0.99, size):.2f} points at 99 % and {100 * _noise(0.95, size):.2f} at 95 % ({size:,} sequences)"
         for size in filter(None, sizes)
     ]
-    notes = [
-        (any(n > 1 for n in seeds), "Mean ± standard deviation (n − 1) over seeds, each run's best on validation."),
-        (1 in seeds, "† n = 1: a single run; its spread is not known."),
-        (
-            any(map(_learnt_nothing, finished)),
-            "‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.",
-        ),
-        (
-            any(group.unfinished for group in groups),
-            "Unfinished runs show how far they are and enter no mean; the same command continues them.",
-        ),
-        (
-            not all(group.about.measures_accuracy for group in groups),
-            "mse: mean squared error" + (f"; on the test set, {level}." if level else "."),
-        ),
-        (sizes, "The 95 % interval is Wilson's, for the size of the test set; over seeds its ends are averaged."),
-        (
-            ties,
-            "Accuracies closer than 1.96 standard errors of their difference are a tie, and share a rank (=) with its "
-            f"first: {'; '.join(ties)}.",
-        ),
-    ]
-    return [text for holds, text in notes if holds]
+    learnt_nothing = any(map(_learnt_nothing, finished))
+    unfinished = any(group.unfinished for group in groups)
+    notes = {
+        "Mean ± standard deviation (n − 1) over seeds, each run's best on validation.": seeds - {1},
+        "† n = 1: a single run; its spread is not known.": 1 in seeds,
+        "‡ No better than chance, the share of the most frequent class: it has learnt nothing yet.": learnt_nothing,
+        "Unfinished runs show how far they are and enter no mean; the same command continues them.": unfinished,
+        "mse: mean squared error" + (f"; on the test set, {level}." if level else "."): regressions,
+        "The 95 % interval is Wilson's, for the size of the test set; over seeds its ends are averaged.": sizes,
+        "Accuracies closer than 1.96 standard errors of their difference are a tie, and share a rank (=) with its "
+        f"first: {'; '.join(ties)}.": ties,
+    }
+    return [text for text, holds in notes.items() if holds]
 
 
 def _noise(share: float, size: int) -> float:
