@@ -21,9 +21,10 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 th { background: #f3f3f3; } img { max-width: 100%; display: block; margin: 1rem 0; } code { background: #f3f3f3; }
 li, figcaption { font-size: 13px; color: #444; }
-@media print { body { margin: 0; max-width: none; font-size: 10pt; } table { font-size: 7pt; }
-  th, td { white-space: normal; overflow-wrap: anywhere; } .wide { overflow: visible; }
-  img, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+@page { margin: 12mm; }
+@media print { body { margin: 0; max-width: none; font-size: 10pt; } table { font-size: 6.5pt; }
+  th, td { white-space: normal; padding: .2rem .3rem; } td:nth-child(2) { min-width: 9em; } .wide { overflow: visible; }
+  img { max-height: 11cm; } img, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 
