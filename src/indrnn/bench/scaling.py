@@ -40,8 +40,8 @@ from .training_steps import StepRow, several, steps_a_call, training_step
 UNITS = 128
 # What grows along each axis, and its title.
 AXES = {
-    "strong": ("processes", "Processes, one batch for all"),
-    "weak": ("processes", "Processes, a batch for each"),
+    "strong": ("processes", "Same batch for all processes"),
+    "weak": ("processes", "Same batch a process"),
     "batch": ("B", "Batch"),
     "length": ("T", "Time steps"),
     "depth": ("layers", "Layers"),
