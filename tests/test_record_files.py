@@ -283,6 +283,19 @@ def test_the_environment_has_every_version():
     json.dumps(found)
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "AMX-BF16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "AVX512-BF16"),
+        ({}, torch.backends.cpu.get_cpu_capability()),
+    ],
+)
+def test_the_environment_names_the_instructions_for_products(monkeypatch, flags, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert environment("cpu")["instruction_set"] == expected
+
+
 @pytest.mark.gpu
 def test_the_environment_names_the_gpu():
     assert environment("cuda")["device_name"] == torch.cuda.get_device_name()

@@ -214,7 +214,7 @@ def test_numba_follows_the_definition_where_a_state_or_a_gradient_is_infinite(si
     dh, dh_last = cotangents(h, last)
     dh[2, 30, 3:], dh_last[0, 2] = float("inf"), float("-inf")
     slope = torch.linspace(-1, 1, 5, dtype=h.dtype) if with_statistics else None
-    arguments = (dh, dh_last, slope, slope, h, u, h0 if initial else None, sigma)
+    arguments = (dh, dh_last, slope, slope, h, u, h0 if initial else None, None, None, sigma)
     actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
     expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
@@ -324,11 +324,12 @@ class TestTorchFunc:
 @pytest.mark.parametrize("optional", [False, True])
 def test_operators_keep_pytorchs_rules(backend, optional):
     x, u, h0, bias = (tensor.requires_grad_() for tensor in example(2, 9, 5))
-    arguments = (x, u, h0 if optional else None, bias if optional else None, optional, "relu", backend)
+    arguments = (x, u, h0 if optional else None, bias if optional else None, None, optional, "relu", backend)
     torch.library.opcheck(torch.ops.indrnn.recurrence, arguments)
     h = torch.ops.indrnn.recurrence(*arguments)[0].detach()
     offset = torch.rand(5, dtype=h.dtype) if optional else None
-    arguments = (torch.randn_like(h), None, offset, offset, h, u.detach(), h0.detach(), "relu", backend)
+    inputs = (h, u.detach(), h0.detach(), None, None)
+    arguments = (torch.randn_like(h), None, offset, offset, *inputs, "relu", backend)
     torch.library.opcheck(torch.ops.indrnn.recurrence_backward, arguments)
 
 
@@ -385,7 +386,7 @@ def test_numba_flushes_denormals_in_its_threads_and_nowhere_else(threads):
     torch.set_flush_denormal(False)  # a training earlier in this process leaves it on
     torch.set_num_threads(threads)
     try:
-        dx, _, _, _ = torch.ops.indrnn.recurrence_backward(None, last, None, None, h, u, None, "relu", "numba")
+        dx, *_ = torch.ops.indrnn.recurrence_backward(None, last, None, None, h, u, None, None, None, "relu", "numba")
     finally:
         torch.set_num_threads(before)
     tiny = torch.finfo(torch.float32).tiny
@@ -403,15 +404,18 @@ from indrnn.recurrence.ops import recurrence
 torch.manual_seed(0)
 cases = ((torch.float64, 2, 40, 21, "relu"), (torch.float32, 1, 35, 45, "leaky_relu"),
          (torch.float32, 9, 1, 1, "identity"), (torch.bfloat16, 2, 70, 45, "relu"))
-for (dtype, B, T, H, sigma), reverse in itertools.product(cases, (False, True)):
+for (dtype, B, T, H, sigma), reverse, D in itertools.product(cases, (False, True), (None, 2)):
     results = []
-    inputs = [torch.randn(B, T, H, dtype=dtype), torch.rand(H, dtype=dtype) * 1.8 - 0.9,
+    inputs = [torch.randn(B, T, D or H, dtype=dtype), torch.rand(H, dtype=dtype) * 1.8 - 0.9,
               torch.rand(B, H, dtype=dtype), torch.randn(H, dtype=dtype)]
+    if D is not None:
+        inputs.append(torch.randn(H, D, dtype=dtype))
     for backend in ("numba", "reference"):
-        leaves = [each.clone().requires_grad_() for each in inputs]
+        # without a gradient of x, which would be formed from one of W x in memory
+        leaves = [each.clone().requires_grad_(D is None or each is not inputs[0]) for each in inputs]
         outputs = recurrence(*leaves, statistics=True, nonlinearity=sigma, backend=backend, reverse=reverse)
         loss = sum((out * torch.linspace(-1, 2, out.numel(), dtype=dtype).view_as(out)).sum() for out in outputs)
-        results.append([*outputs, *torch.autograd.grad(loss, leaves)])
+        results.append([*outputs, *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])])
     for a, e in zip(*results):
         tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
         torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
@@ -463,9 +467,9 @@ class TestBfloat16:
         exact = in_float64(inputs)
         written = in_float64((*dh, outputs[0].detach()))
         gradients = torch.ops.indrnn.recurrence_backward(
-            *written[:2], None, None, written[2], *exact[1:3], "relu", "reference"
+            *written[:2], None, None, written[2], *exact[1:3], None, None, "relu", "reference"
         )
-        expected = [*naive.recurrence(*exact), gradients[0], gradients[1].sum(0), *gradients[2:]]
+        expected = [*naive.recurrence(*exact), gradients[0], gradients[1].sum(0), *gradients[2:4]]
         float32 = TREE_TOLERANCE[torch.float32] if backend == "scan" else TOLERANCE[torch.float32]
         for a, e in zip(actual, expected, strict=True):
             tolerance = 2**-8 if a.dtype == torch.bfloat16 else float32
@@ -483,12 +487,13 @@ class TestBfloat16:
         if time_major:
             x = x.transpose(0, 1).contiguous().transpose(0, 1)
         forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
-        h, *others = forward(x, u, h0, bias, True, sigma, backend, reverse)
-        wide, *expected = forward(x.float(), u, h0, bias, True, sigma, backend, reverse)
+        h, *others = forward(x, u, h0, bias, None, True, sigma, backend, reverse)
+        wide, *expected = forward(x.float(), u, h0, bias, None, True, sigma, backend, reverse)
         dh, dh_last = cotangents(h, others[0])
         slope = torch.linspace(-1, 1, 45)
-        dx, *sums = backward(dh, dh_last, slope, slope, h, u, h0, sigma, backend, reverse)
-        wide_dx, *expected_sums = backward(dh.float(), dh_last, slope, slope, h.float(), u, h0, sigma, backend, reverse)
+        given = (u, h0, None, None, sigma, backend, reverse)
+        dx, *sums = backward(dh, dh_last, slope, slope, h, *given)
+        wide_dx, *expected_sums = backward(dh.float(), dh_last, slope, slope, h.float(), *given)
         actual = [h, *others, dx, *sums]
         expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

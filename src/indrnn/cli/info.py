@@ -48,7 +48,7 @@ def _facts(data_root: str | None) -> list[tuple[str, str]]:
         facts.append(("commit", f"{source['commit']}{' with changes' if source['dirty'] else ''}"))
     facts += [("package", str(Path(__file__).resolve().parents[1])), ("configuration", str(config_dir()))]
     threads = cpu["num_threads"]
-    facts.append(("cpu", f"{cpu['device_name']}, {threads} thread{'s' * (threads > 1)}"))
+    facts.append(("cpu", f"{cpu['device_name']}, {cpu['instruction_set']}, {threads} thread{'s' * (threads > 1)}"))
     facts.append(("bfloat16 on cpu", _bfloat16()))
     devices = ["cpu"]
     if torch.cuda.is_available():

@@ -99,6 +99,11 @@ def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | No
     return y, F.linear((sequence.shift * mask).to(weight.dtype), weight, bias)
 
 
+def factors(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x (B, T, D) and weight (K, D) as `project` would multiply them, for a recurrence that does so itself."""
+    return _cast(x), _cast(weight)
+
+
 def _cast(value: Tensor) -> Tensor:
     dtype = _dtype.get()
     return value if dtype is None else value.to(dtype)

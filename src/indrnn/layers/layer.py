@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import BACKENDS, NONLINEARITIES
-from ..recurrence.dispatch import state_dtype
+from ..recurrence.dispatch import SMALL_INPUT_SIZE, state_dtype
 from ..recurrence.ops import recurrence
-from .folding import AffineSequence, materialise, project
+from .folding import AffineSequence, factors, materialise, project
 from .init import Initialiser, check_bounds, clip_recurrent_weight, fill_input, fill_recurrent
 
 CONSTRAINTS = ("clip", "project", "none")
@@ -220,8 +220,11 @@ class IndRNNLayer(Weights):
         if h0 is not None:
             check_tensor("h0", h0, self.weight_hh.dtype)
         bias: Tensor | None = None
+        weight: Tensor | None = None
         if self.weight_ih is None:
             x = materialise(input)
+        elif isinstance(input, Tensor) and steps is None and _enters_unmultiplied(input):
+            (x, weight), bias = factors(input, self.weight_ih), self.bias
         else:
             x, bias = project(input, self.weight_ih, self.bias)
         statistics = self.norm is not None and _uses_batch_statistics(self.norm)
@@ -234,6 +237,7 @@ class IndRNNLayer(Weights):
             self.recurrent_weight(),
             None if h0 is None else h0.to(state_dtype(x.dtype)),
             bias,
+            weight,
             statistics=statistics and steps is None,
             nonlinearity=self.nonlinearity,
             backend=self.backend,
@@ -273,6 +277,11 @@ class IndRNNLayer(Weights):
         if self.reverse:
             parts.append("reverse=True")
         return ", ".join(parts)
+
+
+def _enters_unmultiplied(input: Tensor) -> bool:
+    """Whether the recurrence forms W x. Not under autocast, which chooses the dtype of products."""
+    return input.shape[-1] <= SMALL_INPUT_SIZE and not torch.is_autocast_enabled(input.device.type)
 
 
 def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:

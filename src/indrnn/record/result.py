@@ -139,7 +139,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def environment(device: "torch.device | str") -> dict[str, Any]:
-    """``{"versions": {python, torch, cuda, numba, triton, indrnn}, "device_name": ..., "num_threads": ...}``.
+    """``{"versions": {python, torch, cuda, numba, triton, indrnn}, "device_name", "instruction_set", "num_threads"}``.
 
     A package that is not installed is None, and so is CUDA in a CPU build of torch. num_threads: torch's CPU threads.
     """
@@ -154,8 +154,29 @@ def environment(device: "torch.device | str") -> dict[str, Any]:
         "indrnn": indrnn.__version__,
     }
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"versions": versions, "device_name": name, "num_threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        instructions = "compute capability {}.{}".format(*torch.cuda.get_device_capability(device))
+    else:
+        name, instructions = cpu_name(), cpu_instructions()
+    return {
+        "versions": versions,
+        "device_name": name,
+        "instruction_set": instructions,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def cpu_instructions() -> str:
+    """The widest instructions that this CPU has for matrix products: AMX-BF16, AVX512-BF16, or what PyTorch was
+    compiled to use of it, such as AVX512, AVX2 or DEFAULT."""
+    import torch
+
+    flags = torch.cpu.get_capabilities()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flags.get(flag):
+            return flag.upper().replace("_", "-")
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

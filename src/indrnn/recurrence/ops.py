@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
+from .reference import products
 
 
 def indrnn_recurrence(
@@ -52,27 +53,31 @@ def recurrence(
     u: Tensor,
     h0: Tensor | None = None,
     bias: Tensor | None = None,
+    weight: Tensor | None = None,
     *,
     statistics: bool = False,
     nonlinearity: str = "relu",
     backend: str = "auto",
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing.
+    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing, or, with a weight
+    (H, D), of x Wᵀ for x (B, T, D), which a backend forms in passing if it can (`Backend.FORMS_PRODUCT`).
 
     Returns h, h_last, and with `statistics` the mean and the biased variance (H,) of h over batch and time, in the
     dtype of the running state; without, two empty tensors. With `reverse` time runs from the last step to the first:
     h0 is the state after step T, and h_last that at step 1. B may be 0, as in torch.nn.RNN.
     """
-    _check(x, u, h0, bias)
+    _check(x, u, h0, bias, weight)
     state = state_dtype(x.dtype)
     u = u.to(state)
     h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
+    weight = None if weight is None else weight.to(state)
     if torch.onnx.is_in_onnx_export():
+        x = x if weight is None else _product(x, weight)
         return _decomposed(x, bias, Cell(u, h0, nonlinearity, reverse), statistics)
     operator = _recurrence if torch.compiler.is_compiling() else _recurrence_eager
-    h, last, mean, variance = operator(x, u, h0, bias, statistics, nonlinearity, backend, reverse)
+    h, last, mean, variance = operator(x, u, h0, bias, weight, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
 
 
@@ -93,12 +98,21 @@ def _as_tensors(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return h, h_last, mean, variance
 
 
-def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None:
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ (…, T, H) of x (…, T, D), in the dtype of x."""
+    return x @ weight.to(x.dtype).mT
+
+
+def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, weight: Tensor | None) -> None:
     if x.dim() != 3:
         raise ValueError(f"x must be (B, T, H), got shape {tuple(x.shape)}")
     B, T, H = x.shape
     if T < 1 or H < 1:  # min(…) would bind a length that torch.export leaves open
         raise ValueError(f"x must have at least one time step and unit, got shape {tuple(x.shape)}")
+    if weight is not None:
+        if weight.dim() != 2 or weight.shape[1] != H:
+            raise ValueError(f"weight must have shape (H, {H}) to fit x, got {tuple(weight.shape)}")
+        H = weight.shape[0]
     if not x.dtype.is_floating_point:
         raise ValueError(f"x must be floating point, got {x.dtype}")
     if u.shape != (H,):
@@ -107,10 +121,11 @@ def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None) -> None
         raise ValueError(f"h0 must have shape ({B}, {H}) to fit x, got {tuple(h0.shape)}")
     if bias is not None and bias.shape not in ((H,), (B, H)):
         raise ValueError(f"bias must have shape ({H},) or ({B}, {H}) to fit x, got {tuple(bias.shape)}")
-    for name, tensor in (("u", u), ("h0", h0), ("bias", bias)):
+    given = (("u", u), ("h0", h0), ("bias", bias), ("weight", weight))
+    for name, tensor in given:
         if tensor is not None and tensor.dtype not in (x.dtype, state_dtype(x.dtype)):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
-    for name, tensor in (("u", u), ("h0", h0), ("bias", bias)):
+    for name, tensor in given:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
 
@@ -130,31 +145,39 @@ def _recurrence(
     u: Tensor,
     h0: Tensor | None,
     bias: Tensor | None,
+    weight: Tensor | None,
     statistics: bool,
     nonlinearity: str,
     backend: str,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # resolved here, inside the operator, where torch.compile does not look
-    name = resolve_backend(backend, x.device, x.dtype, nonlinearity)
+    module = load_backend(resolve_backend(backend, x.device, x.dtype, nonlinearity))
     if x.shape[0] == 0:
-        units = x.shape[-1] if statistics else 0
-        return torch.empty_like(_unit_stride(x)), u.new_empty(0, x.shape[-1]), u.new_zeros(units), u.new_zeros(units)
-    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse)
-    return _as_tensors(load_backend(name).forward(_unit_stride(x), _contiguous(bias), cell, statistics))
+        units = len(u) if statistics else 0
+        return _like_h(x, u, weight), u.new_empty(0, len(u)), u.new_zeros(units), u.new_zeros(units)
+    if weight is not None and not module.FORMS_PRODUCT:
+        x, weight = _product(x, weight), None
+    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse, _contiguous(weight))
+    return _as_tensors(module.forward(_unit_stride(x), _contiguous(bias), cell, statistics))
+
+
+def _like_h(x: Tensor, u: Tensor, weight: Tensor | None) -> Tensor:
+    """h (B, T, H), empty."""
+    return torch.empty_like(_unit_stride(x)) if weight is None else x.new_empty(*x.shape[:2], len(u))
 
 
 @_recurrence.register_fake
-def _(x: Tensor, u: Tensor, h0: Any, bias: Any, statistics: bool, *options: Any) -> tuple[Tensor, ...]:
-    B, _, H = x.shape
+def _(x: Tensor, u: Tensor, h0: Any, bias: Any, weight: Any, statistics: bool, *options: Any) -> tuple[Tensor, ...]:
+    B, H = x.shape[0], u.shape[0]
     units = H if statistics else 0
-    return torch.empty_like(_unit_stride(x)), u.new_empty(B, H), u.new_empty(units), u.new_empty(units)
+    return _like_h(x, u, weight), u.new_empty(B, H), u.new_empty(units), u.new_empty(units)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, u, h0, bias, statistics, nonlinearity, backend, reverse = inputs
+    x, u, h0, bias, weight, statistics, nonlinearity, backend, reverse = inputs
     h, _, mean, _ = output
-    ctx.save_for_backward(h, u, h0, mean)
+    ctx.save_for_backward(h, u, h0, mean, None if weight is None else x, weight)
     ctx.set_materialize_grads(False)
     ctx.statistics, ctx.nonlinearity, ctx.backend, ctx.reverse = statistics, nonlinearity, backend, reverse
     ctx.bias_dim = None if bias is None else bias.dim()
@@ -163,16 +186,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(
     ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dmean: Tensor | None, dvariance: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    h, u, h0, mean = ctx.saved_tensors
+    h, u, h0, mean, x, weight = ctx.saved_tensors
     offset = slope = None
     if ctx.statistics and (dmean is not None or dvariance is not None):
         n = h.shape[0] * h.shape[1]
         slope = torch.zeros_like(mean) if dvariance is None else dvariance * (2 / n)
         offset = -slope * mean if dmean is None else dmean / n - slope * mean
     operator = _recurrence_backward if torch.compiler.is_compiling() else _recurrence_backward_eager
-    dx, du, dh0, dbias = operator(dh, dh_last, offset, slope, h, u, h0, ctx.nonlinearity, ctx.backend, ctx.reverse)
+    # The gradient of x needs δ itself, which is formed in memory only without a weight.
+    through = weight is not None and ctx.needs_input_grad[0]
+    product = (None, None) if through else (x, weight)
+    options = (ctx.nonlinearity, ctx.backend, ctx.reverse)
+    dx, du, dh0, dbias, dweight = operator(dh, dh_last, offset, slope, h, u, h0, *product, *options)
+    if through:
+        dx, dweight = _product(dx, weight.mT), products(dx.to(u.dtype), x)
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
-    return dx, du.sum(0), None if h0 is None else dh0, bias_gradient, None, None, None, None
+    return (
+        dx if weight is None or through else None,
+        du.sum(0),
+        None if h0 is None else dh0,
+        bias_gradient,
+        None if weight is None else dweight.sum(0),
+        *(None,) * 4,
+    )
 
 
 def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> None:
@@ -182,25 +218,38 @@ def _no_forward_mode(ctx: Any, *tangents: Tensor | None) -> None:
     )
 
 
-def _fold_units(operator: Any, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+def _fold_units(
+    operator: Any, names: list[str], info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[Any, Any]:
     """The rule of vmap. Units do not see each other, so N examples of (…, H) are one of (…, N·H)."""
     N = info.batch_size
 
-    def fold(value: Any, dim: int | None) -> Any:
+    def first(value: Any, dim: int | None) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.expand(N, *value.shape) if dim is None else value.movedim(dim, 0)
-        return value.movedim(0, -2).flatten(-2)
+        return value.expand(N, *value.shape) if dim is None else value.movedim(dim, 0)
 
-    outputs = operator(*map(fold, arguments, in_dims))
-    return tuple(out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in outputs), (0,) * len(outputs)
+    def fold(value: Any) -> Any:
+        return value.movedim(0, -2).flatten(-2) if isinstance(value, Tensor) else value
+
+    values = dict(zip(names, map(first, arguments, in_dims), strict=False))
+    x, weight = values["x"], values["weight"]
+    if weight is not None:
+        # One x may meet N matrices, so W x is formed here; the backward's x is there for the gradient of W alone.
+        values |= {"x": None if "h" in values else _product(x, weight.unsqueeze(1)), "weight": None}
+    outputs = [out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in operator(*map(fold, values.values()))]
+    if weight is not None and "h" in values:
+        dx = outputs[0]
+        outputs[0], outputs[-1] = dx.new_empty(N, 0), products(dx.to(weight.dtype), x)
+    return tuple(outputs), (0,) * len(outputs)
 
 
 def _eager(operator: Any, setup_context: Any, backward: Any) -> Any:
     """Give the operator its derivative, and return it as eager code calls it (see the top of this file)."""
+    names = [argument.name for argument in operator._opoverload._schema.arguments]
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _fold_units(apply, info, in_dims, *arguments)
+        return _fold_units(apply, names, info, in_dims, *arguments)
 
     operator.register_autograd(backward, setup_context=setup_context)
     parts = {
@@ -227,25 +276,45 @@ def _recurrence_backward(
     h: Tensor,
     u: Tensor,
     h0: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor | None,
     nonlinearity: str,
     backend: str,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    name = resolve_backend(backend, h.device, h.dtype, nonlinearity)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, du, dh0, dbias and dweight as in `InputGradients`; with x and weight dx is empty, without them dweight."""
+    module = load_backend(resolve_backend(backend, h.device, h.dtype, nonlinearity))
     if h.shape[0] == 0:
-        du, dh0, dbias = (u.new_empty(0, h.shape[-1]) for _ in range(3))
-        return torch.empty_like(h), du, dh0, dbias
+        return _like_gradients(h, u, weight)
     gradients = OutputGradients(
         None if dh is None else _unit_stride(dh), _contiguous(dh_last), _contiguous(offset), _contiguous(slope)
     )
     cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse)
-    return load_backend(name).backward(gradients, h, cell)
+    if x is not None and weight is not None and module.FORMS_PRODUCT:
+        cell = cell._replace(weight=weight.contiguous())
+        results = module.backward(gradients, h, cell, _unit_stride(x))
+    else:
+        results = module.backward(gradients, h, cell)
+        if x is not None and results.dx is not None:
+            results = results._replace(dx=None, dweight=products(results.dx.to(u.dtype), x))
+    dx, du, dh0, dbias, dweight = results
+    return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
+
+
+def _like_gradients(h: Tensor, u: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The five gradients, empty."""
+    B, _, H = h.shape
+    rows = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
+    if weight is None:
+        return torch.empty_like(h), *rows, u.new_empty(0)
+    return h.new_empty(0), *rows, u.new_empty(B, *weight.shape)
 
 
 @_recurrence_backward.register_fake
-def _(dh: Any, dh_last: Any, offset: Any, slope: Any, h: Tensor, u: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    B, _, H = h.shape
-    return torch.empty_like(h), u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
+def _(
+    dh: Any, dh_last: Any, offset: Any, slope: Any, h: Tensor, u: Tensor, h0: Any, x: Any, weight: Any, *options: Any
+) -> tuple[Tensor, ...]:
+    return _like_gradients(h, u, weight)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -7,6 +7,7 @@ from .dispatch import Cell, InputGradients, OutputGradients, Outputs
 
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FORMS_PRODUCT = True
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
 
 
@@ -38,21 +39,24 @@ def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """See `dispatch.Backend.forward`."""
-    u, h0, nonlinearity, reverse = cell
-    states = torch.empty_like(x, dtype=u.dtype)
+    u, h0, nonlinearity, reverse, weight = cell
+    entering = x.to(u.dtype)
+    if weight is not None:
+        entering = entering @ weight.mT
+    states = torch.empty_like(entering)
     state = torch.zeros_like(states[:, 0]) if h0 is None else h0
     for t in _order(x.shape[1], reverse):
-        a = x[:, t].to(u.dtype) + u * state
+        a = entering[:, t] + u * state
         state = activate(a if bias is None else a + bias, nonlinearity)
         states[:, t] = state
     return Outputs(states.to(x.dtype), state.contiguous(), *(batch_statistics(states) if statistics else (None, None)))
 
 
-def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
     """See `dispatch.Backend.backward`."""
     dh, dh_last, offset, slope = gradients
-    u, h0, nonlinearity, reverse = cell
-    dx = torch.empty_like(h)
+    u, h0, nonlinearity, reverse, weight = cell
+    dx = torch.empty_like(h, dtype=h.dtype if weight is None else u.dtype)
     carried = torch.zeros_like(h[:, 0], dtype=u.dtype)  # u ⊙ δ_{t+1}
     du, dbias = torch.zeros_like(carried), torch.zeros_like(carried)
     order = _order(h.shape[1], reverse)
@@ -73,7 +77,14 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradient
         elif h0 is not None:
             du += delta * h0
         carried = u * delta
-    return InputGradients(dx, du, carried, dbias)
+    if weight is None or x is None:
+        return InputGradients(dx, du, carried, dbias)
+    return InputGradients(None, du, carried, dbias, products(dx, x))
+
+
+def products(delta: Tensor, x: Tensor) -> Tensor:
+    """Σ_t δ_t x_tᵀ (B, H, D) of δ (B, T, H) and x (B, T, D), in the dtype of δ."""
+    return delta.mT @ x.to(delta.dtype)
 
 
 def _order(T: int, reverse: bool) -> range:

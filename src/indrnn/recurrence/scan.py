@@ -26,6 +26,7 @@ from .reference import batch_statistics
 
 NONLINEARITIES = ("relu", "identity")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FORMS_PRODUCT = False
 UNBOUNDED = 1e30
 
 
@@ -59,7 +60,7 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """See `dispatch.Backend.forward`."""
-    u, h0, nonlinearity, reverse = cell
+    u, h0, nonlinearity, reverse, _ = cell
     if reverse:
         outputs = forward(x.flip(1), bias, cell._replace(reverse=False), statistics)
         return outputs._replace(h=outputs.h.flip(1))
@@ -77,14 +78,14 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
     return Outputs(h, h_last, *(batch_statistics(states) if statistics else (None, None)))
 
 
-def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
     """See `dispatch.Backend.backward`."""
     dh, dh_last, offset, slope = gradients
-    u, h0, nonlinearity, reverse = cell
+    u, h0, nonlinearity, reverse, _ = cell
     if reverse:
         gradients = gradients._replace(dh=None if dh is None else dh.flip(1))
         results = backward(gradients, h.flip(1), cell._replace(reverse=False))
-        return results._replace(dx=results.dx.flip(1))
+        return results._replace(dx=None if results.dx is None else results.dx.flip(1))
     state = h.to(u.dtype)
     g = torch.zeros_like(state) if dh is None else dh.to(u.dtype)
     if offset is not None and slope is not None:

@@ -31,6 +31,7 @@ from .vector import (
     pointer_at,
     relu,
     set_float_mode,
+    spread,
     store,
     take,
     times,
@@ -47,10 +48,11 @@ from .vector import (
 #   BATCH       3  B
 #   STEPS       4  T
 #   UNITS       5  H
-#   KIND        6  IDENTITY, RELU or LEAKY_RELU
-#   OPTIONS     7  forward: whether statistics are wanted; backward: what is given, AFFINE + INITIAL
-#   ARRAYS      8  address, stride_b and stride_t of each array, in the order of the task's arguments
-COUNTER, TASKS, GROUPS, BATCH, STEPS, UNITS, KIND, OPTIONS, ARRAYS = range(9)
+#   FEATURES    6  D, where W x_t enters; else 0
+#   KIND        7  IDENTITY, RELU or LEAKY_RELU
+#   OPTIONS     8  forward: whether statistics are wanted; backward: what is given, AFFINE + INITIAL
+#   ARRAYS      9  address, stride_b and stride_t of each array, in the order of the task's arguments
+COUNTER, TASKS, GROUPS, BATCH, STEPS, UNITS, FEATURES, KIND, OPTIONS, ARRAYS = range(10)
 IDENTITY, RELU, LEAKY_RELU = range(3)
 AFFINE, INITIAL = 1, 2  # offset and slope; h0
 NEGATIVE_SLOPE = 0.01  # of leaky_relu
@@ -61,22 +63,23 @@ ONE = (0,)
 
 
 @njit(error_model="numpy")
-def forward_task(task, sizes, blocks, x, u, bias, h0, h, h_last, mean, m2):
+def forward_task(task, sizes, variant, x, u, bias, h0, weight, h, h_last, mean, m2):
     """h for one sequence and one range of units, and with `statistics` their mean and Σ(h − mean)² over time."""
-    groups, B, T, H, kind, statistics = sizes
+    groups, B, T, H, D, kind, statistics = sizes
+    blocks, product = variant
     b, first, end = _range_of(task, groups, B, H)
     (h0, h0_at), (last, last_at) = _row(h0, b, 0), _row(h_last, b, 0)
     for k in range(first, end):  # `load`, because Numba's own indexing counts a negative index from the end
         store(last, last_at + k, load(h0, h0_at + k, ONE))
-    given = (u[0], _row(bias, b, 0))
+    given = (u[0], _row(bias, b, 0), weight[0], weight[2], D)
     results = ((last, last_at), _row(mean, b, 0), _row(m2, b, 0))
     for start in range(0, T, CHUNK):
         span = (start, min(start + CHUNK, T))
         sequences = (_row(x, b, start), x[2], _row(h, b, start), h[2])
-        k = _steps(first, end, kind, statistics, blocks[0], span, sequences, given, results)
-        k = _steps(k, end, kind, statistics, blocks[1], span, sequences, given, results)
-        k = _steps(k, end, kind, statistics, blocks[2], span, sequences, given, results)
-        _steps(k, end, kind, statistics, ONE, span, sequences, given, results)
+        k = _steps(first, end, kind, statistics, blocks[0], product, span, sequences, given, results)
+        k = _steps(k, end, kind, statistics, blocks[1], product, span, sequences, given, results)
+        k = _steps(k, end, kind, statistics, blocks[2], product, span, sequences, given, results)
+        _steps(k, end, kind, statistics, ONE, product, span, sequences, given, results)
 
 
 @njit(error_model="numpy")
@@ -93,7 +96,7 @@ def _range_of(task, groups, B, H):
 
 
 @njit(error_model="numpy")
-def _steps(k, end, kind, statistics, lanes, span, sequences, given, results):
+def _steps(k, end, kind, statistics, lanes, product, span, sequences, given, results):
     """The steps of a chunk for all whole blocks from unit k on; returns the first unit left.
 
     The statistics of a chunk are summed about the mean so far (at first: about the first value), so that they cannot
@@ -101,19 +104,21 @@ def _steps(k, end, kind, statistics, lanes, span, sequences, given, results):
     """
     start, stop = span
     (x, x_at), x_t, (h, h_at), h_t = sequences
-    u, (bias, bias_at) = given
+    u, (bias, bias_at), weight, weight_d, D = given
     (last, last_at), (mean, mean_at), (m2, m2_at) = results
     n = stop - start
     while k + len(lanes) <= end:
-        state, weight, added = load(last, last_at + k, lanes), load(u, k, lanes), load(bias, bias_at + k, lanes)
+        state, recurrent, added = load(last, last_at + k, lanes), load(u, k, lanes), load(bias, bias_at + k, lanes)
         if statistics:
             if start == 0:
-                pivot = _activated(load(x, x_at + k, lanes) + added + weight * state, kind)
+                entering = _entering(x, x_at, k, lanes, added, weight, weight_d, D, product)
+                pivot = _activated(entering + recurrent * state, kind)
             else:
                 pivot = convert(load(mean, mean_at + k, lanes), state)
             total, squares = zeros(state), zeros(state)
             for t in range(n):
-                state = _activated(load(x, x_at + t * x_t + k, lanes) + added + weight * state, kind)
+                entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
+                state = _activated(entering + recurrent * state, kind)
                 store(h, h_at + t * h_t + k, state)
                 off = state - pivot
                 total = total + off
@@ -130,11 +135,22 @@ def _steps(k, end, kind, statistics, lanes, span, sequences, given, results):
             store(m2, m2_at + k, chunk_m2)
         else:
             for t in range(n):
-                state = _activated(load(x, x_at + t * x_t + k, lanes) + added + weight * state, kind)
+                entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
+                state = _activated(entering + recurrent * state, kind)
                 store(h, h_at + t * h_t + k, state)
         store(last, last_at + k, state)
         k += len(lanes)
     return k
+
+
+@njit(error_model="numpy", inline="always")
+def _entering(x, x_at, k, lanes, added, weight, weight_d, D, product):
+    """x_t + bias, or W x_t + bias."""
+    if len(product):
+        for d in range(D):
+            added = added + load(weight, d * weight_d + k, lanes) * spread(x, x_at + d, lanes)
+        return added
+    return load(x, x_at + k, lanes) + added
 
 
 @njit(error_model="numpy")
@@ -147,26 +163,34 @@ def _activated(a, kind):
 
 
 @njit(error_model="numpy")
-def backward_task(task, sizes, blocks, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias):
+def backward_task(task, sizes, variant, dh, dh_last, offset, slope, h, u, h0, x, dx, du, dh0, dbias, dweight):
     """δ, and their sums over time, for one sequence and one range of units.
 
     What is not `given` is left out, not taken as zeros: 0 · ∞ would make a state that is infinite a NaN.
     """
-    groups, B, T, H, kind, options = sizes
+    groups, B, T, H, D, kind, options = sizes
+    blocks, product = variant
     b, first, end = _range_of(task, groups, B, H)
     affine = options & AFFINE
     (last, last_at), (delta, delta_at) = _row(dh_last, b, 0), _row(dh0, b, 0)
     for k in range(first, end):
         store(delta, delta_at + k, load(last, last_at + k, ONE))
     given = (offset[0], slope[0], u[0])
-    results = (_row(du, b, 0), (delta, delta_at), _row(dbias, b, 0))
+    (dw, dw_at), dw_d = _row(dweight, b, 0), dweight[2]
+    if len(product):
+        for d in range(D):
+            for k in range(first, end):
+                dw[dw_at + d * dw_d + k] = 0
+    results = (_row(du, b, 0), (delta, delta_at), _row(dbias, b, 0), (dw, dw_at), dw_d, D)
     for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
         span = (min(CHUNK, T - start), start + CHUNK >= T)
-        sequences = (_row(dh, b, start), dh[2], _row(h, b, start), h[2], _row(dx, b, start), dx[2])
-        k = _steps_back(first, end, kind, affine, blocks[0], span, sequences, given, results)
-        k = _steps_back(k, end, kind, affine, blocks[1], span, sequences, given, results)
-        k = _steps_back(k, end, kind, affine, blocks[2], span, sequences, given, results)
-        _steps_back(k, end, kind, affine, ONE, span, sequences, given, results)
+        sequences = (
+            _row(dh, b, start), dh[2], _row(h, b, start), h[2], _row(x, b, start), x[2], _row(dx, b, start), dx[2],
+        )  # fmt: skip
+        k = _steps_back(first, end, kind, affine, blocks[0], product, span, sequences, given, results)
+        k = _steps_back(k, end, kind, affine, blocks[1], product, span, sequences, given, results)
+        k = _steps_back(k, end, kind, affine, blocks[2], product, span, sequences, given, results)
+        _steps_back(k, end, kind, affine, ONE, product, span, sequences, given, results)
     (h0, h0_at), (du, du_at) = _row(h0, b, 0), results[0]
     for k in range(first, end):
         if options & INITIAL:
@@ -175,18 +199,18 @@ def backward_task(task, sizes, blocks, dh, dh_last, offset, slope, h, u, h0, dx,
 
 
 @njit(error_model="numpy")
-def _steps_back(k, end, kind, affine, lanes, span, sequences, given, results):
+def _steps_back(k, end, kind, affine, lanes, product, span, sequences, given, results):
     """The steps of a chunk, the last one first, for all whole blocks from unit k on; returns the first unit left.
 
     δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}); at the end, dh_last instead of u ⊙ δ_{t+1}.
-    du = Σ δ_{t+1} ⊙ h_t, dbias = Σ δ_t.
+    du = Σ δ_{t+1} ⊙ h_t, dbias = Σ δ_t, and with `product` dweight = Σ δ_t x_tᵀ; without, δ itself is stored.
     """
     n, at_end = span
-    (dh, dh_at), dh_t, (h, h_at), h_t, (dx, dx_at), dx_t = sequences
+    (dh, dh_at), dh_t, (h, h_at), h_t, (x, x_at), x_t, (dx, dx_at), dx_t = sequences
     offset, slope, u = given
-    (du, du_at), (dh0, dh0_at), (dbias, dbias_at) = results
+    (du, du_at), (dh0, dh0_at), (dbias, dbias_at), (dw, dw_at), dw_d, D = results
     while k + len(lanes) <= end:
-        weight, added, factor = load(u, k, lanes), load(offset, k, lanes), load(slope, k, lanes)
+        recurrent, added, factor = load(u, k, lanes), load(offset, k, lanes), load(slope, k, lanes)
         delta = load(dh0, dh0_at + k, lanes)
         steps = n
         if at_end:
@@ -194,22 +218,35 @@ def _steps_back(k, end, kind, affine, lanes, span, sequences, given, results):
             state = load(h, h_at + steps * h_t + k, lanes)
             delta = load(dh, dh_at + steps * dh_t + k, lanes) + delta
             delta = _times_slope(delta, added, factor, state, affine, kind)
-            store(dx, dx_at + steps * dx_t + k, delta)
+            if len(product):
+                _add_product(dw, dw_at + k, dw_d, D, delta, x, x_at + steps * x_t, lanes)
+            else:
+                store(dx, dx_at + steps * dx_t + k, delta)
             du_sum, dbias_sum = zeros(delta), delta
         else:
             du_sum, dbias_sum = load(du, du_at + k, lanes), load(dbias, dbias_at + k, lanes)
         for t in range(steps - 1, -1, -1):
             state = load(h, h_at + t * h_t + k, lanes)
             du_sum = du_sum + delta * state
-            delta = load(dh, dh_at + t * dh_t + k, lanes) + weight * delta
+            delta = load(dh, dh_at + t * dh_t + k, lanes) + recurrent * delta
             delta = _times_slope(delta, added, factor, state, affine, kind)
-            store(dx, dx_at + t * dx_t + k, delta)
+            if len(product):
+                _add_product(dw, dw_at + k, dw_d, D, delta, x, x_at + t * x_t, lanes)
+            else:
+                store(dx, dx_at + t * dx_t + k, delta)
             dbias_sum = dbias_sum + delta
         store(du, du_at + k, du_sum)
         store(dbias, dbias_at + k, dbias_sum)
         store(dh0, dh0_at + k, delta)
         k += len(lanes)
     return k
+
+
+@njit(error_model="numpy", inline="always")
+def _add_product(dw, at, dw_d, D, delta, x, x_at, lanes):
+    """dweight += δ_t x_tᵀ. The sums stay in memory, in the nearest cache: the registers hold all other ones."""
+    for d in range(D):
+        store(dw, at + d * dw_d, load(dw, at + d * dw_d, lanes) + delta * spread(x, x_at + d, lanes))
 
 
 @njit(error_model="numpy")
@@ -231,6 +268,9 @@ def _blocks(widths):
 # The widths of blocks of float32: what the registers hold together with the sums, and two smaller ones for the rest.
 WIDTHS = (128, 32, 4) if wide_registers() else (16, 8, 4)
 
+# Whether W x_t enters, or x_t itself: by the length of a tuple, so that each kernel is compiled for one of them.
+PRODUCT, NO_PRODUCT = (0,), ()
+
 # What the arrays hold, for sequences of each dtype: sequences (bfloat16 as uint16), states and all else; the blocks.
 VARIANTS = {
     torch.float32: (np.float32, np.float32, _blocks(WIDTHS)),
@@ -239,64 +279,61 @@ VARIANTS = {
 }
 
 
-def forward_entry(stamp, sequence, state, blocks):
+def forward_entry(stamp, sequence, state, variant):
     """Takes and runs forward tasks until none is left."""
 
     def forward(pointer):
         _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
         mode = float_mode()
         set_float_mode(mode | FLUSH)
-        _forward_tasks(pointer, sequence, state, blocks)
+        _forward_tasks(pointer, sequence, state, variant)
         set_float_mode(mode)
 
     return forward
 
 
-def backward_entry(stamp, sequence, state, blocks):
+def backward_entry(stamp, sequence, state, variant):
     """Takes and runs backward tasks until none is left."""
 
     def backward(pointer):
         _ = stamp  # as above
         mode = float_mode()
         set_float_mode(mode | FLUSH)
-        _backward_tasks(pointer, sequence, state, blocks)
+        _backward_tasks(pointer, sequence, state, variant)
         set_float_mode(mode)
 
     return backward
 
 
 @njit(error_model="numpy")
-def _forward_tasks(pointer, sequence, state, blocks):
+def _forward_tasks(pointer, sequence, state, variant):
     call = carray(pointer, (1,), np.int64)
     x, u, bias, h0 = _array(call, 0, sequence), _array(call, 1, state), _array(call, 2, state), _array(call, 3, state)
-    h, h_last, mean, m2 = (
-        _array(call, 4, sequence),
-        _array(call, 5, state),
-        _array(call, 6, np.float64),
-        _array(call, 7, np.float64),
-    )
+    weight, h, h_last = _array(call, 4, state), _array(call, 5, sequence), _array(call, 6, state)
+    mean, m2 = _array(call, 7, np.float64), _array(call, 8, np.float64)
     sizes, task = _sizes(call), take(pointer, COUNTER)
     while task < call[TASKS]:
-        forward_task(task, sizes, blocks, x, u, bias, h0, h, h_last, mean, m2)
+        forward_task(task, sizes, variant, x, u, bias, h0, weight, h, h_last, mean, m2)
         task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
-def _backward_tasks(pointer, sequence, state, blocks):
+def _backward_tasks(pointer, sequence, state, variant):
     call = carray(pointer, (1,), np.int64)
     dh, dh_last = _array(call, 0, sequence), _array(call, 1, state)
     offset, slope = _array(call, 2, state), _array(call, 3, state)
-    h, u, h0, dx = _array(call, 4, sequence), _array(call, 5, state), _array(call, 6, state), _array(call, 7, sequence)
-    du, dh0, dbias = _array(call, 8, state), _array(call, 9, state), _array(call, 10, state)
+    h, u, h0, x = _array(call, 4, sequence), _array(call, 5, state), _array(call, 6, state), _array(call, 7, sequence)
+    dx, du, dh0 = _array(call, 8, sequence), _array(call, 9, state), _array(call, 10, state)
+    dbias, dweight = _array(call, 11, state), _array(call, 12, state)
     sizes, task = _sizes(call), take(pointer, COUNTER)
     while task < call[TASKS]:
-        backward_task(task, sizes, blocks, dh, dh_last, offset, slope, h, u, h0, dx, du, dh0, dbias)
+        backward_task(task, sizes, variant, dh, dh_last, offset, slope, h, u, h0, x, dx, du, dh0, dbias, dweight)
         task = take(pointer, COUNTER)
 
 
 @njit(error_model="numpy")
 def _sizes(call):
-    return call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[KIND], call[OPTIONS]
+    return call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[FEATURES], call[KIND], call[OPTIONS]
 
 
 @njit(error_model="numpy")

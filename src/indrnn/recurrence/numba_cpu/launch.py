@@ -32,6 +32,7 @@ Entry = Callable[[int], None]
 
 NONLINEARITIES = ("relu", "identity", "leaky_relu")
 DTYPES = tuple(kernels.VARIANTS)
+FORMS_PRODUCT = True
 _KINDS = {"identity": kernels.IDENTITY, "relu": kernels.RELU, "leaky_relu": kernels.LEAKY_RELU}
 
 
@@ -41,17 +42,18 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """See `dispatch.Backend.forward`."""
-    B, T, H = x.shape
-    u, h0, nonlinearity, reverse = cell
-    h, h_last = torch.empty_like(x), u.new_empty(B, H)
+    B, T, D = x.shape
+    u, h0, nonlinearity, reverse, weight = cell
+    H, transposed = len(u), None if weight is None else weight.mT.contiguous()
+    h, h_last = torch.empty_like(x) if weight is None else x.new_empty(B, T, H), u.new_empty(B, H)
     nothing = u.new_zeros(H)
     # mean and Σ(h − mean)² of each sequence
     mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
-    rows = [_row(value, nothing) for value in (u, bias, h0)]
-    results = [_sequence(h, reverse), *(_row(value, nothing) for value in (h_last, mean, m2))]
+    rows = [*(_row(value, nothing) for value in (u, bias, h0)), _features(transposed, nothing)]
+    results = [_sequence(h, reverse, nothing), *(_row(value, nothing) for value in (h_last, mean, m2))]
     groups = _groups(B, H)
-    sizes = (groups, B, T, H, _KINDS[nonlinearity], int(statistics))
-    _run("forward", x.dtype, B * groups, sizes, [_sequence(x, reverse), *rows, *results])
+    sizes = (groups, B, T, H, 0 if weight is None else D, _KINDS[nonlinearity], int(statistics))
+    _run("forward", x.dtype, B * groups, sizes, [_sequence(x, reverse, nothing), *rows, *results])
     if not statistics:
         return Outputs(h, h_last, None, None)
     # sequences are of one length: Chan's formula for all of them at once
@@ -60,30 +62,47 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
     return Outputs(h, h_last, whole_mean.to(u.dtype), whole_m2.div_(B * T).to(u.dtype))
 
 
-def backward(gradients: OutputGradients, h: Tensor, cell: Cell) -> InputGradients:
+def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
     """See `dispatch.Backend.backward`."""
     B, T, H = h.shape
     dh, dh_last, offset, slope = gradients
-    u, h0, nonlinearity, reverse = cell
-    dx = torch.empty_like(h)
+    u, h0, nonlinearity, reverse, weight = cell
+    D = 0 if weight is None else weight.shape[1]
+    dx = torch.empty_like(h) if weight is None else None
+    dweight = None if weight is None else u.new_empty(B, D, H)
     du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
     nothing = u.new_zeros(H)
     given = [
-        _row(nothing, nothing) if dh is None else _sequence(dh, reverse),
+        _sequence(dh, reverse, nothing),
         *(_row(value, nothing) for value in (dh_last, offset, slope)),
-        _sequence(h, reverse),
+        _sequence(h, reverse, nothing),
         *(_row(value, nothing) for value in (u, h0)),
+        _sequence(x, reverse, nothing),
     ]
-    results = [_sequence(dx, reverse), *(_row(value, nothing) for value in (du, dh0, dbias))]
+    results = [
+        _sequence(dx, reverse, nothing),
+        *(_row(value, nothing) for value in (du, dh0, dbias)),
+        _features(dweight, nothing),
+    ]
     groups = _groups(B, H)
     options = kernels.AFFINE * (offset is not None) + kernels.INITIAL * (h0 is not None)
-    sizes = (groups, B, T, H, _KINDS[nonlinearity], options)
+    sizes = (groups, B, T, H, D, _KINDS[nonlinearity], options)
     _run("backward", h.dtype, B * groups, sizes, [*given, *results])
-    return InputGradients(dx, du, dh0, dbias)
+    return InputGradients(dx, du, dh0, dbias, None if dweight is None else dweight.mT.contiguous())
 
 
-def _sequence(x: Tensor, reverse: bool) -> Strided:
+def _sequence(x: Tensor | None, reverse: bool, nothing: Tensor) -> Strided:
+    """(B, T, …), or for None the row of zeros `nothing`."""
+    if x is None:
+        return nothing, 0, 0
     return x, x.stride(0), -x.stride(1) if reverse else x.stride(1)
+
+
+def _features(weight: Tensor | None, nothing: Tensor) -> Strided:
+    """(D, H) or (B, D, H), with time's place taken by the features; or for None the row of zeros `nothing`."""
+    if weight is None:
+        return nothing, 0, 0
+    return weight, weight.stride(0) if weight.dim() == 3 else 0, weight.stride(-2)
 
 
 def _row(value: Tensor | None, nothing: Tensor) -> Strided:
@@ -111,13 +130,18 @@ def _run(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[int], arrays
     for tensor, batch_stride, time_stride in arrays:
         numbers += tensor.data_ptr() + _first(tensor, time_stride) * tensor.element_size(), batch_stride, time_stride
     call = array("q", numbers)
-    _run_on_threads(_compiled(name, dtype), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
+    _run_on_threads(_compiled(name, dtype, _product(sizes)), call.buffer_info()[0], min(torch.get_num_threads(), tasks))
+
+
+def _product(sizes: Sequence[int]) -> tuple[int, ...]:
+    return kernels.PRODUCT if sizes[kernels.FEATURES - kernels.GROUPS] else kernels.NO_PRODUCT
 
 
 @cache
-def _compiled(name: str, dtype: torch.dtype) -> int:
+def _compiled(name: str, dtype: torch.dtype, product: tuple[int, ...]) -> int:
     """The address of an entry point. Compiled once and kept on disk, unless there is no place to keep it."""
-    entry = getattr(kernels, f"{name}_entry")(_stamp(), *kernels.VARIANTS[dtype])
+    sequence, state, blocks = kernels.VARIANTS[dtype]
+    entry = getattr(kernels, f"{name}_entry")(_stamp(), sequence, state, (blocks, product))
     signature = numba.types.void(numba.types.voidptr)
     try:
         compiled = numba.cfunc(signature, cache=True, error_model="numpy")(entry)
@@ -183,7 +207,7 @@ def _run_as_python(name: str, dtype: torch.dtype, tasks: int, sizes: Sequence[in
     _, _, blocks = kernels.VARIANTS[dtype]
     arguments = [(_Shifted(_flat(tensor), _first(tensor, t)), b, t) for tensor, b, t in arrays]
     for task in range(tasks):
-        getattr(kernels, f"{name}_task")(task, sizes, blocks, *arguments)
+        getattr(kernels, f"{name}_task")(task, sizes, (blocks, _product(sizes)), *arguments)
 
 
 def _flat(tensor: Tensor) -> Any:

@@ -80,14 +80,37 @@ def _load(typing, array, index, lanes):
     vector = _loaded(array, len(lanes))
 
     def generate(context, builder, signature, arguments):
-        kind = _integers(16, vector) if array.dtype == types.uint16 else _ir(vector)
-        values = builder.load(_pointer(context, builder, array, *arguments[:2], kind), align=array.dtype.bitwidth // 8)
-        if array.dtype != types.uint16:
-            return values
-        upper = builder.shl(builder.zext(values, _integers(32, vector)), _integers(32, vector, 16))
-        return builder.bitcast(upper, _ir(vector))
+        return _read(context, builder, array, *arguments[:2], vector)
 
     return vector(array, types.intp, lanes), generate
+
+
+def _read(context, builder, array_type, array, index, vector: Vector):
+    half = array_type.dtype == types.uint16
+    kind = _integers(16, vector) if half else _ir(vector)
+    pointer = _pointer(context, builder, array_type, array, index, kind)
+    values = builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+    if not half:
+        return values
+    upper = builder.shl(builder.zext(values, _integers(32, vector)), _integers(32, vector, 16))
+    return builder.bitcast(upper, _ir(vector))
+
+
+@intrinsic
+def _spread(typing, array, index, lanes):
+    vector = _loaded(array, len(lanes))
+
+    def generate(context, builder, signature, arguments):
+        value = _read(context, builder, array, *arguments[:2], _loaded(array, 1))
+        return _splat(builder, builder.extract_element(value, ir.IntType(32)(0)), vector)
+
+    return vector(array, types.intp, lanes), generate
+
+
+def _splat(builder, value, vector: Vector):
+    one = builder.insert_element(ir.Constant(_ir(vector), ir.Undefined), value, ir.IntType(32)(0))
+    order = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), None)
+    return builder.shuffle_vector(one, one, order)
 
 
 @intrinsic
@@ -170,9 +193,7 @@ _between_vectors(operator.mul, _arithmetic("fmul"))
 @intrinsic
 def _times(typing, a, factor):
     def generate(context, builder, signature, arguments):
-        one = builder.insert_element(ir.Constant(_ir(a), ir.Undefined), arguments[1], ir.IntType(32)(0))
-        order = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), None)
-        return builder.fmul(arguments[0], builder.shuffle_vector(one, one, order), flags=_MAY_FUSE)
+        return builder.fmul(arguments[0], _splat(builder, arguments[1], a), flags=_MAY_FUSE)
 
     return a(a, a.dtype), generate
 
@@ -204,6 +225,10 @@ if INTERPRETED:
         values = array[index : index + len(lanes)].copy()
         return (values.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else values
 
+    def spread(array, index, lanes):
+        """A vector as long as `lanes` with array[index] in every place."""
+        return np.repeat(load(array, index, (0,)), len(lanes))
+
     def store(array, index, a):
         """Put a into array[index : index + its lanes]; as bfloat16 each value rounded to the nearest, ties to even."""
         if array.dtype == np.uint16:
@@ -231,7 +256,7 @@ if INTERPRETED:
         """0 where a < 0, a elsewhere; NaN stays."""
         return np.where(a < 0, zeros(a), a)
 else:
-    load, store, zeros, convert = _load, _store, _zeros, _convert
+    load, spread, store, zeros, convert = _load, _spread, _store, _zeros, _convert
     times, choose, relu = _times, _choose, _relu
 
 

@@ -25,6 +25,7 @@ from .forward import launch_forward
 
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+FORMS_PRODUCT = False
 MINIMUM_CAPABILITY = (7, 0)
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 _forced = "auto"
@@ -68,7 +69,9 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, *, til
         return launch_forward(x, bias, cell, statistics, tile)
 
 
-def backward(gradients: OutputGradients, h: Tensor, cell: Cell, *, tile: Tile | None = None) -> InputGradients:
+def backward(
+    gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None, *, tile: Tile | None = None
+) -> InputGradients:
     """See `dispatch.Backend.backward`. ``tile`` overrides the chooser."""
     if tile is None:
         H = h.shape[2]

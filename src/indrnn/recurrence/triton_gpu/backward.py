@@ -142,7 +142,7 @@ def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Til
     """See `dispatch.Backend.backward`."""
     B, T, H = h.shape
     dh, dh_last, offset, slope = gradients
-    u, h0, nonlinearity, reverse = cell
+    u, h0, nonlinearity, reverse, _ = cell
     dx = torch.empty_like(h)
     du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
     dh_first, dh_stride_t, dh_step = (None, 0, 0) if dh is None else in_time(dh, reverse)

@@ -160,7 +160,7 @@ def forward_kernel(
 def launch_forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, tile: Tile) -> Outputs:
     """See `dispatch.Backend.forward`."""
     B, T, H = x.shape
-    u, h0, nonlinearity, reverse = cell
+    u, h0, nonlinearity, reverse, _ = cell
     h = torch.empty_like(x)
     # Only a state that h rounds is written by the kernel: to keep it for the end costs registers.
     h_last = u.new_empty(B, H) if h.dtype != u.dtype else None
