@@ -371,7 +371,7 @@ def test_each_size_is_held_against_proportional_growth(monkeypatch):
 def test_sizes_that_do_not_fit_are_skipped_by_rule(monkeypatch, change, free, reason):
     columns = {"status": "measured", "median_seconds": 1.0, "updates_per_second": 1.0}
     monkeypatch.setattr(scaling, "_started", lambda *_: columns)
-    monkeypatch.setattr(scaling, "free_memory", lambda device: free)
+    monkeypatch.setattr(grid, "free_memory", lambda device: free)
     *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, **change), CPU, quiet)
     assert (rows[-1].status, rows[-1].updates_per_second) == ("skipped", None)
     assert rows[-1].reason.startswith(reason)
