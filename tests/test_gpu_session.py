@@ -69,7 +69,7 @@ def test_no_part_reads_what_is_typed_meanwhile(session, tmp_path, monkeypatch):
     assert (tmp_path / "tests.log").read_text() == "[]\n"
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["nothing"], "nothing is no part"), ([], "no CUDA GPU")])
+@pytest.mark.parametrize(("arguments", "said"), [(["nothing"], "there is no part nothing"), ([], "no CUDA GPU")])
 def test_what_cannot_be_done_is_refused(arguments, said, tmp_path):
     if not arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
