@@ -27,6 +27,7 @@ from .vector import (
     choose,
     convert,
     float_mode,
+    fused,
     load,
     pointer_at,
     relu,
@@ -112,17 +113,17 @@ def _steps(k, end, kind, statistics, lanes, product, span, sequences, given, res
         if statistics:
             if start == 0:
                 entering = _entering(x, x_at, k, lanes, added, weight, weight_d, D, product)
-                pivot = _activated(entering + recurrent * state, kind)
+                pivot = _activated(fused(recurrent, state, entering), kind)
             else:
                 pivot = convert(load(mean, mean_at + k, lanes), state)
             total, squares = zeros(state), zeros(state)
             for t in range(n):
                 entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
-                state = _activated(entering + recurrent * state, kind)
+                state = _activated(fused(recurrent, state, entering), kind)
                 store(h, h_at + t * h_t + k, state)
                 off = state - pivot
                 total = total + off
-                squares = squares + off * off
+                squares = fused(off, off, squares)
             off_mean = times(convert(total, mean), 1.0 / n)
             chunk_m2 = convert(squares, m2) - convert(total, mean) * off_mean
             chunk_mean = convert(pivot, mean) + off_mean
@@ -136,7 +137,7 @@ def _steps(k, end, kind, statistics, lanes, product, span, sequences, given, res
         else:
             for t in range(n):
                 entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
-                state = _activated(entering + recurrent * state, kind)
+                state = _activated(fused(recurrent, state, entering), kind)
                 store(h, h_at + t * h_t + k, state)
         store(last, last_at + k, state)
         k += len(lanes)
@@ -148,7 +149,7 @@ def _entering(x, x_at, k, lanes, added, weight, weight_d, D, product):
     """x_t + bias, or W x_t + bias."""
     if len(product):
         for d in range(D):
-            added = added + load(weight, d * weight_d + k, lanes) * spread(x, x_at + d, lanes)
+            added = fused(load(weight, d * weight_d + k, lanes), spread(x, x_at + d, lanes), added)
         return added
     return load(x, x_at + k, lanes) + added
 
@@ -227,8 +228,8 @@ def _steps_back(k, end, kind, affine, lanes, product, span, sequences, given, re
             du_sum, dbias_sum = load(du, du_at + k, lanes), load(dbias, dbias_at + k, lanes)
         for t in range(steps - 1, -1, -1):
             state = load(h, h_at + t * h_t + k, lanes)
-            du_sum = du_sum + delta * state
-            delta = load(dh, dh_at + t * dh_t + k, lanes) + recurrent * delta
+            du_sum = fused(delta, state, du_sum)
+            delta = fused(recurrent, delta, load(dh, dh_at + t * dh_t + k, lanes))
             delta = _times_slope(delta, added, factor, state, affine, kind)
             if len(product):
                 _add_product(dw, dw_at + k, dw_d, D, delta, x, x_at + t * x_t, lanes)
@@ -246,14 +247,14 @@ def _steps_back(k, end, kind, affine, lanes, product, span, sequences, given, re
 def _add_product(dw, at, dw_d, D, delta, x, x_at, lanes):
     """dweight += δ_t x_tᵀ. The sums stay in memory, in the nearest cache: the registers hold all other ones."""
     for d in range(D):
-        store(dw, at + d * dw_d, load(dw, at + d * dw_d, lanes) + delta * spread(x, x_at + d, lanes))
+        store(dw, at + d * dw_d, fused(delta, spread(x, x_at + d, lanes), load(dw, at + d * dw_d, lanes)))
 
 
 @njit(error_model="numpy")
 def _times_slope(delta, offset, slope, state, affine, kind):
     """σ' ⊙ (delta + offset + slope ⊙ state)."""
     if affine:
-        delta = delta + (offset + slope * state)
+        delta = delta + fused(slope, state, offset)
     if kind == RELU:
         return choose(state, delta, zeros(delta))
     if kind == LEAKY_RELU:

@@ -8,8 +8,8 @@ NUMBA_DISABLE_JIT=1 the same functions work on NumPy arrays of that length.
 
 bfloat16 is an array of uint16, the upper halves of float32 values: `load` gives float32, `store` rounds to it.
 
-Additions and multiplications carry the flag `contract` alone (a·b + c may be rounded once); infinities, NaN and the
-order of additions keep their meaning.
+Arithmetic is IEEE's, and `fused` says which a·b + c is rounded once, where the processor can. Left to LLVM, the choice
+differed between the kernels of two dtypes.
 
 An entry point is a C function ``void (*)(int64_t *call)`` that several threads run at once on one call: each takes
 tasks from the counter call[0] until none is left. It flushes denormals to zero in its own thread for as long as it
@@ -28,8 +28,6 @@ from llvmlite import ir
 from numba.core import config, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, overload, register_model
-
-_MAY_FUSE = ("contract",)
 
 
 class Vector(types.Type):
@@ -170,7 +168,7 @@ def _arithmetic(instruction: str):
     @intrinsic
     def operate(typing, a, b):
         def generate(context, builder, signature, arguments):
-            return getattr(builder, instruction)(*arguments, flags=_MAY_FUSE)
+            return getattr(builder, instruction)(*arguments)
 
         return a(a, b), generate
 
@@ -193,9 +191,21 @@ _between_vectors(operator.mul, _arithmetic("fmul"))
 @intrinsic
 def _times(typing, a, factor):
     def generate(context, builder, signature, arguments):
-        return builder.fmul(arguments[0], _splat(builder, arguments[1], a), flags=_MAY_FUSE)
+        return builder.fmul(arguments[0], _splat(builder, arguments[1], a))
 
     return a(a, a.dtype), generate
+
+
+@intrinsic
+def _fused(typing, a, b, c):
+    def generate(context, builder, signature, arguments):
+        name = f"llvm.fmuladd.v{a.lanes}f{a.dtype.bitwidth}"
+        operation = builder.module.globals.get(name)
+        if operation is None:
+            operation = ir.Function(builder.module, ir.FunctionType(_ir(a), [_ir(a)] * 3), name)
+        return builder.call(operation, arguments)
+
+    return a(a, b, c), generate
 
 
 @intrinsic
@@ -248,6 +258,10 @@ if INTERPRETED:
         """a times a number."""
         return a * a.dtype.type(factor)
 
+    def fused(a, b, c):
+        """a·b + c."""
+        return a * b + c
+
     def choose(by, positive, other):
         """`positive` where by > 0, `other` elsewhere (also where by is NaN)."""
         return np.where(by > 0, positive, other)
@@ -257,7 +271,7 @@ if INTERPRETED:
         return np.where(a < 0, zeros(a), a)
 else:
     load, spread, store, zeros, convert = _load, _spread, _store, _zeros, _convert
-    times, choose, relu = _times, _choose, _relu
+    times, fused, choose, relu = _times, _fused, _choose, _relu
 
 
 _MACHINE = platform.machine().lower()
