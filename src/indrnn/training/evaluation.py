@@ -4,11 +4,9 @@ the evaluation of a finished run's weights again.
 B batch, T time steps, D input features, K outputs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,7 @@ from ..layers import recurrent_layers
 from ..record.folder import RESULT
 from ..record.result import Result, no_better_than_chance, read_result
 from .checkpoint import load_run
-from .device import computing, flush_denormals, precision_refusal, resolve_device, set_precision
+from .device import computing, precision_refusal, prepare_process, resolve_device, set_precision
 from .distributed import ALONE, Processes
 
 
@@ -195,13 +193,13 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
     """Read the test set again, with the weights and batch-norm statistics of a finished run.
 
     The backend is chosen for this device, not taken from the run. ``data_root`` replaces the run's data.root.
-    Sets PyTorch's float32 precision and flushes denormals for the whole process.
+    Sets PyTorch's float32 precision, flushes denormals and keeps freed memory, for the whole process.
 
     Raises:
         UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
     """
     device = resolve_device(device_name)
-    flush_denormals(device)
+    prepare_process(device)
     recorded = read_result(path / RESULT)
     model, cfg = load_run(path)
     if data_root is not None and hasattr(cfg.data, "root"):
@@ -215,20 +213,6 @@ def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = 
         layer.backend = "auto"
     precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
     set_precision(precision, device)
-    # In versions that recorded no segments, bfloat16 on a CPU only rounded the factors of products of float32 tensors.
-    rounds_factors = precision == "bfloat16" and device.type == "cpu" and not recorded.segments
-    with _rounded_factors() if rounds_factors else computing(precision, device):
+    with computing(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     return Reevaluation(recorded, evaluation, precision)
-
-
-@contextmanager
-def _rounded_factors() -> Iterator[None]:
-    """oneDNN rounds the factors of float32 products to bfloat16 as it reads them, and sums in float32."""
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
