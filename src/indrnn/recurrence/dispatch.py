@@ -168,7 +168,7 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: 
     if nonlinearity not in backend.NONLINEARITIES:
         return f"it computes {', '.join(backend.NONLINEARITIES)}, not {nonlinearity}"
     if dtype not in backend.DTYPES:
-        return f"it computes {', '.join(str(each) for each in backend.DTYPES)}, not {dtype}"
+        return f"it computes {', '.join(map(str, backend.DTYPES))}, not {dtype}"
     return None
 
 
@@ -176,7 +176,7 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: 
 def _fault(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
     """Why the kernels of `name` are not to be trusted on `device`, or None: once a process they are compiled and held,
     forward and backward, against a backend that has none."""
-    other = next(each for each in _WITHOUT_KERNEL if _refusal(each, device, dtype, nonlinearity) is None)
+    other = next(backend for backend in _WITHOUT_KERNEL if _refusal(backend, device, dtype, nonlinearity) is None)
     try:
         wrong = _disagreement(name, other, device, dtype, nonlinearity)
     except Exception as failure:  # a compiler, a driver, a launch: each raises what it likes

@@ -78,8 +78,8 @@ def _draw_curves(groups: Sequence[Group], quantity: Quantity, folder: Path) -> l
                 axes.axhline(level, zorder=1, **BASELINE)
             unit = _axis_of(axes, x, groups)
             for group in groups:
-                found = [run.curve(quantity.split, quantity.column, x) for run in group.drawn]
-                curves = [(at / unit, quantity.shown(y)) for at, y in found if len(at)]
+                points = [run.curve(quantity.split, quantity.column, x) for run in group.drawn]
+                curves = [(at / unit, quantity.shown(y)) for at, y in points if len(at)]
                 end = _draw(axes, curves, look[group.name], noisy=quantity.split == "train")
                 if x == "step":
                     lines.append(Line(f"{words[group.name]} ({group.count})", look[group.name], end))

@@ -40,8 +40,8 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
     runs, task, splits = load_inspected(paths, data_root)
     folder = out / task.folder
     x, y = some_sequences(splits.validation)
-    found = {run.label: layer_memories(run.trained, x) for run in runs}
-    memories = {label: layers for label, layers in found.items() if layers}
+    by_label = {run.label: layer_memories(run.trained, x) for run in runs}
+    memories = {label: layers for label, layers in by_label.items() if layers}
     text, written = [], []
     for label, layers in memories.items():
         text.append(f"## {label}: memory of each layer\n\n{markdown_table(memory_rows(layers, task.length))}")

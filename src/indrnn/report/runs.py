@@ -100,9 +100,9 @@ class Run:
     @property
     def best_validation(self) -> dict[str, float]:
         """The highest accuracy and the lowest loss of all evaluations, as far as there are any."""
-        found = {"accuracy": self.curve("val", "accuracy")[1], "loss": self.curve("val", "loss")[1]}
+        scores = {"accuracy": self.curve("val", "accuracy")[1], "loss": self.curve("val", "loss")[1]}
         pick = {"accuracy": max, "loss": min}
-        return {name: float(pick[name](values)) for name, values in found.items() if len(values)}
+        return {name: float(pick[name](values)) for name, values in scores.items() if len(values)}
 
 
 @dataclass(frozen=True)

@@ -87,19 +87,19 @@ class Line:
 def looks(models: Mapping[str, str]) -> dict[str, Look]:
     """A look for each name, given its model: the model's colour and marker, and where several names have one model, a
     line style each. Models that are not in FIXED get the colours that are nobody's, then those of absent ones."""
-    wanted = sorted(set(models.values()))
-    taken = {FIXED[model] for model in wanted if model in FIXED}
-    free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - taken), count(len(COLOURS)))
-    place = {model: FIXED[model] if model in FIXED else next(free) for model in wanted}
+    present = sorted(set(models.values()))
+    used = {FIXED[model] for model in present if model in FIXED}
+    free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - used), count(len(COLOURS)))
+    place = {model: FIXED[model] if model in FIXED else next(free) for model in present}
     seen: Counter[str] = Counter()
-    found = {}
+    by_name = {}
     for name, model in sorted(models.items(), key=lambda pair: (pair[0] != pair[1], pair[0])):
         number, color = seen[model], COLOURS[place[model] % len(COLOURS)]
         seen[model] += 1
-        found[name] = Look(
+        by_name[name] = Look(
             color, MARKERS[place[model] % len(MARKERS)], DASHES[number % len(DASHES)], "white" if number else color
         )
-    return found
+    return by_name
 
 
 @contextmanager
@@ -152,17 +152,17 @@ def label_lines(drawing: Figure, axes: Axes, ends: Sequence[tuple[float, float, 
     box = axes.get_window_extent()
     x, y = axes.transData.transform([end[:2] for end in ends]).T
     points = 72 / drawing.dpi
-    height, wanted = box.height * points, (y - box.y0) * points
+    height, ends_at = box.height * points, (y - box.y0) * points
     if len(ends) * LINE > height or x.min() < box.x1 - 0.12 * box.width:
         return False
     ceiling = height - LINE * (len(ends) - 1)
     place = 0.0
-    for rank, which in enumerate(np.argsort(wanted, kind="stable")):
+    for rank, which in enumerate(np.argsort(ends_at, kind="stable")):
         # As high as its line ends, but above the label below and with room for those above.
-        place = max(place, min(wanted[which], ceiling + LINE * rank))
+        place = max(place, min(ends_at[which], ceiling + LINE * rank))
         at_x, at_y, text, color = ends[which]
         axes.annotate(
-            text, (at_x, at_y), (6, place - wanted[which]), textcoords="offset points",
+            text, (at_x, at_y), (6, place - ends_at[which]), textcoords="offset points",
             color=color, fontsize=8.5, va="center", annotation_clip=False,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
