@@ -101,11 +101,16 @@ def check_tensor(name: str, value: object, dtype: torch.dtype) -> None:
     if not isinstance(value, Tensor):
         hint = "; an IndRNN has no cell state: pass h alone" if isinstance(value, tuple) else ""
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
-    if value.dtype != dtype and not torch.is_autocast_enabled(value.device.type):
+    if value.dtype != dtype and not _autocasts(value.device):
         remedy = f"convert it by {name}.to({dtype})"
         if value.is_floating_point():
             remedy += f", or the module by .to({value.dtype})"
         raise ValueError(f"{name} is {value.dtype}, but the weights are {dtype}: {remedy}")
+
+
+def _autocasts(device: torch.device) -> bool:
+    """Whether autocast is on there; a device that cannot have it (meta) is not asked, for PyTorch would raise."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @dataclass(frozen=True)
@@ -281,7 +286,7 @@ class IndRNNLayer(Weights):
 
 def _enters_unmultiplied(input: Tensor) -> bool:
     """Whether the recurrence forms W x. Not under autocast, which chooses the dtype of products."""
-    return input.shape[-1] <= SMALL_INPUT_SIZE and not torch.is_autocast_enabled(input.device.type)
+    return input.shape[-1] <= SMALL_INPUT_SIZE and not _autocasts(input.device)
 
 
 def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:
