@@ -76,7 +76,7 @@ class FixedClock(Clock):
         return {name: Timing(*3 * [self.SECONDS.get(name, 0.001)], each.repeats) for name, each in found.items()}
 
 
-def test_contenders_take_turns_until_each_has_enough():
+def test_implementations_take_turns_until_each_has_enough():
     order = []
     clock = FixedClock(CPU)
     found = clock.together({name: lambda name=name: order.append(name) for name in "ab"}, seconds=0.0, least=6)
@@ -99,7 +99,7 @@ def test_loop_is_the_recurrence():
     torch.testing.assert_close(loop_unbind(x, u), expected)
 
 
-def test_every_contender_of_this_machine_can_be_prepared():
+def test_every_implementation_of_this_machine_can_be_prepared():
     able, unable = implementations(CPU)
     assert {"reference", "scan"} <= {each.name for each in able}
     assert not {each.backend for each in able} & set(unable)
@@ -111,7 +111,7 @@ def test_every_contender_of_this_machine_can_be_prepared():
             work()
 
 
-def test_each_triton_strategy_is_a_contender(monkeypatch):
+def test_each_triton_strategy_is_an_implementation(monkeypatch):
     monkeypatch.setattr(
         "indrnn.bench.implementations.available_backends", lambda device: {"triton": None, "numba": "no"}
     )
@@ -135,7 +135,7 @@ def test_grid_starts_with_the_default_size_and_grows():
     assert [each.tensor_bytes() for each in sizes[1:]] == sorted(each.tensor_bytes() for each in sizes[1:])
 
 
-def test_grid_measures_every_contender_and_pass():
+def test_grid_measures_every_implementation_and_pass():
     rows = run_grid(TINY, SOME, CPU)
     assert len(rows) == 4 * (1 + 2 + 2 + 1)
     for row in rows:
@@ -171,7 +171,7 @@ def test_points_that_do_not_fit_are_skipped(monkeypatch):
     assert {(row.status, row.reason.split(":")[0]) for row in rows} == {("skipped", "memory")}
 
 
-def test_a_contender_that_fails_is_recorded_and_the_others_go_on(monkeypatch):
+def test_an_implementation_that_fails_is_recorded_and_the_others_go_on(monkeypatch):
     def prepare_or_fail(implementation, *arguments):
         if implementation.name == "scan":
             raise RuntimeError("out of memory\nmuch more text")

@@ -58,6 +58,9 @@ def test_the_networks_looked_into_are_committed_and_stand_side_by_side():
 def test_every_committed_run_is_whole_and_consistent():
     folders = sorted({path.parent for path in (COMMITTED / "runs").glob("*/*/*/*")})
     assert [f"{folder}: {wrong}" for folder in folders for wrong in results.problems(folder)] == []
+    # As `publish` writes them: no path of the machine that trained the run.
+    places = re.compile(r"(?m)^(?:\s*root|output_root): (?!data$|outputs$).*$")
+    assert [folder for folder in folders if places.search((folder / "config.yaml").read_text(encoding="utf-8"))] == []
     strangers = [
         path for folder in folders for path in folder.iterdir() if path.name not in results.FILES + results.KEPT_TOO
     ]

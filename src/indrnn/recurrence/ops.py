@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
-from .reference import products
+from .reference import weight_gradients
 
 
 def indrnn_recurrence(
@@ -60,8 +60,8 @@ def recurrence(
     backend: str = "auto",
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing, or, with a weight
-    (H, D), of x Wᵀ for x (B, T, D), which a backend forms in passing if it can (`Backend.FORMS_PRODUCT`).
+    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x, which the kernels do in passing. With a weight (H, D),
+    x is (B, T, D) and W x_t enters instead; a backend that can (`Backend.FORMS_PRODUCT`) forms it in passing.
 
     Returns h, h_last, and with `statistics` the mean and the biased variance (H,) of h over batch and time, in the
     dtype of the running state; without, two empty tensors. With `reverse` time runs from the last step to the first:
@@ -199,7 +199,7 @@ def _autograd(
     options = (ctx.nonlinearity, ctx.backend, ctx.reverse)
     dx, du, dh0, dbias, dweight = operator(dh, dh_last, offset, slope, h, u, h0, *product, *options)
     if through:
-        dx, dweight = _product(dx, weight.mT), products(dx.to(u.dtype), x)
+        dx, dweight = _product(dx, weight.mT), weight_gradients(dx, x, u.dtype)
     bias_gradient = None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0)
     return (
         dx if weight is None or through else None,
@@ -240,7 +240,7 @@ def _fold_units(
     outputs = [out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in operator(*map(fold, values.values()))]
     if weight is not None and "h" in values:
         dx = outputs[0]
-        outputs[0], outputs[-1] = dx.new_empty(N, 0), products(dx.to(weight.dtype), x)
+        outputs[0], outputs[-1] = dx.new_empty(N, 0), weight_gradients(dx, x, weight.dtype)
     return tuple(outputs), (0,) * len(outputs)
 
 
@@ -296,7 +296,7 @@ def _recurrence_backward(
     else:
         results = module.backward(gradients, h, cell)
         if x is not None and results.dx is not None:
-            results = results._replace(dx=None, dweight=products(results.dx.to(u.dtype), x))
+            results = results._replace(dx=None, dweight=weight_gradients(results.dx, x, u.dtype))
     dx, du, dh0, dbias, dweight = results
     return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
 

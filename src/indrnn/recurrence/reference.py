@@ -79,12 +79,12 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
         carried = u * delta
     if weight is None or x is None:
         return InputGradients(dx, du, carried, dbias)
-    return InputGradients(None, du, carried, dbias, products(dx, x))
+    return InputGradients(None, du, carried, dbias, weight_gradients(dx, x, u.dtype))
 
 
-def products(delta: Tensor, x: Tensor) -> Tensor:
-    """Σ_t δ_t x_tᵀ (B, H, D) of δ (B, T, H) and x (B, T, D), in the dtype of δ."""
-    return delta.mT @ x.to(delta.dtype)
+def weight_gradients(delta: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """dweight (B, H, D) = Σ_t δ_t x_tᵀ of δ (B, T, H) and x (B, T, D), computed in ``dtype``."""
+    return delta.to(dtype).mT @ x.to(dtype)
 
 
 def _order(T: int, reverse: bool) -> range:

@@ -85,7 +85,8 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
     if reverse:
         gradients = gradients._replace(dh=None if dh is None else dh.flip(1))
         results = backward(gradients, h.flip(1), cell._replace(reverse=False))
-        return results._replace(dx=None if results.dx is None else results.dx.flip(1))
+        assert results.dx is not None, "there is no weight"
+        return results._replace(dx=results.dx.flip(1))
     state = h.to(u.dtype)
     g = torch.zeros_like(state) if dh is None else dh.to(u.dtype)
     if offset is not None and slope is not None:

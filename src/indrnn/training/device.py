@@ -16,6 +16,7 @@ from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError, UserError
 from ..layers import sequences_in
+from ..record.result import cpu_instructions
 
 # glibc's malloc.h: parameters of mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -165,8 +166,7 @@ def bfloat16_refusal() -> str | None:
 
     On a processor without the instructions oneDNN emulates bfloat16 products, which takes longer than float32 ones.
     """
-    flags = torch.cpu.get_capabilities()
-    if not (flags.get("amx_bf16") or flags.get("avx512_bf16")):
+    if not cpu_instructions().endswith("-BF16"):
         return "this CPU has neither AMX nor AVX512-BF16, so bfloat16 products would be slower than float32 ones"
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not any(name in limit for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
