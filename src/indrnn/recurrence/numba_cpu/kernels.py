@@ -78,9 +78,10 @@ def forward_task(task, sizes, variant, x, u, bias, h0, weight, h, h_last, mean, 
         span = (start, min(start + CHUNK, T))
         sequences = (_row(x, b, start), x[2], _row(h, b, start), h[2])
         k = _steps(first, end, kind, statistics, blocks[0], product, span, sequences, given, results)
-        k = _steps(k, end, kind, statistics, blocks[1], product, span, sequences, given, results)
-        k = _steps(k, end, kind, statistics, blocks[2], product, span, sequences, given, results)
-        _steps(k, end, kind, statistics, ONE, product, span, sequences, given, results)
+        if k < end:  # a call passes a hundred words on the stack, as much work as a few steps
+            k = _steps(k, end, kind, statistics, blocks[1], product, span, sequences, given, results)
+            k = _steps(k, end, kind, statistics, blocks[2], product, span, sequences, given, results)
+            _steps(k, end, kind, statistics, ONE, product, span, sequences, given, results)
 
 
 @njit(error_model="numpy")
@@ -189,9 +190,10 @@ def backward_task(task, sizes, variant, dh, dh_last, offset, slope, h, u, h0, x,
             _row(dh, b, start), dh[2], _row(h, b, start), h[2], _row(x, b, start), x[2], _row(dx, b, start), dx[2],
         )  # fmt: skip
         k = _steps_back(first, end, kind, affine, blocks[0], product, span, sequences, given, results)
-        k = _steps_back(k, end, kind, affine, blocks[1], product, span, sequences, given, results)
-        k = _steps_back(k, end, kind, affine, blocks[2], product, span, sequences, given, results)
-        _steps_back(k, end, kind, affine, ONE, product, span, sequences, given, results)
+        if k < end:  # as above
+            k = _steps_back(k, end, kind, affine, blocks[1], product, span, sequences, given, results)
+            k = _steps_back(k, end, kind, affine, blocks[2], product, span, sequences, given, results)
+            _steps_back(k, end, kind, affine, ONE, product, span, sequences, given, results)
     (h0, h0_at), (du, du_at) = _row(h0, b, 0), results[0]
     for k in range(first, end):
         if options & INITIAL:
