@@ -200,19 +200,6 @@ class _SharedDropout(nn.Module):
         return F.dropout(x, self.p) if self.share is None else x * self.share.mask(x, 1 - self.p)
 
 
-@contextmanager
-def whole_batches(model: nn.Module) -> Iterator[None]:
-    """Within the block, this process computes whole batches without the others."""
-    sharing = {module: module.share for module in model.modules() if getattr(module, "share", None) is not None}
-    for module in sharing:
-        module.share = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module, share in sharing.items():
-            module.share = share
-
-
 @cache
 def _meeting_place() -> tuple[Store, int, int]:
     """The store that the processes share, the rank of this one and their number. All runs of a command share one: a

@@ -5,9 +5,13 @@ split (and best.pt), a checkpoint. Everything that decides how training continue
 resumes from a checkpoint is the same run.
 """
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +24,19 @@ from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, write_result
 from .checkpoint import copied_weights, load_weights, optimizer_state, restore_optimizer, save_checkpoint, save_weights
 from .device import check_memory, computing, resolve_device, synchronise
-from .diagnose import first_non_finite
-from .distributed import Processes, ProcessLost, joined_processes, whole_batches
+from .distributed import Processes, ProcessLost, joined_processes
 from .evaluation import Evaluation, evaluate, reestimate_batch_norm
-from .interrupts import Interrupted, Interrupts
 from .optimizer import rate_tensor
 from .recorder import Recorder, SilentRecorder
 from .state import TrainingState, changes
+
+
+class Interrupted(RunError):  # noqa: N818
+    """The run was asked to stop and can resume later. exit_code is that of a shell: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> Result:
@@ -98,8 +108,12 @@ class Training:
         resume_step = position.observed if folder.state == "resume" else None
         if self.processes.leads:
             folder.begin()
-            self._rewrite_best()
-            recorder = Recorder(self.cfg, folder, self.state.task, position.step, resume_step)
+            # The run may have been killed between writing best.pt and checkpoint.pt; they must agree.
+            if self.state.best is not None:
+                save_checkpoint(folder.best_path, self.state.best)
+            else:
+                folder.best_path.unlink(missing_ok=True)
+            recorder = Recorder(self.state, folder, resume_step)
         else:
             recorder = SilentRecorder()
         with recorder as self.recorder, Interrupts() as self.interrupts:
@@ -196,7 +210,6 @@ class Training:
         count = sums["count"]
         elapsed = position.seconds - position.interval_seconds
         self.recorder.training(
-            *self._when(),
             loss=sums["loss"] / count,
             accuracy=self.objective.accuracy(sums["correct"], count * self.cfg.trainer.batch_size),
             rate=self.schedule.rate(position.step - 1),
@@ -238,7 +251,7 @@ class Training:
     def _record_validation(self, evaluation: Evaluation) -> None:
         """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
         step = self.position.step
-        self.recorder.validation(*self._when(), evaluation, self.model)
+        self.recorder.validation(evaluation)
         if evaluation.near_chance and not self.position.warned:
             self.recorder.say(_nothing_learnt(step, evaluation))
             self.position.warned = True
@@ -268,19 +281,12 @@ class Training:
         load_weights(self.model, best["model"], folder.best_path)
         with computing(self.cfg.trainer.precision, self.device):
             test = self._evaluate(self.data.test, "test loss")
-        self.recorder.test(*self._when(), test)
-        self.recorder.pictures(self.position.step, test)
         result = state.result(folder.command, test)
-        self.recorder.result(result)
+        self.recorder.finished(test, result)
         if self.processes.leads:
             save_weights(folder.weights_path, best["model"])
             write_result(folder.result_path, result)
         return result
-
-    def _when(self) -> tuple[int, float, float]:
-        """Step, epoch and seconds: the first columns of every row."""
-        step = self.position.step
-        return step, self.order.epochs(step), self.position.seconds
 
     # Checkpoints
 
@@ -289,13 +295,6 @@ class Training:
         self.position.peak_memory = self.state.peak_memory() or 0
         if self.processes.leads:
             save_checkpoint(self.folder.checkpoint_path, self.state.content())
-
-    def _rewrite_best(self) -> None:
-        """Make best.pt agree with checkpoint.pt: the run may have been killed between the two writes."""
-        if self.state.best is not None:
-            save_checkpoint(self.folder.best_path, self.state.best)
-        else:
-            self.folder.best_path.unlink(missing_ok=True)
 
     # Stopping
 
@@ -326,16 +325,46 @@ class Training:
 
     def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.
-        with whole_batches(self.model):
-            where = first_non_finite(
-                self.model, self.objective, split, indices, self.cfg.trainer.precision, self.device, training
-            )
+        where = self.state.update.first_non_finite(split, indices, training)
         path = self.folder.checkpoint_path
         good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise RunError(
             f"the {figure} is not finite at step {step}, first in the {where}; {good}; try a lower "
             "optimizer.lr or trainer.clip_norm"
         )
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM during training: the current step is finished first; a second signal stops at once.
+
+    Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None. SIGUSR2 counts too if
+    it has a handler, such as submitit's: a cluster sends it before the time limit or a preemption.
+
+    Outside the main thread, where Python allows no handlers, signals keep their usual effect.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            numbers = [*self.SIGNALS]
+            if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
+                numbers.append(signal.SIGUSR2)
+            self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for handled in self.SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
 
 
 class _Stop(Exception):  # noqa: N818

@@ -8,6 +8,7 @@ B batch, T time steps, D input features, K outputs.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..config.schema import TrainerConfig
 from ..data import Split
 from ..errors import RunError, UserError
-from ..layers import project_recurrent_weights_
+from ..layers import AffineSequence, project_recurrent_weights_
 from .device import computing
 from .distributed import Share
 from .evaluation import Objective
@@ -31,51 +32,49 @@ Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 class Meter:
     """Sums over the steps since the last reading, and the first step that was not finite, all on the device."""
 
-    NAMES = ("loss", "correct", "grad_norm", "count", "steps", "first_bad")
+    SUMS = ("loss", "correct", "grad_norm", "count")
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
-        self.correct = torch.zeros((), device=device)
-        self.grad_norm = torch.zeros((), device=device)
-        self.count = torch.zeros((), device=device)
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
-        # -1: none so far.
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.values = {name: torch.zeros((), device=device) for name in self.SUMS}
+        for name in ("steps", "first_bad"):
+            self.values[name] = torch.zeros((), dtype=torch.int64, device=device)
+        self.reset()
 
     def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor) -> Tensor:
         """Count a step. Returns a scalar that is true from the first non-finite step on."""
-        self.steps.add_(1)
+        steps, first_bad = self.values["steps"], self.values["first_bad"]
+        steps.add_(1)
         bad = ~(loss.isfinite() & grad_norm.isfinite())
-        self.first_bad.copy_(torch.where(bad & (self.first_bad < 0), self.steps, self.first_bad))
-        self.loss.add_(loss)
-        self.correct.add_(correct)
-        self.grad_norm.add_(grad_norm)
-        self.count.add_(1)
-        return self.first_bad >= 0
+        first_bad.copy_(torch.where(bad & (first_bad < 0), steps, first_bad))
+        for name, value in (("loss", loss), ("correct", correct), ("grad_norm", grad_norm)):
+            self.values[name].add_(value)
+        self.values["count"].add_(1)
+        return first_bad >= 0
 
     def read(self) -> dict[str, float]:
         """Everything as Python numbers: one wait for the device."""
-        values = torch.stack([getattr(self, name).float() for name in self.NAMES[:4]]).tolist()
-        return dict(zip(self.NAMES, [*values, int(self.steps), int(self.first_bad)], strict=True))
+        sums = torch.stack([self.values[name].float() for name in self.SUMS]).tolist()
+        counts = [int(self.values[name]) for name in ("steps", "first_bad")]
+        return dict(zip(self.values, [*sums, *counts], strict=True))
 
     def clear(self) -> None:
         """Begin a new interval."""
-        for name in self.NAMES[:4]:
-            getattr(self, name).zero_()
+        for name in self.SUMS:
+            self.values[name].zero_()
 
     def reset(self) -> None:
         """As new."""
         self.clear()
-        self.steps.zero_()
-        self.first_bad.fill_(-1)
+        self.values["steps"].zero_()
+        self.values["first_bad"].fill_(-1)  # none so far
 
     def state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).cpu() for name in self.NAMES}
+        return {name: value.cpu() for name, value in self.values.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """In place, because a captured graph has the addresses."""
-        for name in self.NAMES:
-            getattr(self, name).copy_(state[name])
+        for name, value in self.values.items():
+            value.copy_(state[name])
 
 
 class TrainingStep:
@@ -137,6 +136,61 @@ class TrainingStep:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, total)
         self.optimizer.step()
         project_recurrent_weights_(self.model)
+
+    def first_non_finite(self, split: Split, indices: Tensor, training: bool = True) -> str:
+        """Repeat a step without its update, from the weights it started from, and name the first parameter, output or
+        gradient that is not finite, in the order in which they are computed. Without ``training``, repeat a step of an
+        evaluation, up to the loss and with the model's running statistics. From now on this process is alone."""
+        model = self.model
+        for module in model.modules():
+            if getattr(module, "share", None) is not None:
+                module.share = None  # type: ignore[assignment]
+        for name, parameter in model.named_parameters():
+            if not _finite(parameter):
+                return f"parameter {name}"
+        not_finite: list[str] = []
+
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, inputs, output: None if _finite(output) else not_finite.append(name)
+
+        hooks = [
+            module.register_forward_hook(watch(name)) for name, module in model.named_modules() if _is_leaf(module)
+        ]
+        try:
+            model.train(training)
+            model.zero_grad(set_to_none=True)
+            x, y = split.batch(indices)
+            with computing(self.precision, self.device):
+                output = model(x)
+            loss, _ = self.objective(output, y)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not_finite:
+            return f"output of {not_finite[0]}"
+        if not _finite(loss) or not training:
+            return "loss"
+        loss.backward()
+        # Backward visits the last layer first.
+        for name, parameter in reversed(list(model.named_parameters())):
+            if parameter.grad is not None and not _finite(parameter.grad):
+                return f"gradient of {name}"
+        # Every gradient is finite, but the sum of their squares overflows; or another dropout mask hides the cause.
+        return "norm of all gradients"
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, as an IndRNN layer does even with a batch norm in it, or no parts."""
+    return any(True for _ in module.parameters(recurse=False)) or not any(True for _ in module.children())
+
+
+def _finite(value: Any) -> bool:
+    """Whether all tensors in a module's output are finite."""
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    if isinstance(value, AffineSequence):
+        value = tuple(vars(value).values())
+    return not isinstance(value, tuple | list) or all(map(_finite, value))
 
 
 def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
