@@ -26,7 +26,7 @@ from indrnn.errors import RunError, UserError
 from indrnn.models import build_model
 from indrnn.record.result import read_result
 from indrnn.training import loop, state
-from indrnn.training.distributed import _Group
+from indrnn.training.distributed import Processes
 from small_runs import OVERRIDES, folder_of, rows_of, small_task, trained
 
 SHARED = (
@@ -210,9 +210,7 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
 def group(monkeypatch):
     """The first of four processes; nothing is sent."""
     monkeypatch.setattr("indrnn.training.distributed._transfer", lambda work: None)
-    group = object.__new__(_Group)
-    group.rank, group.size = 0, 4
-    return group
+    return Processes(0, 4)
 
 
 def test_what_cannot_be_shared_out_is_refused_in_one_line(group):

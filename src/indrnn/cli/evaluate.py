@@ -5,13 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from . import command_parser, run
-
-if TYPE_CHECKING:
-    from ..training.evaluation import Reevaluation
 
 DESCRIPTION = """\
 Read the test set again with the weights and batch-norm statistics of finished runs, and print accuracy and 95 %
@@ -53,31 +49,57 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not runs:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
-    # Imports PyTorch, so not before there is something to do.
-    from ..training.evaluation import evaluate_run
-
     agree = 0
     for path in runs:
-        agrees, line = _compare(evaluate_run(path, options.device, options.data_root))
+        agrees, line = _evaluate_again(path, options.device, options.data_root)
         agree += agrees
         print(f"{path}: {line}", flush=True)
     print(f"{agree} of {len(runs)} agree with result.json")
     return 0 if agree == len(runs) else 1
 
 
-def _compare(run: "Reevaluation") -> tuple[bool, str]:
-    """Whether the run reproduces its result, and a line with both."""
-    from ..record.result import wilson_interval
+def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tuple[bool, str]:
+    """Whether a finished run's weights and batch-norm statistics reproduce its result, and a line with both.
 
-    recorded, evaluation, n = run.recorded, run.evaluation, run.evaluation.size
-    note = "" if run.precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
-    before = run.recorded_correct
-    if before is None:
+    The backend is chosen for this device, not taken from the run; the precision is float32 if this device lacks the
+    run's. ``data_root`` replaces the run's data.root. Raises UserError if the folder is no finished run, or if its
+    weights or data are missing, damaged or another run's.
+    """
+    # These import PyTorch, so not before there is something to do.
+    from ..data import make_task
+    from ..layers import recurrent_layers
+    from ..record.folder import RESULT
+    from ..record.result import read_result, wilson_interval
+    from ..training.checkpoint import load_run
+    from ..training.device import computing, precision_refusal, prepare_process, resolve_device, set_precision
+    from ..training.evaluation import Objective, evaluate
+
+    device = resolve_device(device_name)
+    prepare_process(device)
+    recorded = read_result(path / RESULT)
+    model, cfg = load_run(path)
+    if data_root is not None and hasattr(cfg.data, "root"):
+        cfg.data.root = data_root
+    task = make_task(cfg.data)
+    data = task.load(device)
+    for key, value in data.provenance.items():
+        if recorded.data.get(key, value) != value:
+            raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
+    for _, layer in recurrent_layers(model):
+        layer.backend = "auto"
+    precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
+    set_precision(precision, device)
+    with computing(precision, device):
+        evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
+    note = "" if precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
+    if recorded.test_accuracy is None:
         agrees = abs(evaluation.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
         line = f"test error {evaluation.loss:.4g}{note}; result.json {recorded.test_loss:.4g}"
     else:
-        agrees = abs(evaluation.correct - before) <= ALLOWED * max(1.0, n / 10_000)
-        (low, high), correct = wilson_interval(evaluation.correct, n), evaluation.correct
+        n, correct = evaluation.size, evaluation.correct
+        before = round(recorded.test_accuracy * n)
+        agrees = abs(correct - before) <= ALLOWED * max(1.0, n / 10_000)
+        low, high = wilson_interval(correct, n)
         line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} right{note}; result.json "
         low, high = recorded.test_ci95 or (low, high)
         line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"

@@ -59,9 +59,7 @@ def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[s
     """Raises UserError for the checkpoint of another run; one without a fingerprint, of an earlier version, passes."""
     if "fingerprint" not in content:
         return
-    wrong = _misshapen(content, {"fingerprint": {"config": {}, "data": {}}})
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+    _require_shape(content, {"fingerprint": {"config": {}, "data": {}}}, path)
     differ = fingerprint_differences(content["fingerprint"], cfg, provenance)
     if differ:
         raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {REMEDY}")
@@ -79,37 +77,39 @@ def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best
             pattern["best"]["optimizer"] = own["optimizer"]
     if "segments" in content:
         pattern["segments"] = [{}]
-    wrong = _misshapen(content, pattern)
-    if wrong is None and not 0 <= content["progressed"]["observed"] <= content["progressed"]["step"]:
-        wrong = "progressed"
-    if wrong is not None:
-        raise UserError(f"checkpoint {path} is damaged in its part {wrong}; {REMEDY}")
+    _require_shape(content, pattern, path)
+    if not 0 <= content["progressed"]["observed"] <= content["progressed"]["step"]:
+        raise _damaged("progressed", path)
 
 
-def _misshapen(content: Any, pattern: Any, name: str = "") -> str | None:
-    """The dotted name of the first part of ``content`` that does not match ``pattern``; None if all do. These match:
-    dicts with (at least) the pattern's keys, lists whose elements match the pattern's only one, tensors of the same
-    shape and dtype, values of the same type; and for None in the pattern, None or a number.
+def _require_shape(content: Any, pattern: Any, path: Path, part: str = "") -> None:
+    """Raises UserError with the dotted name of the first part of ``content`` that does not match ``pattern``. These
+    match: dicts with (at least) the pattern's keys, lists whose elements match the pattern's only one, tensors of the
+    same shape and dtype, values of the same type; and for None in the pattern, None or a number.
     """
-    parts: list[tuple[Any, Any, str]] = []
-    if isinstance(pattern, dict):
-        fits = isinstance(content, dict)
-        if fits:
-            parts = [(content.get(key, _NOTHING), part, f"{name}.{key}".lstrip(".")) for key, part in pattern.items()]
-    elif isinstance(pattern, list):
-        fits = isinstance(content, list)
-        if fits:
-            parts = [(element, pattern[0], f"{name}[{number}]") for number, element in enumerate(content)]
+    if isinstance(pattern, dict | list):
+        fits = isinstance(content, dict if isinstance(pattern, dict) else list)
     elif isinstance(pattern, Tensor):
         fits = isinstance(content, Tensor) and content.shape == pattern.shape and content.dtype == pattern.dtype
     elif pattern is None or isinstance(pattern, float):
         fits = type(content) in (int, float) or (content is None and pattern is None)
     else:
         fits = type(content) is type(pattern)
-    return next(filter(None, (_misshapen(*part) for part in parts)), None) if fits else name
+    if not fits:
+        raise _damaged(part, path)
+    if isinstance(pattern, dict):
+        for key, value in pattern.items():
+            _require_shape(content.get(key, _NOTHING), value, path, f"{part}.{key}".lstrip("."))
+    elif isinstance(pattern, list):
+        for number, element in enumerate(content):
+            _require_shape(element, pattern[0], path, f"{part}[{number}]")
 
 
 _NOTHING = object()
+
+
+def _damaged(part: str, path: Path) -> UserError:
+    return UserError(f"checkpoint {path} is damaged in its part {part}; {REMEDY}")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -157,10 +157,8 @@ def restore_optimizer(
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The generators that dropout draws from."""
     state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
     return state
 
 
@@ -169,12 +167,10 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device, path
     state that no generator can have."""
     try:
         torch.set_rng_state(state["cpu"])
-        if device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], device)
-        elif device.type == "mps" and "mps" in state:
-            torch.mps.set_rng_state(state["mps"])
+        if device.type != "cpu" and device.type in state:
+            torch.get_device_module(device).set_rng_state(state[device.type])
     except (RuntimeError, TypeError, AttributeError) as failure:
-        raise UserError(f"checkpoint {path} is damaged in its part random; {REMEDY}") from failure
+        raise _damaged("random", path) from failure
 
 
 # The first of these files that the folder has is loaded.

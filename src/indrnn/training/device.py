@@ -246,7 +246,4 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has finished its work (before reading a clock)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    torch.get_device_module(device).synchronize()

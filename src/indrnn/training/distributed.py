@@ -40,9 +40,10 @@ class ProcessLost(RunError):  # noqa: N818
 
 
 class Processes:
-    """The processes of a run: in this class, a single one."""
+    """The processes of a run; one that is alone transfers nothing."""
 
-    rank, size = 0, 1
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
 
     @property
     def leads(self) -> bool:
@@ -51,51 +52,19 @@ class Processes:
 
     def part(self, indices: Tensor) -> Tensor:
         """This process's rows of a batch (B,)."""
-        return indices
-
-    def from_leader(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the leading process and return its value in every process."""
-        return work()
-
-    def one_a_machine_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in every process, but first in one on each machine: it may fill a folder that all read."""
-        return work()
-
-    def agree(self, number: int) -> int:
-        """The largest of all processes' numbers. All must call it equally often."""
-        return number
-
-    def sum_(self, values: Tensor) -> Tensor:
-        """Sum ``values`` over all processes, in place."""
-        return values
-
-    def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
-        """Prepare ``model`` to see part of each batch. ``norm_batch``: sequences in the smallest batch that statistics
-        are estimated from. None for a single process."""
-        return None
-
-
-ALONE = Processes()
-
-
-class _Group(Processes):
-    """Several processes, joined by torch.distributed."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-
-    def part(self, indices: Tensor) -> Tensor:
         return indices[self._rows(len(indices))]
 
     def _rows(self, count: int) -> slice:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def from_leader(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the leading process and return its value in every process."""
         value = [work() if self.leads else None]
-        _transfer(lambda: dist.broadcast_object_list(value, src=0))
+        self._transfer(lambda: dist.broadcast_object_list(value, src=0))
         return value[0]  # type: ignore[return-value]
 
     def one_a_machine_first(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in every process, but first in one on each machine: it may fill a folder that all read."""
         if int(os.environ.get("LOCAL_RANK", "0")) > 0:
             self.agree(0)
             return work()
@@ -104,15 +73,21 @@ class _Group(Processes):
         return value
 
     def agree(self, number: int) -> int:
+        """The largest of all processes' numbers. All must call it equally often."""
         largest = torch.tensor(number)
-        _transfer(lambda: dist.all_reduce(largest, dist.ReduceOp.MAX))
+        self._transfer(lambda: dist.all_reduce(largest, dist.ReduceOp.MAX))
         return int(largest)
 
     def sum_(self, values: Tensor) -> Tensor:
-        _transfer(lambda: dist.all_reduce(values))
+        """Sum ``values`` over all processes, in place."""
+        self._transfer(lambda: dist.all_reduce(values))
         return values
 
-    def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share":
+    def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
+        """Prepare ``model`` to see part of each batch. ``norm_batch``: sequences in the smallest batch that statistics
+        are estimated from. None for a single process."""
+        if self.size == 1:
+            return None
         for key, count in (("trainer.batch_size", batch_size), ("trainer.bn_samples", norm_batch)):
             if count < self.size:
                 raise UserError(
@@ -136,8 +111,15 @@ class _Group(Processes):
             layer.share = share
         # Initial values may differ in their last bits between unlike machines.
         for tensor in model.state_dict().values():
-            _transfer(partial(dist.broadcast, tensor, src=0))
+            self._transfer(partial(dist.broadcast, tensor, src=0))
         return share
+
+    def _transfer(self, work: Callable[[], object]) -> None:
+        if self.size > 1:
+            _transfer(work)
+
+
+ALONE = Processes()
 
 
 class Share:
@@ -233,7 +215,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
         _transfer(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size))
-        yield _Group()
+        yield Processes(dist.get_rank(), dist.get_world_size())
     except (Exception, KeyboardInterrupt) as failure:
         if threading.current_thread() is threading.main_thread():
             # torchrun ends all processes once one has failed; this one is ending anyway.

@@ -1,24 +1,17 @@
-"""Evaluation: the loss of a batch, batch-norm statistics from training data, loss and accuracy over a whole split, and
-the evaluation of a finished run's weights again.
+"""Evaluation: the loss of a batch, batch-norm statistics from training data, loss and accuracy over a whole split.
 
 B batch, T time steps, D input features, K outputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Split, Task, make_task
-from ..errors import UserError
-from ..layers import recurrent_layers
-from ..record.folder import RESULT
-from ..record.result import Result, no_better_than_chance, read_result
-from .checkpoint import load_run
-from .device import computing, precision_refusal, prepare_process, resolve_device, set_precision
+from ..data import Split, Task
+from ..record.result import no_better_than_chance
 from .distributed import ALONE, Processes
 
 
@@ -172,47 +165,3 @@ def evaluate(
         targets=y,
         inputs=torch.cat(inputs).cpu(),
     )
-
-
-@dataclass(frozen=True)
-class Reevaluation:
-    """A finished run and a new evaluation of its weights, in ``precision``: float32 if this device lacks the run's."""
-
-    recorded: Result
-    evaluation: Evaluation
-    precision: str
-
-    @property
-    def recorded_correct(self) -> int | None:
-        """None for a task without classes."""
-        accuracy = self.recorded.test_accuracy
-        return None if accuracy is None else round(accuracy * self.evaluation.size)
-
-
-def evaluate_run(path: Path, device_name: str = "auto", data_root: str | None = None) -> Reevaluation:
-    """Read the test set again, with the weights and batch-norm statistics of a finished run.
-
-    The backend is chosen for this device, not taken from the run. ``data_root`` replaces the run's data.root.
-    Sets PyTorch's float32 precision, flushes denormals and keeps freed memory, for the whole process.
-
-    Raises:
-        UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
-    """
-    device = resolve_device(device_name)
-    prepare_process(device)
-    recorded = read_result(path / RESULT)
-    model, cfg = load_run(path)
-    if data_root is not None and hasattr(cfg.data, "root"):
-        cfg.data.root = data_root
-    task = make_task(cfg.data)
-    data = task.load(device)
-    for key, value in data.provenance.items():
-        if recorded.data.get(key, value) != value:
-            raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
-    for _, layer in recurrent_layers(model):
-        layer.backend = "auto"
-    precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
-    set_precision(precision, device)
-    with computing(precision, device):
-        evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
-    return Reevaluation(recorded, evaluation, precision)
