@@ -164,13 +164,12 @@ def draw_results(results: Path) -> list[Path]:
 
 def draw_bench(results: Path) -> list[Path]:
     """Draw the figures of ``results``/bench from its tables."""
-    from indrnn.bench import output, scaling
-    from indrnn.bench.grid import DEFAULT
+    from indrnn.bench import grid, scaling
 
     written = []
     for path in sorted((results / "bench").glob("recurrence-*.csv")):
-        rows, where = _bench_rows(path, output.Row)
-        written += output.draw(rows, where, DEFAULT.B, path.parent, path.stem)
+        rows, where = _bench_rows(path, grid.Row)
+        written += grid.draw(rows, where, path.parent, path.stem)
     for path in sorted((results / "bench").glob("scaling-*.csv")):
         rows, where = _bench_rows(path, scaling.Row)
         written += scaling.draw_scaling(rows, where, path.parent, path.stem)

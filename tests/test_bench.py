@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
-from indrnn.bench import commands, exactness, grid, scaling, training_steps
+from indrnn.bench import clock, exactness, grid, scaling, training_steps
 from indrnn.bench.clock import Clock, Timing, peak_memory, timing
-from indrnn.bench.grid import DEFAULT, FULL, Plan
+from indrnn.bench.commands import provenance, slug, write_rows
+from indrnn.bench.grid import DEFAULT, FULL, Plan, Row, draw, ratio_table, recurrence_ratios
 from indrnn.bench.implementations import (
     COPY,
     LOOP,
@@ -26,7 +27,6 @@ from indrnn.bench.implementations import (
     lstm_units,
     prepare,
 )
-from indrnn.bench.output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
 from indrnn.cli.bench import main
 from indrnn.errors import UserError
 from indrnn.layers import IndRNNLayer
@@ -49,11 +49,8 @@ def measured(seconds: float, name: str = "numba", op: str = "recurrence", which:
 
 
 def run_grid(*arguments) -> list[Row]:
-    return [row for point in grid.run_grid(*arguments, say=quiet) for row in point]
-
-
-def quiet(_: str) -> None:
-    pass
+    *_, rows = grid.run_grid(*arguments)
+    return rows
 
 
 def test_timing_is_the_median_with_quantiles():
@@ -78,8 +75,9 @@ class FixedClock(Clock):
 
 def test_implementations_take_turns_until_each_has_enough():
     order = []
-    clock = FixedClock(CPU)
-    found = clock.together({name: lambda name=name: order.append(name) for name in "ab"}, seconds=0.0, least=6)
+    found = FixedClock(CPU).together(
+        {name: lambda name=name: order.append(name) for name in "ab"}, seconds=0.0, least=6
+    )
     assert {name: each.repeats for name, each in found.items()} == {"a": 8, "b": 8}
     turns = "".join(order)
     assert turns == "aaaaabbbbb" * 2
@@ -166,7 +164,7 @@ def test_points_after_the_budget_are_skipped():
 
 
 def test_points_that_do_not_fit_are_skipped(monkeypatch):
-    monkeypatch.setattr(grid, "free_memory", lambda device: 100)
+    monkeypatch.setattr(clock, "free_memory", lambda device: 100)
     rows = run_grid(TINY, SOME, CPU)
     assert {(row.status, row.reason.split(":")[0]) for row in rows} == {("skipped", "memory")}
 
@@ -213,7 +211,7 @@ def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, c
     broken, original = Broken(fault), load_backend
     for module in ("indrnn.recurrence.dispatch", "indrnn.recurrence.ops", "indrnn.bench.exactness"):
         monkeypatch.setattr(f"{module}.load_backend", lambda name: broken if name == "scan" else original(name))
-    monkeypatch.setattr(commands, "implementations", lambda device: (SOME, {}))
+    monkeypatch.setattr(exactness, "implementations", lambda device: (SOME, {}))
     with pytest.raises(SystemExit) as end:
         main(["--quick", "--device", "cpu", "--out", str(tmp_path / "bench")])
     assert end.value.code == 1
@@ -225,7 +223,7 @@ def test_nothing_is_written_for_a_backend_that_is_wrong(monkeypatch, tmp_path, c
 
 def test_a_run_writes_table_figure_and_ratios(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(grid, "QUICK", dataclasses.replace(TINY, batches=(1, 32)))
-    monkeypatch.setattr(commands, "implementations", lambda device: (SOME, {"triton": "no GPU"}))
+    monkeypatch.setattr(exactness, "implementations", lambda device: (SOME, {"triton": "no GPU"}))
     main(["recurrence", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     stem = f"recurrence-quick-{slug(provenance(CPU))}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{stem}.{end}" for end in ("csv", "md", "png", "svg")]
@@ -245,7 +243,7 @@ def test_steps_are_measured_against_their_products(tmp_path, monkeypatch):
         training_steps.StepRow("indrnn", 2, 128, 2, "float32", "eager"),
         training_steps.StepRow("lstm", 1, 128, 2, "float32", "eager"),
     ]
-    ours, lstm = training_steps.run_steps(rows, CPU, seconds=0.0, say=quiet)
+    *_, (ours, lstm) = training_steps.run_steps(rows, CPU, seconds=0.0)
     assert ours.status == lstm.status == "measured"
     assert (ours.median_seconds, ours.steps_per_second) == (8.0, 1 / 8)
     assert (ours.products_seconds, ours.over_products) == (2.0, 4.0)
@@ -279,7 +277,7 @@ def test_ratios_on_a_cpu_put_the_fair_comparisons_first():
         measured(15.0, LSTM, "layer", "step"),
         measured(7.0, LSTM, "layer", "step", T=28),
     ]
-    found = recurrence_ratios(rows, "cpu", 32, 784)
+    found = recurrence_ratios(rows, "cpu")
     assert [ratio for _, ratio in found] == [
         pytest.approx(94 / 4.7), None, 7.5, pytest.approx(1100 / 4.7), 1.5, 3.2, 2.0, None,
     ]  # fmt: skip
@@ -297,7 +295,7 @@ def test_ratios_in_bfloat16_are_those_of_the_layers():
         measured(5.0, LSTM_EQUAL_PARAMETERS, **layer),
         measured(3.0, LSTM_EQUAL_PARAMETERS, dtype="bfloat16", **layer),
     ]
-    assert [ratio for _, ratio in recurrence_ratios(rows, "cpu", 32, 784)[1:4]] == [2.5, 10.0, 6.0]
+    assert [ratio for _, ratio in recurrence_ratios(rows, "cpu")[1:4]] == [2.5, 10.0, 6.0]
 
 
 def test_layers_are_timed_in_bfloat16_where_the_cpu_gains_from_it(monkeypatch):
@@ -322,7 +320,7 @@ def test_ratios_on_a_gpu_use_graphs_for_kernels_and_eager_for_the_loop():
         measured(51.0, LSTM, "layer", "step", **graph),
         measured(99.0, LSTM, "layer", "step"),
     ]
-    ratios = [ratio for _, ratio in recurrence_ratios(rows, "cuda", 32, 784)]
+    ratios = [ratio for _, ratio in recurrence_ratios(rows, "cuda")]
     assert ratios == [None, None, 51.0, 320.0, 1.9, None]
 
 
@@ -348,7 +346,7 @@ def test_each_size_is_held_against_proportional_growth(monkeypatch):
 
     monkeypatch.setattr(scaling, "_started", cost)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, most_processes=4), CPU, quiet)
+    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, most_processes=4), CPU)
     assert [(row.axis, row.size) for row in rows[:6]] == [*itertools.product(("strong", "weak"), (1, 2, 4))]
     assert [row.B for row in rows[:6]] == [32, 32, 32, 32, 64, 128]
     assert {row.threads for row in rows[:6]} == {2}
@@ -371,8 +369,8 @@ def test_each_size_is_held_against_proportional_growth(monkeypatch):
 def test_sizes_that_do_not_fit_are_skipped_by_rule(monkeypatch, change, free, reason):
     columns = {"status": "measured", "median_seconds": 1.0, "updates_per_second": 1.0}
     monkeypatch.setattr(scaling, "_started", lambda *_: columns)
-    monkeypatch.setattr(grid, "free_memory", lambda device: free)
-    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, **change), CPU, quiet)
+    monkeypatch.setattr(clock, "free_memory", lambda device: free)
+    *_, rows = scaling.run_scaling(dataclasses.replace(SCALED, **change), CPU)
     assert (rows[-1].status, rows[-1].updates_per_second) == ("skipped", None)
     assert rows[-1].reason.startswith(reason)
 
@@ -387,7 +385,7 @@ def test_a_point_is_measured():
 @pytest.mark.slow
 def test_scaling_writes_table_and_figure_and_says_what_failed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "QUICK", dataclasses.replace(SCALED, batches=(2,), lengths=(8,), depths=(0,)))
-    monkeypatch.setattr(commands, "implementations", lambda device: (SOME[:1], {}))
+    monkeypatch.setattr(exactness, "implementations", lambda device: (SOME[:1], {}))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     main(["scaling", "--quick", "--device", "cpu", "--out", str(tmp_path)])
     stem = f"scaling-quick-{slug(provenance(CPU))}"
@@ -404,7 +402,7 @@ def test_scaling_writes_table_and_figure_and_says_what_failed(monkeypatch, tmp_p
 def test_grid_and_steps_on_a_gpu(tmp_path):
     """Every implementation, eager and as a CUDA graph; a training step in every precision."""
     device = torch.device("cuda", torch.cuda.current_device())
-    rows = [row for point in grid.run_grid(TINY, implementations(device)[0], device, quiet) for row in point]
+    rows = run_grid(TINY, implementations(device)[0], device)
     assert {row.status for row in rows} == {"measured"}, [row.reason for row in rows]
     assert {row.launch for row in rows if row.implementation.startswith("triton")} == {"eager", "graph"}
     cases = [
@@ -412,9 +410,8 @@ def test_grid_and_steps_on_a_gpu(tmp_path):
         for precision in ("float32", "tf32", "bfloat16")
         for launch in ("graph", "eager")
     ]
-    measured_cases = training_steps.run_steps(
-        [*cases, training_steps.StepRow("lstm", 1, 128, 2, "float32", "graph")], device, 0.01, quiet
-    )
+    cases.append(training_steps.StepRow("lstm", 1, 128, 2, "float32", "graph"))
+    *_, measured_cases = training_steps.run_steps(cases, device, 0.01)
     assert {case.status for case in measured_cases} == {"measured"}, [case.reason for case in measured_cases]
     assert "indrnn::recurrence" in training_steps.profile(cases[1], device)
 
@@ -427,14 +424,14 @@ def test_ratio_table():
 
 
 def test_no_figure_without_measurements(tmp_path):
-    assert draw([measured(1.0, B=8)], provenance(CPU), 32, tmp_path, "stem") == []
+    assert draw([measured(1.0, B=8)], provenance(CPU), tmp_path, "stem") == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_figure_says_in_words_what_was_timed(tmp_path):
     names = ("numba", "loop_unbind", "lstm")
     quantiles = {"q20_seconds": 1.0, "q80_seconds": 1.0}
-    draw([measured(1.0, name, **quantiles) for name in names], provenance(CPU), 32, tmp_path, "stem")
+    draw([measured(1.0, name, **quantiles) for name in names], provenance(CPU), tmp_path, "stem")
     svg = (tmp_path / "stem.svg").read_text(encoding="utf-8")
     for words in ("IndRNN, numba", "PyTorch loop over x.unbind(1)", "nn.LSTM of equal units"):
         assert words in svg

@@ -1,4 +1,5 @@
-"""Timing: warm-up outside the clock, implementations in turns, CUDA synchronised; medians with 20/80 % quantiles."""
+"""Seconds and bytes. Timing: warm-up outside the clock, implementations in turns, CUDA synchronised; medians with
+20/80 % quantiles."""
 
 import ctypes
 import gc
@@ -6,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 
 Work = Callable[[], object]
-Say = Callable[[str], None]
 Key = TypeVar("Key")
 
 # A turn of a fast implementation: one call that only brings its data back into the caches, then this many timed calls.
@@ -54,12 +54,8 @@ class Clock:
 
     def scope(self) -> AbstractContextManager[Any]:
         """The context in which an implementation must be prepared: on CUDA the stream that may later be captured, since
-        autograd runs a backward pass on the stream of its forward pass."""
-        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
-
-    def synchronize(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize(self.device)
+        autograd runs a backward pass on the stream of its forward pass; on a CPU one that does nothing."""
+        return torch.cuda.stream(self.stream)
 
     def once(self, work: Work) -> float:
         """Seconds of one call."""
@@ -79,7 +75,7 @@ class Clock:
     def capture(self, work: Work) -> Work:
         """Return a call that replays ``work`` as a CUDA graph; ``work`` must have run before."""
         graph = torch.cuda.CUDAGraph()
-        self.synchronize()
+        torch.cuda.synchronize(self.device)
         with torch.cuda.graph(graph, stream=self.stream):
             work()
         return graph.replay
@@ -136,15 +132,33 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
         trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
+        before = _bytes_in("self/status", "VmRSS")
         work()
-        return max(0, _status_bytes("VmHWM") - before)
+        return max(0, _bytes_in("self/status", "VmHWM") - before)
     except OSError:
         return None
 
 
-def _status_bytes(field: str) -> int:
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def memory_shortage(needed: int, device: torch.device) -> str | None:
+    """The reason to skip a point that needs more bytes than half of those that are free; None if it fits."""
+    free = free_memory(device)
+    if free is None or needed <= free / 2:
+        return None
+    return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on the device; None if the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return _bytes_in("meminfo", "MemAvailable")
+    except OSError:
+        return None
+
+
+def _bytes_in(file: str, field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc", file).read_text())
     if match is None:
-        raise OSError(f"/proc/self/status has no {field}")
+        raise OSError(f"/proc/{file} has no {field}")
     return int(match[1]) * 1024

@@ -1,115 +1,95 @@
-"""The parts of the command: check, measure, write, print the ratios."""
+"""One measurement from its first point to its files: CSV that says where it was made, a figure or profiles, and the
+ratios that matter as a table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from indrnn.errors import UserError
-from indrnn.files import write_atomically, written_lines
-from indrnn.training.device import prepare_process, resolve_device, set_precision
+from indrnn.files import csv_text, write_atomically, written_lines
+from indrnn.record.result import environment, git
 
-from . import grid, scaling
-from .clock import Say
-from .exactness import Check, require_exact
-from .implementations import Implementation, implementations
-from .output import Row, draw, provenance, ratio_table, recurrence_ratios, slug, write_rows
-from .training_steps import cases, profile, run_steps, step_ratios
+from . import grid, scaling, training_steps
+from .exactness import Checked
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A device whose backends have passed the exactness check."""
-
-    device: torch.device
-    implementations: list[Implementation]
-    checks: list[Check]
-
-
-def check_device(device_name: str, say: Say) -> Checked:
-    """Compare every backend of a device with float64 before anything is timed.
+def bench(what: str, on: Checked, quick: bool, minutes: float | None, out: Path) -> None:
+    """Measure ``what`` (recurrence, step or scaling), and write and print what was found. Rows are written after every
+    point, so an interrupted benchmark keeps them.
 
     Raises:
-        RunError: a backend is not exact.
-        UserError: there is no such device.
+        UserError: ``out`` cannot be written.
     """
-    device = resolve_device(device_name)
-    prepare_process(device)
-    set_precision("float32", device)
-    able, unable = implementations(device)
-    for name, reason in unable.items():
-        say(f"{name} is left out: {reason}")
-    checks = require_exact(able, device)
-    worst: dict[tuple[str, str], float] = {}
-    for check in checks:
-        key = (check.implementation, str(check.dtype).removeprefix("torch."))
-        worst[key] = max(worst.get(key, 0.0), check.error)
-    for (name, dtype), error in worst.items():
-        say(f"exact: {name}, {dtype}: largest error {error:.1e} of the largest value, gradients included")
-    return Checked(device, able, checks)
-
-
-# The functions below raise UserError if the folder cannot be written. Rows are written after every point, so an
-# interrupted benchmark keeps them.
-
-
-def bench_recurrence(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
-    """The recurrence and a layer over the grid of sizes."""
-    plan = grid.QUICK if quick else grid.FULL
-    plan = plan if minutes is None else replace(plan, minutes=minutes)
-    where, stem = _begin("recurrence", on, quick)
-    rows: list[Row] = []
-    for point in grid.run_grid(plan, on.implementations, on.device, say):
-        rows += point
-        write_rows(out / f"{stem}.csv", rows, where)
-    paths = [out / f"{stem}.csv", *draw(rows, where, grid.DEFAULT.B, out, stem)]
-    ratios = recurrence_ratios(rows, on.device.type, grid.DEFAULT.B, grid.DEFAULT.T)
-    _close(ratio_table(ratios), out / f"{stem}.md", paths, where, say)
-
-
-def bench_steps(on: Checked, quick: bool, out: Path, say: Say) -> None:
-    """Whole training steps."""
-    device = on.device
-    rows = run_steps(cases(device, quick), device, seconds=3.0 if device.type == "cpu" else 1.0, say=say)
-    where, stem = _begin("step", on, quick)
-    write_rows(out / f"{stem}.csv", rows, where)
-    profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
-    write_atomically(out / f"{stem}-profile.txt", "\n".join(profile(row, device) for row in profiled), UserError)
-    paths = [out / f"{stem}.csv", out / f"{stem}-profile.txt"]
-    _close(ratio_table(step_ratios(rows)), out / f"{stem}.md", paths, where, say)
-
-
-def bench_scaling(on: Checked, quick: bool, minutes: float | None, out: Path, say: Say) -> None:
-    """Training steps with more processes and at larger sizes."""
-    plan = scaling.QUICK if quick else scaling.FULL
-    plan = plan if minutes is None else replace(plan, minutes=minutes)
-    where, stem = _begin("scaling", on, quick)
-    rows: Sequence[scaling.Row] = ()
-    for rows in scaling.run_scaling(plan, on.device, say):
-        write_rows(out / f"{stem}.csv", rows, where)
-    paths = [out / f"{stem}.csv", *scaling.draw_scaling(rows, where, out, stem)]
-    _close(scaling.scaling_table(rows), out / f"{stem}.md", paths, where, say)
-
-
-def write_exactness(on: Checked, out: Path, say: Say) -> None:
-    """Write the errors of the exactness check as CSV."""
-    where, stem = _begin("exactness", on, quick=False)
-    write_rows(out / f"{stem}.csv", on.checks, where)
-    say(f"wrote {out / stem}.csv")
-
-
-def _begin(what: str, on: Checked, quick: bool) -> tuple[dict[str, Any], str]:
-    """The provenance of the measurement, and the name of its files without an ending."""
     where = provenance(on.device)
-    return where, f"{what}-{'quick-' if quick else ''}{slug(where)}"
-
-
-def _close(table: str, path: Path, written: list[Path], where: dict[str, Any], say: Say) -> None:
+    stem = f"{what}-{'quick-' if quick else ''}{slug(where)}"
+    points, conclude = _measurement(what, on, quick, minutes)
+    rows: Sequence[Any] = ()
+    for rows in points:
+        write_rows(out / f"{stem}.csv", rows, where)
+    table, paths = conclude(rows, on.device, where, out, stem)
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
     text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table}\n"
-    write_atomically(path, text, UserError)
-    say("\n" + text)
-    for line in written_lines([*written, path]):
-        say(line)
+    write_atomically(out / f"{stem}.md", text, UserError)
+    print("\n" + text, *written_lines([out / f"{stem}.csv", *paths, out / f"{stem}.md"]), sep="\n", flush=True)
+
+
+def _measurement(
+    what: str, on: Checked, quick: bool, minutes: float | None
+) -> tuple[Iterator[Sequence[Any]], Callable[..., tuple[str, list[Path]]]]:
+    """All rows so far, after each point; and what turns them into a table and the files drawn."""
+    device = on.device
+    if what == "recurrence":
+        plan = grid.QUICK if quick else grid.FULL
+        plan = replace(plan, minutes=minutes or plan.minutes)
+        return grid.run_grid(plan, on.implementations, device), grid.conclude
+    if what == "step":
+        cases, seconds = training_steps.cases(device, quick), 3.0 if device.type == "cpu" else 1.0
+        return training_steps.run_steps(cases, device, seconds), training_steps.conclude
+    scales = scaling.QUICK if quick else scaling.FULL
+    return scaling.run_scaling(replace(scales, minutes=minutes or scales.minutes), device), scaling.conclude
+
+
+def write_exactness(on: Checked, out: Path) -> None:
+    """Write the errors of the exactness check as CSV."""
+    where = provenance(on.device)
+    path = out / f"exactness-{slug(where)}.csv"
+    write_rows(path, on.checks, where)
+    print(f"wrote {path}")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """The columns that tell where and with what a file was measured, the same in every row."""
+    machine = environment(device)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": machine["device_name"],
+        "threads": machine["num_threads"],
+        **machine["versions"],
+        **git(),
+    }
+
+
+def slug(where: dict[str, Any]) -> str:
+    """A file name for this device and day, without an ending."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(where["device"]).lower()).strip("-")
+    return f"{name}-{where['date']}"
+
+
+def write_rows(path: Path, rows: Sequence[Any], where: dict[str, Any]) -> None:
+    """Write rows (dataclasses of one type) as CSV, each with the columns of ``where``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    titles = [*(field.name for field in fields(rows[0])), *where]
+    lines = [[*map(_plain, asdict(row).values()), *where.values()] for row in rows]
+    write_atomically(path, csv_text([titles, *lines]), UserError)
+
+
+def _plain(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -15,8 +15,9 @@ from indrnn.errors import RunError
 from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
 from indrnn.recurrence.dispatch import TOLERANCE, Cell, OutputGradients, load_backend
+from indrnn.training.device import prepare_process, resolve_device, set_precision
 
-from .implementations import Implementation, forced
+from .implementations import Implementation, forced, implementations
 
 SHAPES = ((3, 1, 5), (3, 2, 1), (2, 17, 128), (1, 257, 33), (3, 784, 128))
 QUANTITIES = ("h", "h_last", "dx", "du", "dh0")
@@ -33,28 +34,49 @@ class Check:
     allowed: float
 
 
-def check_backend(implementation: Implementation, device: torch.device) -> list[Check]:
-    """The errors of one backend (and strategy) in every dtype that it supports."""
-    assert implementation.backend is not None
-    checks = []
-    for dtype in load_backend(implementation.backend).DTYPES:
-        worst = dict.fromkeys(QUANTITIES, 0.0)
-        for arguments in _cases(dtype, device):
-            for name, error in _errors(implementation, *arguments).items():
-                # `not <=` keeps a NaN.
-                worst[name] = error if not error <= worst[name] else worst[name]
-        checks += [Check(implementation.name, dtype, name, error, TOLERANCE[dtype]) for name, error in worst.items()]
-    return checks
+@dataclass(frozen=True)
+class Checked:
+    """A device whose backends have passed the check."""
+
+    device: torch.device
+    implementations: list[Implementation]
+    checks: list[Check]
+
+
+def check_device(device_name: str) -> Checked:
+    """Compare every backend of a device with float64, and print how far each is off.
+
+    Raises:
+        RunError: a backend is not exact.
+        UserError: there is no such device.
+    """
+    device = resolve_device(device_name)
+    prepare_process(device)
+    set_precision("float32", device)
+    able, unable = implementations(device)
+    for name, reason in unable.items():
+        print(f"{name} is left out: {reason}")
+    checks = require_exact(able, device)
+    for name, dtype in dict.fromkeys((check.implementation, check.dtype) for check in checks):
+        worst = max(check.error for check in checks if (check.implementation, check.dtype) == (name, dtype))
+        kind = str(dtype).removeprefix("torch.")
+        print(f"exact: {name}, {kind}: largest error {worst:.1e} of the largest value, gradients included", flush=True)
+    return Checked(device, able, checks)
 
 
 def require_exact(implementations: Sequence[Implementation], device: torch.device) -> list[Check]:
-    """Check every backend among the implementations.
+    """Check every backend (and strategy) among the implementations, in every dtype that it supports.
 
     Raises:
         RunError: one of them is wrong; the message names it, the quantity and the error.
     """
+    checks = []
     by_name = {implementation.name: implementation for implementation in implementations if implementation.backend}
-    checks = [check for implementation in by_name.values() for check in check_backend(implementation, device)]
+    for name, implementation in by_name.items():
+        for dtype in load_backend(implementation.backend or "").DTYPES:
+            errors = torch.stack([_errors(implementation, *case) for case in _cases(dtype, device)])
+            worst = errors.amax(0).tolist()  # a NaN stays one
+            checks += [Check(name, dtype, *pair, TOLERANCE[dtype]) for pair in zip(QUANTITIES, worst, strict=True)]
     for check in checks:
         if not check.error <= check.allowed:  # or NaN
             raise RunError(
@@ -80,22 +102,16 @@ def _cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, T
         u[2::8] = 0.0
         for strided in (False, True):
             x = normal(T, B, H).transpose(0, 1) if strided else normal(B, T, H)
-            yield (
-                x.to(device, dtype),
-                u.to(device, state),
-                normal(B, H).to(device, dtype),
-                normal(B, T, H).to(device, dtype),
-                normal(B, H).to(device, dtype),
-            )
+            h0, dh, dh_last = normal(B, H), normal(B, T, H), normal(B, H)
+            x, h0, dh, dh_last = (tensor.to(device, dtype) for tensor in (x, h0, dh, dh_last))
+            yield x, u.to(device, state), h0, dh, dh_last
 
 
-def _errors(
-    implementation: Implementation, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dh_last: Tensor
-) -> dict[str, float]:
+def _errors(implementation: Implementation, x: Tensor, u: Tensor, h0: Tensor, dh: Tensor, dh_last: Tensor) -> Tensor:
+    """The error of each of QUANTITIES."""
     inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in (x, u, h0))
-    assert implementation.backend is not None
     with forced(implementation.strategy):
-        h, h_last = indrnn_recurrence(*inputs, backend=implementation.backend)
+        h, h_last = indrnn_recurrence(*inputs, backend=implementation.backend or "")
         input_gradients = torch.autograd.grad((h, h_last), inputs, (dh, dh_last))
     state, states = h0.double(), []
     for t in range(x.shape[1]):
@@ -106,7 +122,9 @@ def _errors(
     dx, du, dh0, *_ = load_backend("reference").backward(gradients, h.detach().double(), cell)
     assert dx is not None
     expected = (torch.stack(states, 1), state, dx, du.sum(0), dh0)
-    return {
-        name: ((value.double() - right).abs().max() / right.abs().max().clamp(min=1e-6)).item()
-        for name, value, right in zip(QUANTITIES, (h, h_last, *input_gradients), expected, strict=True)
-    }
+    return torch.stack(
+        [
+            (value.double() - right).abs().max() / right.abs().max().clamp(min=1e-6)
+            for value, right in zip((h, h_last, *input_gradients), expected, strict=True)
+        ]
+    )

@@ -1,4 +1,4 @@
-"""Every implementation at every size, within a budget of time and memory.
+"""The recurrence and a layer, by every implementation at every size, within a budget of time and memory.
 
 A point is a size. The default one (B = 32, T = 784) comes first, the others follow by the size of their tensor; within
 a point the implementations take turns. What would be too slow or too large is skipped and recorded with the reason:
@@ -9,28 +9,86 @@ a point the implementations take turns. What would be too slow or too large is s
 - budget: ``minutes`` had passed before the point began (the default point is always measured).
 
 An implementation that fails at a point (out of memory, or a size that its library cannot do) is recorded as failed,
-with the reason.
+with the reason. What comes of it are ratios at the default size, and a figure of time against T with the limit that a
+copy sets.
 """
 
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .clock import Clock, Say, Work, peak_memory
-from .implementations import COPY, LOOPS, Implementation, Size, prepare
-from .output import Row
+from indrnn.report.style import BASELINE, figure, legend_below, looks, save, tick_at
+from indrnn.report.table import markdown_table
+
+from .clock import Clock, Work, memory_shortage, peak_memory
+from .implementations import (
+    COPY,
+    LOOP,
+    LOOP_UNBIND,
+    LOOPS,
+    LSTM,
+    LSTM_EQUAL_PARAMETERS,
+    Implementation,
+    Size,
+    prepare,
+)
 
 HIDDEN = 128
 DEFAULT = Size(32, 784, HIDDEN)
 # x, h, the gradients of both, and as much again for an implementation's own work.
 TENSORS_NEEDED = 12
+
+
+PANELS = (
+    ("recurrence", "forward", "Recurrence, forward"),
+    ("recurrence", "backward", "Recurrence, backward"),
+    ("layer", "step", "Layer, whole training step"),
+)
+# All other implementations are backends of the IndRNN.
+WORDS = {
+    LOOP: "PyTorch loop over x[:, t]", LOOP_UNBIND: "PyTorch loop over x.unbind(1)", LSTM: "nn.LSTM of equal units",
+    LSTM_EQUAL_PARAMETERS: "nn.LSTM of equal parameters",
+}  # fmt: skip
+# Implementations drawn in the colour that their model has in other figures; strategies of one kernel share it.
+MODELS = {"numba": "indrnn", "triton": "indrnn", LSTM: "lstm", LSTM_EQUAL_PARAMETERS: "lstm_matched"}
+# The backend that auto takes.
+FASTEST = {"cpu": "numba", "cuda": "triton"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation at one size. Times in seconds; what does not apply, or was not measured, is None.
+
+    launch: "eager", or "graph" for a replayed CUDA graph. status: "measured", or "skipped" or "failed" with a reason.
+    limit_seconds: a copy's time for as many bytes as the operation has to move; share_of_limit: that over the median.
+    """
+
+    op: str
+    implementation: str
+    which: str
+    launch: str
+    B: int
+    T: int
+    H: int
+    dtype: str
+    status: str
+    reason: str | None = None
+    median_seconds: float | None = None
+    q20_seconds: float | None = None
+    q80_seconds: float | None = None
+    repeats: int | None = None
+    bytes_moved: int | None = None
+    limit_seconds: float | None = None
+    share_of_limit: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,55 +111,29 @@ FULL = Plan((28, 256, 512, 784, 1024, 4096, 16384), (1, 8, 32, 128, 512), second
 QUICK = Plan((28, 256, 784), (32,), seconds=0.3, call_seconds=3.0, minutes=2)
 
 
-@dataclass
-class _Past:
-    """The seconds that calls have taken, by implementation and pass, to predict those of larger sizes."""
-
-    device: torch.device
-    seen: dict[tuple[Implementation, str], list[tuple[Size, float]]] = field(default_factory=dict)
-
-    def note(self, implementation: Implementation, which: str, size: Size, seconds: float) -> None:
-        self.seen.setdefault((implementation, which), []).append((size, seconds))
-
-    def expected(self, implementation: Implementation, size: Size) -> float:
-        """Seconds of the slowest pass at ``size``; 0 if no smaller size is known."""
-        worst = 0.0
-        for which in implementation.passes:
-            smaller = [
-                (old, s) for old, s in self.seen.get((implementation, which), []) if old.B <= size.B and old.T <= size.T
-            ]
-            if smaller:
-                old, seconds = max(smaller, key=lambda past: past[0].tensor_bytes())
-                growth = size.T / old.T * (size.B / old.B if self.device.type == "cpu" else 1.0)
-                worst = max(worst, seconds * growth)
-        return worst
-
-
-def run_grid(
-    plan: Plan, implementations: Sequence[Implementation], device: torch.device, say: Say
-) -> Iterator[list[Row]]:
-    """Measure every implementation at every size of the plan; yield the rows of one point at a time, and ``say`` how it
-    went."""
+def run_grid(plan: Plan, implementations: Sequence[Implementation], device: torch.device) -> Iterator[list[Row]]:
+    """Measure every implementation at every size of the plan; after each size print how it went, and yield all rows so
+    far."""
     end = time.monotonic() + 60 * plan.minutes
-    clock, past = Clock(device), _Past(device)
+    clock = Clock(device)
+    rows: list[Row] = []
     for size in plan.sizes():
         # Garbage of the last point must not be collected while the clock runs or memory is counted.
         gc.collect()
         start = time.monotonic()
-        over = start > end and size != DEFAULT
-        rows = _point(plan, implementations, size, clock, past, over)
-        counts = ", ".join(f"{count} {status}" for status, count in sorted(Counter(row.status for row in rows).items()))
-        say(f"B={size.B} T={size.T} H={size.H}: {counts}, {time.monotonic() - start:.0f} s")
-        for row in rows:
+        point = list(_point(plan, implementations, size, clock, rows, start > end and size != DEFAULT))
+        rows += point
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(Counter(r.status for r in point).items()))
+        print(f"B={size.B} T={size.T} H={size.H}: {counts}, {time.monotonic() - start:.0f} s", flush=True)
+        for row in point:
             if row.status == "failed":
-                say(f"  {row.op} {row.implementation} {row.which} failed: {row.reason}")
+                print(f"  {row.op} {row.implementation} {row.which} failed: {row.reason}", flush=True)
         yield rows
 
 
 def _point(
-    plan: Plan, implementations: Sequence[Implementation], size: Size, clock: Clock, past: _Past, over: bool
-) -> list[Row]:
-    rows: list[Row] = []
+    plan: Plan, implementations: Sequence[Implementation], size: Size, clock: Clock, past: Sequence[Row], over: bool
+) -> Iterator[Row]:
     for op in ("recurrence", "layer"):
         works: dict[tuple[Implementation, str, str], Work] = {}
         for implementation in implementations:
@@ -110,11 +142,12 @@ def _point(
             status, reason = "skipped", _reason_to_skip(plan, implementation, size, clock.device, past, over)
             if reason is None:
                 try:
-                    works |= _warm(implementation, size, clock, past)
+                    works |= _warm(implementation, size, clock)
                     continue
                 except RuntimeError as error:  # out of memory, or a library that cannot do this size
                     status, reason = "failed", str(error).splitlines()[0]
-            rows += [_row(implementation, which, "eager", size, status, reason) for which in implementation.passes]
+            for which in implementation.passes:
+                yield Row(*_names(implementation, which, "eager", size), status, reason)
         timings = clock.together(works, plan.seconds)
         copies = {
             (launch, implementation.dtype): timing.median_seconds
@@ -129,41 +162,45 @@ def _point(
             if moved is not None and copy is not None:
                 # The copy reads one tensor and writes one.
                 limit = copy * moved / (2 * size.tensor_bytes(implementation.dtype))
-            rows.append(
-                _row(
-                    implementation, which, launch, size, "measured", **asdict(timing), bytes_moved=moved,
-                    limit_seconds=limit, share_of_limit=limit and limit / timing.median_seconds,
-                    peak_memory_bytes=peak,
-                )
+            yield Row(
+                *_names(implementation, which, launch, size), "measured", **asdict(timing), bytes_moved=moved,
+                limit_seconds=limit, share_of_limit=limit and limit / timing.median_seconds, peak_memory_bytes=peak,
             )  # fmt: skip
-    return rows
+
+
+def _names(
+    implementation: Implementation, which: str, launch: str, size: Size
+) -> tuple[str, str, str, str, int, int, int, str]:
+    """The first columns of a row."""
+    return implementation.op, implementation.name, which, launch, size.B, size.T, size.H, implementation.dtype
 
 
 def _reason_to_skip(
-    plan: Plan, implementation: Implementation, size: Size, device: torch.device, past: _Past, over: bool
+    plan: Plan, implementation: Implementation, size: Size, device: torch.device, past: Sequence[Row], over: bool
 ) -> str | None:
     shortage = memory_shortage(TENSORS_NEEDED * size.tensor_bytes(), device)
     if shortage is not None:
         return shortage
-    expected = past.expected(implementation, size)
+    same = (implementation.op, implementation.name, implementation.dtype, "eager")
+    smaller = [
+        (row.B * row.T, row.median_seconds * size.T / row.T * (size.B / row.B if device.type == "cpu" else 1.0))
+        for row in past
+        if (row.op, row.implementation, row.dtype, row.launch) == same and row.B <= size.B and row.T <= size.T
+        if row.median_seconds is not None
+    ]
+    # The slowest pass at the largest of those sizes.
+    expected = max(smaller, default=(0, 0.0))[1]
     if expected > plan.call_seconds:
         return f"call: expected to take {expected:.1f} s, limit {plan.call_seconds:g} s"
-    return used_up(plan.minutes) if over else None
+    return f"budget: {plan.minutes:g} minutes were used up" if over else None
 
 
-def used_up(minutes: float) -> str:
-    """The reason to skip a point once the time is over."""
-    return f"budget: {minutes:g} minutes were used up"
-
-
-def _warm(
-    implementation: Implementation, size: Size, clock: Clock, past: _Past
-) -> dict[tuple[Implementation, str, str], Work]:
+def _warm(implementation: Implementation, size: Size, clock: Clock) -> dict[tuple[Implementation, str, str], Work]:
     works: dict[tuple[Implementation, str, str], Work] = {}
     with clock.scope():
         prepared = prepare(implementation, size, clock.device)
     for which, work in prepared.items():
-        past.note(implementation, which, size, clock.warm_up(work))
+        clock.warm_up(work)
         works[implementation, which, "eager"] = work
         # One launch per time step is what a loop costs; captured, it would no longer pay for them.
         if clock.cuda and implementation.name not in LOOPS and implementation.backend != "reference":
@@ -171,34 +208,100 @@ def _warm(
     return works
 
 
-def _row(
-    implementation: Implementation,
-    which: str,
-    launch: str,
-    size: Size,
-    status: str,
-    reason: str | None = None,
-    **measured: Any,
-) -> Row:
-    names = (implementation.op, implementation.name, which, launch, size.B, size.T, size.H, implementation.dtype)
-    return Row(*names, status, reason, **measured)
+def conclude(
+    rows: Sequence[Row], device: torch.device, where: dict[str, Any], folder: Path, stem: str
+) -> tuple[str, list[Path]]:
+    """The ratios as a table, and the files of the figure."""
+    return ratio_table(recurrence_ratios(rows, device.type)), draw(rows, where, folder, stem)
 
 
-def memory_shortage(needed: int, device: torch.device) -> str | None:
-    """The reason to skip a point that needs more bytes than half of those that are free; None if it fits."""
-    free = free_memory(device)
-    if free is None or needed <= free / 2:
-        return None
-    return f"memory: needs about {needed / 1e9:.1f} GB, half of what is free is {free / 2e9:.1f} GB"
+def recurrence_ratios(rows: Sequence[Row], device_type: str) -> list[tuple[str, float | None]]:
+    """Ratios of times at the default size, the fairest comparisons first; None if one of the two was not measured. On
+    CUDA, kernels are timed as graphs and loops as they are launched."""
+    launch = "graph" if device_type == "cuda" else "eager"
+    ours = FASTEST[device_type]
+    seconds = {
+        (row.op, row.implementation, row.which, row.launch, row.dtype): row.median_seconds
+        for row in rows
+        if (row.B, row.T) == (DEFAULT.B, DEFAULT.T) and row.median_seconds is not None
+    }
+
+    def took(op: str, name: str, *passes: str, launch: str = "eager", dtype: str = "float32") -> float:
+        return math.fsum(seconds.get((op, name, which, launch, dtype), math.nan) for which in passes)
+
+    def layer(name: str, dtype: str = "float32") -> float:
+        return took("layer", name, "step", launch=launch, dtype=dtype)
+
+    step, both_ways = "layer, training step", "recurrence, forward + backward"
+    both = {name: took("recurrence", name, "forward", "backward") for name in (LOOP, LOOP_UNBIND, ours)}
+    lstm = layer(LSTM_EQUAL_PARAMETERS)
+    ratios = [
+        (f"PyTorch loop over x.unbind(1) / {ours}: {both_ways}", both[LOOP_UNBIND] / both[ours]),
+        (f"nn.LSTM of equal parameters / {ours}: {step}", lstm / layer(ours)),
+    ]
+    if any((row.op, row.dtype) == ("layer", "bfloat16") for row in rows):
+        ours_bfloat16, lstm_bfloat16 = (layer(name, "bfloat16") for name in (ours, LSTM_EQUAL_PARAMETERS))
+        ratios += [
+            (f"nn.LSTM of equal parameters / {ours} in bfloat16: {step}", lstm / ours_bfloat16),
+            (f"nn.LSTM of equal parameters in bfloat16 / {ours} in bfloat16: {step}", lstm_bfloat16 / ours_bfloat16),
+        ]
+    ratios += [
+        (f"nn.LSTM of equal units / {ours}: {step}", layer(LSTM) / layer(ours)),
+        (f"PyTorch loop over x[:, t] / {ours}: {both_ways}", both[LOOP] / both[ours]),
+    ]
+    for dtype in dict.fromkeys(row.dtype for row in rows if (row.op, row.implementation) == ("recurrence", ours)):
+        copy = took("recurrence", COPY, "forward", launch=launch, dtype=dtype)
+        ratios += [
+            (
+                f"{ours} / copy of its input: {which}, {dtype}",
+                took("recurrence", ours, which, launch=launch, dtype=dtype) / copy,
+            )
+            for which in ("forward", "backward")
+        ]
+    return [(text, None if math.isnan(ratio) else ratio) for text, ratio in ratios]
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes free on the device; None if the system does not report it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if available is None else int(available.split()[1]) * 1024
+def ratio_table(ratios: Sequence[tuple[str, float | None]]) -> str:
+    """Markdown."""
+    return markdown_table(
+        [{"ratio": text, "": "not measured" if ratio is None else f"{ratio:.3g}"} for text, ratio in ratios]
+    )
+
+
+def draw(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.png and .svg: a panel for each pass, a line for each implementation at the default batch, from
+    CUDA graphs where those were timed. Returns the paths; none if nothing was measured at that batch."""
+    at_batch = [row for row in rows if row.status == "measured" and (row.B, row.dtype) == (DEFAULT.B, "float32")]
+    at_batch.sort(key=lambda row: row.launch)  # a graph replaces what was launched eagerly
+    by_place = {(row.op, row.implementation, row.which, row.T): row for row in at_batch}
+    shown = list(by_place.values())
+    if not shown:
+        return []
+    names = {row.implementation for row in shown} - {COPY}
+    look = looks({name: MODELS.get(name.partition("/")[0], name) for name in names})
+    with figure(1, len(PANELS), width=10.5, height=4.2, sharey=True) as (drawing, axes):
+        handles: dict[str, Any] = {}
+        for axis, (op, which, title) in zip(axes, PANELS, strict=True):
+            panel = [row for row in shown if (row.op, row.which) == (op, which)]
+            limits = sorted({(row.T, row.limit_seconds) for row in panel if row.limit_seconds is not None})
+            if limits:
+                handles["copy of as many bytes"] = axis.plot(*zip(*limits, strict=True), **BASELINE)[0]
+            for name in sorted(names, key=lambda name: (name in WORDS, name)):
+                line = sorted(
+                    (row.T, row.median_seconds, row.q20_seconds, row.q80_seconds)
+                    for row in panel
+                    if row.implementation == name
+                )
+                if not line:
+                    continue
+                steps, median, low, high = zip(*line, strict=True)
+                axis.fill_between(steps, low, high, color=look[name].color, alpha=0.2, linewidth=0)
+                handles[WORDS.get(name, f"IndRNN, {name}")] = axis.plot(steps, median, **look[name].line)[0]
+            axis.set(title=title, xlabel="Time steps T", xscale="log", yscale="log")
+            tick_at(axis, sorted({row.T for row in panel}))
+        axes[0].set_ylabel("Seconds")
+        note = (
+            f"{where['device']}, B = {DEFAULT.B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
+        )
+        legend_below(drawing, list(handles.values()), list(handles), note)
+        return save(drawing, folder, stem)

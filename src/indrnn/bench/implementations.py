@@ -22,7 +22,6 @@ from .clock import Work
 COPY = "copy"
 LOOP = "loop"
 LOOP_UNBIND = "loop_unbind"
-LOOPS = (LOOP, LOOP_UNBIND)
 LSTM = "lstm"
 LSTM_EQUAL_PARAMETERS = "lstm_equal_parameters"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -134,14 +133,14 @@ def _states(steps: Iterable[Tensor], u: Tensor, x: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
+LOOPS = {LOOP: loop, LOOP_UNBIND: loop_unbind}
+
+
 def lstm_units(size: Size) -> int:
     """Units of the LSTM on H inputs that has about as many parameters as an IndRNN layer H -> H (H² + 2 H)."""
     H = size.H
     # 4 n (H + n + 2) = H² + 2 H
     return max(1, round((-(H + 2) + math.sqrt((H + 2) ** 2 + H * H + 2 * H)) / 2))
-
-
-_LOOP = {LOOP: loop, LOOP_UNBIND: loop_unbind}
 
 
 def _recurrence_works(implementation: Implementation, size: Size, device: torch.device) -> dict[str, Work]:
@@ -150,7 +149,8 @@ def _recurrence_works(implementation: Implementation, size: Size, device: torch.
         target = torch.empty_like(x)
         return {"forward": lambda: target.copy_(x)}
     u = _recurrent_weight(size, device)
-    compute = _recurrence(implementation)
+    backend = implementation.backend or "auto"
+    compute = LOOPS.get(implementation.name, lambda x, u: indrnn_recurrence(x, u, backend=backend)[0])
 
     @torch.no_grad()
     def forward() -> object:
@@ -167,13 +167,6 @@ def _recurrence_works(implementation: Implementation, size: Size, device: torch.
             return torch.autograd.grad(h, inputs, cotangent, retain_graph=True)
 
     return {"forward": forward, "backward": backward}
-
-
-def _recurrence(implementation: Implementation) -> Callable[[Tensor, Tensor], Tensor]:
-    if implementation.name in LOOPS:
-        return _LOOP[implementation.name]
-    backend = implementation.backend or "auto"
-    return lambda x, u: indrnn_recurrence(x, u, backend=backend)[0]
 
 
 def _layer_works(implementation: Implementation, size: Size, device: torch.device) -> dict[str, Work]:
@@ -202,7 +195,7 @@ def _layer(
         layer.weight_hh.copy_(_recurrent_weight(size, device))
     if implementation.name in LOOPS:
         assert layer.weight_ih is not None
-        weight, bias, states = layer.weight_ih, layer.bias, _LOOP[implementation.name]
+        weight, bias, states = layer.weight_ih, layer.bias, LOOPS[implementation.name]
         return lambda x: states(F.linear(x, weight, bias), layer.weight_hh), layer
 
     def run(x: Tensor) -> Tensor:

@@ -26,15 +26,12 @@ from typing import Any
 import torch
 
 from indrnn.errors import UserError
-from indrnn.report.curves import log_values
-from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, save
+from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, log_values, save, tick_at
 from indrnn.report.table import markdown_table
 from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_device, set_precision
 from indrnn.training.distributed import ALONE, Processes, joined_processes
 
-from .clock import MOST_CALLS, Clock, Say, timing
-from .grid import memory_shortage, used_up
-from .output import tick_at
+from .clock import MOST_CALLS, Clock, memory_shortage, timing
 from .training_steps import StepRow, several, steps_a_call, training_step
 
 UNITS = 128
@@ -118,8 +115,8 @@ FULL = Plan(
 QUICK = Plan((32, 64), (256, 784), (1, 6), most_processes=2, seconds=1.0, update_seconds=5.0, minutes=1.0)
 
 
-def run_scaling(plan: Plan, device: torch.device, say: Say) -> Iterator[list[Row]]:
-    """Measure the points of the plan; after each yield all rows so far, and ``say`` how it went."""
+def run_scaling(plan: Plan, device: torch.device) -> Iterator[list[Row]]:
+    """Measure the points of the plan; after each print how it went, and yield all rows so far."""
     end = time.monotonic() + 60 * plan.minutes
     rows: list[Row] = []
     for point in plan.points(device):
@@ -140,7 +137,8 @@ def run_scaling(plan: Plan, device: torch.device, say: Say) -> Iterator[list[Row
             row = replace(row, of_ideal=row.updates_per_second / ideal)
         rows.append(row)
         speed = row.reason if row.updates_per_second is None else f"{row.updates_per_second:.3g} updates/s"
-        say(f"{row.axis}: {row.processes} processes, B={row.B} T={row.T} layers={row.layers}: {row.status}, {speed}")
+        size = f"{row.processes} processes, B={row.B} T={row.T} layers={row.layers}"
+        print(f"{row.axis}: {size}: {row.status}, {speed}", flush=True)
         yield rows
 
 
@@ -158,7 +156,7 @@ def _reason_to_skip(plan: Plan, point: Row, along: Sequence[Row], device: torch.
         expected = along[-1].median_seconds * along[-1].speed / point.speed
         if expected > plan.update_seconds:
             return f"update: expected to take {expected:.0f} s, limit {plan.update_seconds:g} s"
-    return used_up(plan.minutes) if over else None
+    return f"budget: {plan.minutes:g} minutes were used up" if over else None
 
 
 def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]:
@@ -197,6 +195,13 @@ def measure(point: Row, device: torch.device, seconds: float, processes: Process
         "status": "measured", **asdict(update), "updates_per_second": 1 / update.median_seconds,
         "peak_memory_bytes": peak or None,
     }  # fmt: skip
+
+
+def conclude(
+    rows: Sequence[Row], _: torch.device, where: dict[str, Any], folder: Path, stem: str
+) -> tuple[str, list[Path]]:
+    """The table, and the files of the figure."""
+    return scaling_table(rows), draw_scaling(rows, where, folder, stem)
 
 
 def scaling_table(rows: Sequence[Row]) -> str:

@@ -3,9 +3,10 @@
 The data are the bundled mnist5k images: batches gathered on the device, forward, backward, clipping, Adam.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from indrnn.config.compose import load_config
 from indrnn.data import Split, make_task
-from indrnn.errors import RunError
+from indrnn.errors import RunError, UserError
+from indrnn.files import write_atomically
 from indrnn.models import build_model
 from indrnn.training.device import flush_denormals, precision_refusal, set_precision
 from indrnn.training.distributed import ALONE, Processes
@@ -21,7 +23,8 @@ from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizer
 from indrnn.training.step import GraphedStep, TrainingStep
 
-from .clock import Clock, Say, Work, peak_memory
+from .clock import Clock, Work, peak_memory
+from .grid import ratio_table
 
 T = 784
 # Steps per timed call on a GPU, where the gap between two steps is part of their cost.
@@ -58,6 +61,9 @@ class StepRow:
     floor_seconds: float | None = None
     peak_memory_bytes: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.model} {self.layers} x {self.units}, B={self.B}, {self.precision}, {self.launch}"
+
 
 def cases(device: torch.device, quick: bool) -> list[StepRow]:
     """The steps to time: every precision that is faster on the device; on a GPU with and without a CUDA graph. The LSTM
@@ -75,19 +81,31 @@ def cases(device: torch.device, quick: bool) -> list[StepRow]:
     ]
 
 
-def run_steps(rows: Sequence[StepRow], device: torch.device, seconds: float, say: Say) -> list[StepRow]:
-    """Measure each case and ``say`` how it went."""
+def run_steps(cases: Sequence[StepRow], device: torch.device, seconds: float) -> Iterator[list[StepRow]]:
+    """Measure each case; after each print how it went, and yield all rows so far."""
     flush_denormals(device)
     clock = Clock(device)
-    measured = []
-    for row in rows:
+    rows: list[StepRow] = []
+    for row in cases:
         try:
             row = _measure(row, clock, seconds)
+            ratio = "" if row.over_products is None else f", {row.over_products:.2f} x its float32 matrix products"
+            print(f"{row}: {row.steps_per_second:.1f} steps/s{ratio}", flush=True)
         except (RunError, torch.cuda.OutOfMemoryError) as error:
             row = replace(row, reason=str(error).splitlines()[0])
-        measured.append(row)
-        say(_line(row))
-    return measured
+            print(f"{row}: skipped, {row.reason}", flush=True)
+        rows.append(row)
+        yield rows
+
+
+def conclude(
+    rows: Sequence[StepRow], device: torch.device, where: dict[str, Any], folder: Path, stem: str
+) -> tuple[str, list[Path]]:
+    """The ratios as a table, and the file of the profiles: where the time goes at B = 32 in float32."""
+    path = folder / f"{stem}-profile.txt"
+    profiled = [row for row in rows if row.status == "measured" and (row.B, row.precision) == (32, "float32")]
+    write_atomically(path, "\n".join(profile(row, device) for row in profiled), UserError)
+    return ratio_table(step_ratios(rows)), [path]
 
 
 def profile(row: StepRow, device: torch.device) -> str:
@@ -105,7 +123,7 @@ def profile(row: StepRow, device: torch.device) -> str:
             torch.cuda.synchronize(device)
     order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=60)
-    return f"{_what(row)}; {PROFILED_STEPS} steps\n{table}\n"
+    return f"{row}; {PROFILED_STEPS} steps\n{table}\n"
 
 
 def step_ratios(rows: Sequence[StepRow]) -> list[tuple[str, float | None]]:
@@ -118,11 +136,11 @@ def step_ratios(rows: Sequence[StepRow]) -> list[tuple[str, float | None]]:
         if row.median_seconds is None:
             continue
         if row.over_products is not None:
-            ratios.append((f"{_what(row)} / its float32 matrix products", row.over_products))
+            ratios.append((f"{row} / its float32 matrix products", row.over_products))
         for precision in [row.precision, *others]:
             same = ours.get((row.B, precision, row.launch))
             if row.model == "lstm" and same is not None and same.median_seconds is not None:
-                ratios.append((f"{_what(row)} / {_what(same)}", row.median_seconds / same.median_seconds))
+                ratios.append((f"{row} / {same}", row.median_seconds / same.median_seconds))
     return ratios
 
 
@@ -229,14 +247,3 @@ def _products(row: StepRow, device: torch.device) -> Work:
         set_precision(row.precision, device)
 
     return call
-
-
-def _line(row: StepRow) -> str:
-    if row.steps_per_second is None:
-        return f"{_what(row)}: skipped, {row.reason}"
-    ratio = "" if row.over_products is None else f", {row.over_products:.2f} x its float32 matrix products"
-    return f"{_what(row)}: {row.steps_per_second:.1f} steps/s{ratio}"
-
-
-def _what(row: StepRow) -> str:
-    return f"{row.model} {row.layers} x {row.units}, B={row.B}, {row.precision}, {row.launch}"

@@ -47,22 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
-    from indrnn.bench.commands import bench_recurrence, bench_scaling, bench_steps, check_device, write_exactness
-
-    def say(line: str) -> None:
-        print(line, flush=True)
+    from indrnn.bench.commands import bench, write_exactness
+    from indrnn.bench.exactness import check_device
 
     if options.minutes is not None and options.what in ("step", "exact"):
         raise UserError(f"--minutes has no use with {options.what}; recurrence and scaling take it")
-    on = check_device(options.device, say)
+    on = check_device(options.device)
     if options.what == "exact":
-        write_exactness(on, options.out, say)
-    if options.what in ("all", "recurrence"):
-        bench_recurrence(on, options.quick, options.minutes, options.out, say)
-    if options.what in ("all", "step"):
-        bench_steps(on, options.quick, options.out, say)
-    if options.what == "scaling":
-        bench_scaling(on, options.quick, options.minutes, options.out, say)
+        write_exactness(on, options.out)
+        return
+    for what in ("recurrence", "step") if options.what == "all" else (options.what,):
+        bench(what, on, options.quick, options.minutes, options.out)
 
 
 def _minutes(text: str) -> float:

@@ -3,17 +3,16 @@ axes; and final error against sequence length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from .runs import Group, grouped, in_words, mean_answer_level
-from .style import BASELINE, Line, Look, figure, finish, looks, save, say_above, short_number
+from .style import BASELINE, Line, Look, figure, finish, log_values, looks, save, say_above, short_number
 from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
@@ -205,12 +204,3 @@ def _axis_of(axes: Axes, x: str, groups: Sequence[Group]) -> float:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.set_xlabel(label)
     return unit
-
-
-def log_values(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    # As 0.00005, not 5e-05 among decimals.
-    plain = partial(np.format_float_positional, precision=3, fractional=False, trim="-")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())

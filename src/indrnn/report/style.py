@@ -4,10 +4,12 @@ A model has a colour and a marker in all figures; runs of one model differ in li
 Ito (2008), told apart by the colour-blind; markers repeat the distinction for a print in grey.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from textwrap import fill
@@ -23,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from indrnn.errors import UserError
 from indrnn.files import one_line
@@ -201,6 +204,27 @@ def say_above(axes: Axes, quantity: str) -> None:
     """What the y axis measures, written above its upper end, where it can be read without turning the head and is
     never too long for the axis."""
     axes.set_title(quantity, fontsize=8.5, color=GREY)
+
+
+def log_values(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # As 0.00005, not 5e-05 among decimals.
+    plain = partial(np.format_float_positional, precision=3, fractional=False, trim="-")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def tick_at(axis: Axes, sizes: Sequence[int]) -> None:
+    """Ticks at the sizes that were measured, not at powers of ten; no numbers where they would touch."""
+    numbered: list[int] = []
+    apart = 0.15 * math.log(sizes[-1] / sizes[0]) if sizes else 0.0
+    for size in sizes:
+        if not numbered or math.log(size / numbered[-1]) > apart:
+            numbered.append(size)
+    axis.set_xticks(numbered, [f"{size:,}" for size in numbered])
+    axis.set_xticks(sizes, minor=True)
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def short_number(value: float) -> str:
