@@ -192,7 +192,7 @@ def _parsed(cell: str) -> Any:
 
 def draw_inspected(results: Path, data_root: str) -> list[Path]:
     """Draw ``results``/figures/inspect from the weights in ``results``/runs, with MNIST from ``data_root``."""
-    from indrnn.report.inspection_figures import inspect_runs
+    from indrnn.report.inspection import inspect_runs
 
     return inspect_runs([results / "runs" / run for run in INSPECTED], results / "figures" / "inspect", data_root)[1]
 

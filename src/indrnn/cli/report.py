@@ -68,7 +68,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.open:
         raise UserError("--open shows report.html, which --inspect does not write")
     announce("indrnn-report", "loading PyTorch, the data and the networks")
-    from indrnn.report.inspection_figures import inspect_runs
+    from indrnn.report.inspection import inspect_runs
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
     print("\n".join([text, *written_lines(paths)]))
