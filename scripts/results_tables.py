@@ -18,9 +18,18 @@ from indrnn.errors import UserError
 from indrnn.files import write_atomically
 from indrnn.record.folder import BEST, CONFIG, TIMING, WEIGHTS
 from indrnn.record.result import wilson_interval
-from indrnn.report.page import draw
 from indrnn.report.runs import Group, Run, collect, read_run
-from indrnn.report.table import bullets, duration, general_notes, group_row, markdown_table, percent, spread, task_rows
+from indrnn.report.table import (
+    bullets,
+    draw,
+    duration,
+    general_notes,
+    group_row,
+    markdown_table,
+    percent,
+    spread,
+    task_rows,
+)
 
 FILES = ("config.yaml", "metrics.csv", "result.json")
 # Copied if they exist: runs of earlier versions have no weights, and only scripts/speedrun.py writes timings.

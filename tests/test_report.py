@@ -18,10 +18,9 @@ from indrnn.data.adding import AddingSplit
 from indrnn.errors import UserError
 from indrnn.record.metrics import MetricsWriter
 from indrnn.report.curves import band, binned
-from indrnn.report.page import write_report
-from indrnn.report.runs import by_task, collect, find_runs, in_words, read_run
+from indrnn.report.runs import by_task, collect, extent, find_runs, in_words, read_run
 from indrnn.report.style import Line, figure, finish, label_lines, legend_below, looks
-from indrnn.report.table import duration, extent, markdown_report, percent, task_rows
+from indrnn.report.table import duration, markdown_report, percent, task_rows, write_report
 
 SMALL = {"steps": 600, "eval_every": 50, "log_every": 10, "half": 40.0}
 ADDING = {"name": "adding", "validation_size": 1000, "test_size": 10_000, "data_seed": 0}
@@ -350,7 +349,7 @@ def test_the_page_has_tables_figures_and_differing_settings_and_needs_no_other_f
 def test_open_shows_the_page(runs, tmp_path, monkeypatch, capsys):
     pages = []
     monkeypatch.setattr("webbrowser.open", lambda page: not pages.append(page))
-    monkeypatch.setattr("indrnn.report.page.draw", lambda *_: [])
+    monkeypatch.setattr("indrnn.report.table.draw", lambda *_: [])
     main([str(runs), "--out", str(tmp_path / "my report"), "--open"])
     assert pages == [(tmp_path / "my report" / "report.html").as_uri()]
     monkeypatch.setattr("webbrowser.open", lambda page: False)

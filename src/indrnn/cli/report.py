@@ -47,7 +47,7 @@ def _report(options: argparse.Namespace) -> None:
     folders = options.folder or [Path("outputs")]
     announce("indrnn-report", f"reading the runs below {', '.join(map(str, folders))} and drawing")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
-    from indrnn.report.page import write_report
+    from indrnn.report.table import write_report
 
     tables, paths = write_report(folders, options.out or Path("outputs/report"))
     print("\n".join([tables, *written_lines(paths)]))

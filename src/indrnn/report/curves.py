@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from .runs import Group, grouped, in_words, mean_answer_level
+from .runs import Group, extent, grouped, in_words, mean_answer_level
 from .style import BASELINE, Line, Look, figure, finish, log_values, looks, save, say_above, short_number
-from .table import extent
 
 POINTS = 200  # drawn at most in a line; more cannot be seen, and make large files
 # Lengths of runs that differ by more than this are drawn on a logarithmic axis, or the short one is a speck.

@@ -1,5 +1,5 @@
-"""`indrnn-report --inspect`, what trained networks do: how long their units remember, how gradients reach back, and what
-they think step by step.
+"""What trained networks do (`indrnn-report --inspect`): how long their units remember, how gradients reach back, and
+what they think step by step.
 
 B: sequences, T: time steps, H: hidden units, K: classes.
 """

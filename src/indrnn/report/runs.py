@@ -180,6 +180,12 @@ def _in_words(key: str, value: object) -> str:
     return "" if value is None else form.format(f"{value:,}" if isinstance(value, int) else value)
 
 
+def extent(values: Sequence[int]) -> str:
+    """[41000, 60000] -> '41,000–60,000'; equal values once."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
 def mean_answer_level(groups: Iterable[Group], part: str) -> tuple[list[float], str]:
     """The mean squared errors that always answering the mean has on a part ("train", "validation" or "test") of the
     groups' regressions, each once, in ascending order; and in words for a legend. Empty if no task knows it."""
