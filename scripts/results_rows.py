@@ -4,6 +4,7 @@ Tags: [log] read in a released log, [code] in source, [README] in a project's RE
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 SEEDS = (0, 1, 2)
 # The tag of runs that end after their first 1,700 updates, which can be compared with the logs without a GPU.
@@ -83,17 +84,8 @@ class Row:
         return tuple(f"{name}-{FIRST_TAG}" for name in self.names)
 
 
-def _row(
-    task: str,
-    model: str,
-    protocol: str,
-    *extra: str,
-    network: str | None = None,
-    published: str = "",
-    first_1700: float | None = None,
-    minutes: int | None = None,
-    seeds: tuple[int, ...] = SEEDS,
-) -> Row:
+def _row(task: str, model: str, protocol: str, *extra: str, network: str | None = None, **figures: Any) -> Row:
+    """``extra``: overrides beside the protocol's; ``figures``: further fields of the row."""
     experiment = () if protocol == TUTORIAL else (f"experiment={protocol}",)
     tag = "".join(f"-{setting.removeprefix('tag=')}" for setting in extra if setting.startswith("tag="))
     name = (model if protocol == TUTORIAL else f"{protocol}_{model}") + tag
@@ -101,8 +93,7 @@ def _row(
     # Long runs log less often, to keep their metrics.csv small.
     logging = "trainer.log_every=1700" if protocol == PAPER else "trainer.log_every=500"
     overrides = (*experiment, f"model={model}", f"data={task}", *extra, logging)
-    network = network or _NETWORKS[model]
-    return Row(task, name, network, protocol, overrides, published, first_1700, earlier, seeds, minutes)
+    return Row(task, name, network or _NETWORKS[model], protocol, overrides, earlier_name=earlier, **figures)
 
 
 def _adding(length: int, model: str, minutes: int, *extra: str, tag: str = "4k") -> Row:

@@ -176,20 +176,18 @@ def draw_bench(results: Path) -> list[Path]:
     from indrnn.bench import grid, scaling
 
     written = []
-    for path in sorted((results / "bench").glob("recurrence-*.csv")):
-        rows, where = _bench_rows(path, grid.Row)
-        written += grid.draw(rows, where, path.parent, path.stem)
-    for path in sorted((results / "bench").glob("scaling-*.csv")):
-        rows, where = _bench_rows(path, scaling.Row)
-        written += scaling.draw_scaling(rows, where, path.parent, path.stem)
+    for what, row_type, draw_rows in (
+        ("recurrence", grid.Row, grid.draw),
+        ("scaling", scaling.Row, scaling.draw_scaling),
+    ):
+        names = [field.name for field in fields(row_type)]
+        for path in sorted((results / "bench").glob(f"{what}-*.csv")):
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+            rows = [row_type(**{name: _parsed(line[name]) for name in names}) for line in lines]
+            # Every line says where it was measured.
+            written += draw_rows(rows, lines[0], path.parent, path.stem)
     return written
-
-
-def _bench_rows(path: Path, kind: type) -> tuple[list[Any], dict[str, Any]]:
-    """The rows of a benchmark's table, and the columns that say where it was measured."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    return [kind(**{field.name: _parsed(line[field.name]) for field in fields(kind)}) for line in lines], lines[0]
 
 
 def _parsed(cell: str) -> Any:
@@ -272,15 +270,11 @@ def _first_evaluation(groups: Sequence[Group]) -> list[dict[str, str]]:
 def _legend(groups: Sequence[Group]) -> str:
     lines = [f"- Protocol “{name}”: {text}" for name, text in PROTOCOLS.items()]
     lines += [f"- Published, {source}" for source in SOURCES]
-    versions = sorted({_versions(result) for group in groups for result in group.results})
-    if versions:
-        lines.append(f"- Versions: {'; '.join(versions)}.")
+    versions = [result.versions for group in groups for result in group.results]
+    said = sorted({", ".join(f"{name} {number}" for name, number in known.items() if number) for known in versions})
+    if said:
+        lines.append(f"- Versions: {'; '.join(said)}.")
     return "\n".join(lines)
-
-
-def _versions(result) -> str:
-    known = (f"{name} {version}" for name, version in result.versions.items() if version)
-    return ", ".join(known)
 
 
 def records_markdown(runs: Path, records: tuple[str, ...] = RECORDS) -> str:

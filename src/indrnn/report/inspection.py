@@ -135,12 +135,9 @@ def layer_memories(model: nn.Module, x: Tensor) -> list[LayerMemory]:
 
 def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
     """The module that makes the states that the classifier reads: the last IndRNN layer, or the LSTM or RNN."""
-    layers = recurrent_layers(model)
-    if layers:
-        return layers[-1][1]
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            return module
+    recurrences = [module for module in model.modules() if isinstance(module, IndRNNLayer | nn.RNNBase)]
+    if recurrences:
+        return recurrences[-1]
     raise UserError(f"--inspect: {type(model).__name__} has neither an IndRNN layer nor an nn.RNN, nn.LSTM or nn.GRU")
 
 
