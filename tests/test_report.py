@@ -399,7 +399,7 @@ def test_labels_at_line_ends_keep_apart_or_are_left_to_a_legend():
 
 def test_a_long_note_stays_within_the_figure_and_a_long_legend_takes_no_height_from_the_axes():
     with figure() as (drawing, _):
-        legend = legend_below(drawing, [Line2D([], [])], ["line"], "a word " * 60)
+        legend = legend_below(drawing, {"line": Line2D([], [])}, "a word " * 60)
         drawing.draw_without_rendering()
         assert drawing.bbox.x0 <= legend.get_window_extent().x0
         assert legend.get_window_extent().x1 <= drawing.bbox.x1

@@ -303,5 +303,5 @@ def draw(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem: str) ->
         note = (
             f"{where['device']}, B = {DEFAULT.B}, H = {shown[0].H}, float32, {where['date']}; median, 20 to 80 % shaded"
         )
-        legend_below(drawing, list(handles.values()), list(handles), note)
+        legend_below(drawing, handles, note)
         return save(drawing, folder, stem)

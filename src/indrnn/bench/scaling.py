@@ -32,7 +32,7 @@ from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_d
 from indrnn.training.distributed import ALONE, Processes, joined_processes
 
 from .clock import MOST_CALLS, Clock, memory_shortage, timing
-from .training_steps import StepRow, several, steps_a_call, training_step
+from .training_steps import StepRow, several, training_step
 
 UNITS = 128
 # What grows along each axis, and its title.
@@ -185,11 +185,11 @@ def measure(point: Row, device: torch.device, seconds: float, processes: Process
         step = training_step(
             StepRow("indrnn", point.layers, UNITS, point.B, "float32", launch), device, point.T, processes
         )[1]
-    call = several(step, device)
+    call, steps = several(step, device)
     # All processes must make the same number of calls: as many as the slowest has time for.
     microseconds = processes.agree(1 + int(1e6 * clock.warm_up(call)))
     calls = min(MOST_CALLS, max(3, ceil(1e6 * seconds / microseconds)))
-    update = timing([clock.once(call) for _ in range(calls)]).of(steps_a_call(device))
+    update = timing([clock.once(call) for _ in range(calls)]).of(steps)
     peak = processes.agree(peak_memory_bytes(device) or 0)
     return {
         "status": "measured", **asdict(update), "updates_per_second": 1 / update.median_seconds,
@@ -249,7 +249,7 @@ def draw_scaling(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem:
             below.set(xlabel=quantity, ylim=(0, 1.1 * max(peaks, default=1.0)))
             tick_at(below, sizes)
         note = f"{where['device']}, {UNITS} units, else B = 32, T = 784, 6 layers, float32, {where['date']}; medians"
-        legend_below(drawing, list(handles.values()), list(handles), note)
+        legend_below(drawing, handles, note)
         return save(drawing, folder, stem)
 
 

@@ -27,7 +27,7 @@ from .clock import Clock, Work, peak_memory
 from .grid import ratio_table
 
 T = 784
-# Steps per timed call on a GPU, where the gap between two steps is part of their cost.
+# Steps per timed call on a GPU.
 STEPS_A_CALL = 20
 PROFILED_STEPS = 10
 
@@ -148,7 +148,8 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
     set_precision(row.precision, clock.device)
     with clock.scope():
         model, step = training_step(row, clock.device)
-        works: dict[str, Work] = {"step": several(step, clock.device)}
+        call, steps = several(step, clock.device)
+        works: dict[str, Work] = {"step": call}
         if row.model == "indrnn":
             works["products"] = _products(row, clock.device)
             source = torch.randn(row.B, T, row.units, device=clock.device)
@@ -157,7 +158,7 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
     for work in works.values():
         clock.warm_up(work)
     timings = clock.together(works, seconds)
-    timing = timings["step"].of(steps_a_call(clock.device))
+    timing = timings["step"].of(steps)
     row = replace(
         row,
         status="measured",
@@ -214,18 +215,15 @@ def training_step(
     return model, lambda: update(indices)
 
 
-def steps_a_call(device: torch.device) -> int:
-    return STEPS_A_CALL if device.type == "cuda" else 1
-
-
-def several(step: Work, device: torch.device) -> Work:
-    """A call that makes `steps_a_call` steps."""
+def several(step: Work, device: torch.device) -> tuple[Work, int]:
+    """A call that makes several steps where the gap between two is part of their cost, on a GPU; and their number."""
+    steps = STEPS_A_CALL if device.type == "cuda" else 1
 
     def call() -> None:
-        for _ in range(steps_a_call(device)):
+        for _ in range(steps):
             step()
 
-    return call
+    return call, steps
 
 
 def _products(row: StepRow, device: torch.device) -> Work:

@@ -300,15 +300,14 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
         steps.set_xticks([], minor=True)
         steps.set_xlabel("Steps until half is forgotten")
         head(drawing, f"How long each unit remembers\n{task.title}")
-        handles = [
-            Line2D([], [], color=GREY, marker="o", linestyle=""),
-            Line2D([], [], color="black", linewidth=1.6),
-            Line2D([], [], **BASELINE),
-        ]
-        labels = ["a unit", "median", f"half is left after T = {task.length:,}"]
+        handles = {
+            "a unit": Line2D([], [], color=GREY, marker="o", linestyle=""),
+            "median": Line2D([], [], color="black", linewidth=1.6),
+            f"half is left after T = {task.length:,}": Line2D([], [], **BASELINE),
+        }
         gates = f"; an LSTM's forget gate: geometric mean over {SEQUENCES} validation sequences"
         gated = any(not layer.name.startswith("layers") for layers in memories.values() for layer in layers)
-        legend_below(drawing, handles, labels, "Never: |u| ≥ 1, in per cent of the units" + gates * gated)
+        legend_below(drawing, handles, "Never: |u| ≥ 1, in per cent of the units" + gates * gated)
         return save(drawing, folder, "memory")
 
 

@@ -132,13 +132,14 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def legend_below(drawing: Figure, handles: list[Any], labels: list[str], note: str | None = None) -> Legend:
-    """One legend for the whole figure, under the axes, where it hides no curve; ``note`` stands above its entries."""
+def legend_below(drawing: Figure, handles: Mapping[str, Any], note: str | None = None) -> Legend:
+    """One legend for the whole figure, under the axes, where it hides no curve. ``handles``: by label; ``note`` stands
+    above the entries."""
     # Columns of equal width: as many as fit the figure at about 0.062 inch a letter; of the note, 0.053.
-    width = 0.75 + 0.062 * max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int(drawing.get_figwidth() / width)))
+    width = 0.75 + 0.062 * max(map(len, handles), default=0)
+    columns = max(1, min(len(handles), int(drawing.get_figwidth() / width)))
     return drawing.legend(
-        handles, labels, loc="outside lower center", ncols=columns, handlelength=3.2,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, handlelength=3.2,
         title=note and fill(note, int(drawing.get_figwidth() / 0.053)), title_fontproperties={"size": 7.5},
     )  # fmt: skip
 
@@ -179,17 +180,16 @@ def finish(
     """Title; the label of each line at its end in ``axes``, or where they do not fit there in a legend; below, the
     level that takes no learning, and a note."""
     head(drawing, title)
-    handles, entries = ([Line2D([], [], **BASELINE)], [level]) if level else ([], [])
+    below = {level: Line2D([], [], **BASELINE)} if level else {}
     ends = [(*line.end, line.label, line.look.color) for line in lines if line.end is not None]
     longest = max(len(line.label) for line in lines)
     if len(ends) == len(lines) and longest <= LONGEST_LABEL[len(drawing.axes)]:
         # The legend first, for it decides how high the axes are.
-        legend = legend_below(drawing, handles, entries, note)
+        legend = legend_below(drawing, below, note)
         if label_lines(drawing, axes, ends):
             return
         legend.remove()
-    handles = [*(Line2D([], [], **line.look.line) for line in lines), *handles]
-    legend = legend_below(drawing, handles, [*(line.label for line in lines), *entries], note)
+    legend = legend_below(drawing, {line.label: Line2D([], [], **line.look.line) for line in lines} | below, note)
     drawing.draw_without_rendering()
     beyond = legend.get_window_extent().height / drawing.dpi - LEGEND
     drawing.set_figheight(drawing.get_figheight() + max(0.0, beyond))
