@@ -13,6 +13,7 @@ calls go through a `torch.autograd.Function` around it: torch.func (grad, vjp, v
 formula, and forward mode passes it by without a derivative, where a Function can refuse.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -251,9 +252,14 @@ def _eager(operator: Any, setup_context: Any, backward: Any) -> Any:
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         return _fold_units(apply, names, info, in_dims, *arguments)
 
+    def forward(*arguments: Any) -> Any:
+        return operator(*arguments)
+
+    # Function.apply asks for the signature at every call; to work it out takes as long as a small operator.
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     operator.register_autograd(backward, setup_context=setup_context)
     parts = {
-        "forward": lambda *arguments: operator(*arguments),
+        "forward": forward,
         "setup_context": setup_context,
         "backward": backward,
         "jvp": _no_forward_mode,

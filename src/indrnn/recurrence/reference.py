@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..config.schema import NONLINEARITIES as NONLINEARITIES  # the definition computes all of them
 from .dispatch import Cell, InputGradients, OutputGradients, Outputs
 
-NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMS_PRODUCT = True
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
