@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from indrnn.config.schema import THREAD_VARIABLES
 from indrnn.errors import UserError
 from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, log_values, save, tick_at
 from indrnn.report.table import markdown_table
@@ -163,7 +164,7 @@ def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]
     """The columns of a point from `measure`, run in new processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={point.processes}"]
     work = ["-m", __name__, json.dumps(asdict(point)), device.type, str(seconds)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(point.threads))
+    threads = dict.fromkeys(THREAD_VARIABLES, str(point.threads))
     done = subprocess.run(
         [sys.executable, *(launch if point.processes > 1 else []), *work],
         env={**os.environ, **threads}, capture_output=True, text=True, check=False,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
+from ..config.schema import THREAD_VARIABLES
 from ..errors import RunError, UserError
 from . import leads
 
@@ -84,7 +85,7 @@ class Sweep:
         # The processes of the jobs read these when they load PyTorch.
         threads = thread_budget(kind, launcher, len(self.plans))
         if threads is not None:
-            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            for name in THREAD_VARIABLES:
                 os.environ.setdefault(name, str(threads))
         # Progress bars of several processes would overwrite each other on one terminal.
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -185,58 +186,52 @@ def run_job(
     ``report`` prints an error and returns the exit code. If a job of the basic sweeper fails, this returns None and the
     other jobs go on; other sweepers get a RunError.
     """
+    from ..record.folder import RESULT, FolderInUseError, run_folder
+
     if Sweep.current is None and "joblib" in hydra.launcher._target_:
         _end_with(os.getppid())
     with _busy:
-        return _run_job(cfg, hydra, train, report)
-
-
-def _run_job(
-    cfg: Any, hydra: Any, train: Callable[[Any, Any], "Result"], report: Callable[[Exception], int]
-) -> float | None:
-    from ..record.folder import RESULT, FolderInUseError, run_folder
-
-    folder = Path(str(hydra.sweep.dir)).absolute()
-    if (folder / STOPPED).exists():
-        return None
-    own_process = Sweep.current is None
-    # Otherwise this is one of several processes that torchrun started.
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    run = run_folder(cfg)
-    record = JobRecord(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
-    before = _written(run / RESULT)
-    _write(folder, record, "running")
-    try:
-        result = train(cfg, hydra)
-    except FolderInUseError:
-        if not alone:
-            raise
-        print(f"skipped, for run folder {run} is in use by another process", file=sys.stderr, flush=True)
-        _write(folder, record, "skipped", remark="another process has it")
-        return None
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        code = report(error)
-        number = code - 128
-        if number == getattr(signal, "SIGUSR2", None):
-            _write(folder, record, "stopped", code, "continues when it is requeued")
-            try:
-                # submitit's handler requeues the job now that its checkpoint is saved, or raises if it cannot.
-                signal.raise_signal(number)
-            except Exception as refusal:
-                error, number = refusal, 0
-        _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
-        if not alone or (number > 0 and not own_process):
-            # After a signal, or with some of torchrun's processes gone, no further job can run.
-            sys.exit(code)
-        if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
+        folder = Path(str(hydra.sweep.dir)).absolute()
+        if (folder / STOPPED).exists():
             return None
-        raise RunError(record.remark) from None
-    record.score = result.val_accuracy if result.val_accuracy is not None else -result.val_loss
-    again = before is not None and before == _written(run / RESULT)
-    _write(folder, record, "skipped" if again else "done", remark="finished before" if again else "")
-    return record.score
+        own_process = Sweep.current is None
+        # Otherwise this is one of several processes that torchrun started.
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        run = run_folder(cfg)
+        record = JobRecord(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
+        before = _written(run / RESULT)
+        _write(folder, record, "running")
+        try:
+            result = train(cfg, hydra)
+        except FolderInUseError:
+            if not alone:
+                raise
+            print(f"skipped, for run folder {run} is in use by another process", file=sys.stderr, flush=True)
+            _write(folder, record, "skipped", remark="another process has it")
+            return None
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            code = report(error)
+            number = code - 128
+            if number == getattr(signal, "SIGUSR2", None):
+                _write(folder, record, "stopped", code, "continues when it is requeued")
+                try:
+                    # submitit's handler requeues the job now that its checkpoint is saved, or raises if it cannot.
+                    signal.raise_signal(number)
+                except Exception as refusal:
+                    error, number = refusal, 0
+            _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
+            if not alone or (number > 0 and not own_process):
+                # After a signal, or with some of torchrun's processes gone, no further job can run.
+                sys.exit(code)
+            if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
+                return None
+            raise RunError(record.remark) from None
+        record.score = result.val_accuracy if result.val_accuracy is not None else -result.val_loss
+        again = before is not None and before == _written(run / RESULT)
+        _write(folder, record, "skipped" if again else "done", remark="finished before" if again else "")
+        return record.score
 
 
 def table(records: Sequence[JobRecord]) -> str:

@@ -9,35 +9,29 @@ that differ only there are the same run.
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from omegaconf import MISSING
+
+
+class Bounds(TypedDict, total=False):
+    """``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not."""
+
+    minimum: float
+    maximum: float
+    above: float
+    below: float
 
 
 def setting(
     doc: str = "",
     *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
     choices: tuple[str | bool, ...] | None = None,
     affects_result: bool = True,
+    **bounds: Unpack[Bounds],
 ) -> Any:
-    """Declare one key. ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not; lists are
-    checked element by element; ``None`` passes if the type is optional."""
-    return field(
-        default=MISSING,
-        metadata={
-            "doc": doc,
-            "minimum": minimum,
-            "maximum": maximum,
-            "above": above,
-            "below": below,
-            "choices": choices,
-            "affects_result": affects_result,
-        },
-    )
+    """Declare one key. Lists are checked element by element; ``None`` passes if the type is optional."""
+    return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
 
 
 # Names that are safe as folders on every file system; "=" and "+" are also shown in TensorBoard's list of runs.
@@ -50,6 +44,8 @@ MAX_SEED = 2**32 - 1
 MAX_LAYERS, MAX_WIDTH = 1000, 100_000
 # Sequences are generated for each evaluation; this many are enough for any precision.
 MAX_SEQUENCES = 1_000_000
+# The environment variables that limit the CPU threads of PyTorch and of our kernels, read when they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 
 
