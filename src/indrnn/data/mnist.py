@@ -177,6 +177,52 @@ def _image_task(
             "data.permutation=null, but data=mnist_permuted needs one of "
             f"{', '.join(PERMUTATIONS)}; without a permutation the task is data=mnist"
         )
+
+    def load(device: torch.device) -> Splits:
+        import torch
+
+        source = read()
+        permutation = None if order is None else load_permutation(order)
+
+        def split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSplit:
+            """With a permutation p, time step t shows pixel p[t]."""
+            pixels = images if permutation is None else images[:, permutation]
+            return ImageSplit(
+                torch.from_numpy(np.array(pixels, order="C")).to(device),
+                torch.from_numpy(labels.astype(np.int64)).to(device),
+            )
+
+        provenance = {
+            "sha256": source.sha256,
+            "split": {
+                "seed": data.split_seed,
+                "train": len(source.train),
+                "validation": len(source.validation),
+                "test": source.test_size,
+                "validation_sha256": hashlib.sha256(source.validation.astype("<i8").tobytes()).hexdigest(),
+            },
+            "permutation": order,
+            "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
+        }
+        train, validation = (
+            split(source.images[rows], source.labels[rows]) for rows in (source.train, source.validation)
+        )
+        return Splits(train, validation, provenance, lambda: split(*source.read_test()))
+
+    def changed(provenance: dict[str, Any]) -> str | None:
+        """Only a permutation file can change, all else is checked when read."""
+        if order is None or not order.startswith("file:"):
+            return None
+        same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
+        return None if same else f"data.permutation={order} holds another order"
+
+    def picture(x: Tensor) -> Tensor:
+        import torch
+
+        pixels = torch.empty_like(x[:, 0])
+        pixels[slice(None) if order is None else torch.from_numpy(load_permutation(order))] = (x[:, 0] + 1) / 2
+        return pixels.reshape(28, 28)
+
     name = base if order is None else f"{base}_permuted"
     return Task(
         name=name,
@@ -186,58 +232,10 @@ def _image_task(
         input_size=1,
         output_size=10,
         loss="cross_entropy",
-        load=lambda device: _load(data, read(), device),
+        load=load,
         training_samples=training_samples,
         test_samples=test_samples,
-        changed=partial(_changed, order) if order is not None and order.startswith("file:") else None,
+        changed=changed,
         caveat=caveat,
-        picture=lambda x: _picture(x, _permutation(data)),
+        picture=picture,
     )
-
-
-def _load(data: MNISTConfig | MNIST5kConfig, source: _Images, device: torch.device) -> Splits:
-    import torch
-
-    permutation = _permutation(data)
-
-    def split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSplit:
-        """With a permutation p, time step t shows pixel p[t]."""
-        pixels = images if permutation is None else images[:, permutation]
-        return ImageSplit(
-            torch.from_numpy(np.array(pixels, order="C")).to(device),
-            torch.from_numpy(labels.astype(np.int64)).to(device),
-        )
-
-    train, validation = (split(source.images[rows], source.labels[rows]) for rows in (source.train, source.validation))
-    provenance = {
-        "sha256": source.sha256,
-        "split": {
-            "seed": data.split_seed,
-            "train": len(source.train),
-            "validation": len(source.validation),
-            "test": source.test_size,
-            "validation_sha256": hashlib.sha256(source.validation.astype("<i8").tobytes()).hexdigest(),
-        },
-        "permutation": data.permutation,
-        "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
-    }
-    return Splits(train, validation, provenance, lambda: split(*source.read_test()))
-
-
-def _permutation(data: MNISTConfig | MNIST5kConfig) -> NDArray[np.int64] | None:
-    return None if data.permutation is None else load_permutation(data.permutation)
-
-
-def _changed(order: str, provenance: dict[str, Any]) -> str | None:
-    """How the data differ from the recorded ones: only a permutation file can change, all else is checked when read."""
-    same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
-    return None if same else f"data.permutation={order} holds another order"
-
-
-def _picture(x: Tensor, permutation: NDArray[np.int64] | None) -> Tensor:
-    """The image (28, 28), from 0 to 1, that the sequence x (784, 1) was read from."""
-    import torch
-
-    pixels = torch.empty_like(x[:, 0])
-    pixels[slice(None) if permutation is None else torch.from_numpy(permutation)] = (x[:, 0] + 1) / 2
-    return pixels.reshape(28, 28)
