@@ -31,15 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_facts(data_root: str | None) -> None:
     announce("indrnn-info", "asking PyTorch and the backends")
-    for name, value in _facts(data_root):
-        print(f"{name + ':':<20} {value}")
-
-
-def _facts(data_root: str | None) -> list[tuple[str, str]]:
     import torch
 
     from ..config.compose import config_dir
     from ..record.result import environment, git
+    from ..recurrence import available_backends, resolve_backend
 
     cpu = environment("cpu")
     facts = [(name, str(value) if value else "none") for name, value in cpu["versions"].items()]
@@ -65,8 +61,12 @@ def _facts(data_root: str | None) -> list[tuple[str, str]]:
         devices.append("mps")
         facts.append(("mps device", "available"))
     for device in devices:
-        facts += _backends(device)
-    return [*facts, ("mnist", _mnist(data_root)), ("mnist5k", "bundled")]
+        for name, reason in available_backends(device).items():
+            facts.append((f"{name} on {device}", "works" if reason is None else f"no: {reason}"))
+        # On a GPU, resolving auto compiles and checks the kernels, and warns if they are wrong.
+        facts.append((f"auto on {device}", resolve_backend("auto", device)))
+    for name, value in [*facts, ("mnist", _mnist(data_root)), ("mnist5k", "bundled")]:
+        print(f"{name + ':':<20} {value}")
 
 
 def _bfloat16() -> str:
@@ -91,15 +91,6 @@ def _bfloat16() -> str:
             best = min(best, time.perf_counter() - start)
         seconds.append(best)
     return f"works: the products between layers are {seconds[0] / seconds[1]:.1f} times as fast as in float32"
-
-
-def _backends(device: str) -> list[tuple[str, str]]:
-    from ..recurrence import available_backends, resolve_backend
-
-    reasons = available_backends(device).items()
-    facts = [(f"{name} on {device}", "works" if reason is None else f"no: {reason}") for name, reason in reasons]
-    # On a GPU, resolving auto compiles and checks the kernels, and warns if they are wrong.
-    return [*facts, (f"auto on {device}", resolve_backend("auto", device))]
 
 
 def _mnist(root: str | None) -> str:

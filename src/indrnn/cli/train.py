@@ -59,7 +59,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     terminate = signal.signal(signal.SIGTERM, _stop)
     try:
-        run(PROGRAM, _run, _command.tracebacks)
+        run(PROGRAM, lambda: _answer(_options()), _command.tracebacks)
     finally:
         signal.signal(signal.SIGTERM, terminate)
         if full_error is None:
@@ -69,11 +69,6 @@ def main() -> None:
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """Outside of training SIGTERM acts like Ctrl-C; a run handles signals itself."""
     raise KeyboardInterrupt(number)
-
-
-def _run() -> int:
-    _answer(_options())
-    return _command.code
 
 
 def _options() -> argparse.Namespace:
@@ -101,7 +96,8 @@ def _refuse_flag(message: str) -> NoReturn:
     raise UserError(f"{message}; --help lists the flags")
 
 
-def _answer(options: argparse.Namespace) -> None:
+def _answer(options: argparse.Namespace) -> int:
+    """Do what the command asks for; return its exit code."""
     import hydra
     from hydra.errors import HydraException
 
@@ -115,7 +111,7 @@ def _answer(options: argparse.Namespace) -> None:
         composer = Composer(options.config_name or "train", options.config_dir)
         if options.help:
             print(_help(composer, options.overrides))
-            return
+            return 0
         plans = _check_jobs(composer, options)
     try:
         with Sweep(plans) as sweep:
@@ -127,7 +123,7 @@ def _answer(options: argparse.Namespace) -> None:
                     raise
             finally:
                 code = sweep.finish()
-        _command.code = _command.code or code
+        return _command.code or code
     except (HydraException, ValueError) as error:
         raise UserError(plain_message(error)) from error
     except BrokenPipeError:

@@ -334,15 +334,11 @@ def _name_by_choices(*, _root_: DictConfig) -> str:
     return "_".join(filter(None, [*words, choices.model])).replace("/", "-")
 
 
-def _register() -> None:
-    """Register the dataclasses as ``/schema/<group>/<name>``, the resolver of run names and the search path."""
-    OmegaConf.register_new_resolver("run_name", _name_by_choices, replace=True)
-    Plugins.instance().register(_FurtherChoices)
-    store = ConfigStore.instance()
-    store.store(group="schema", name="config", node=Config)
-    for group, choices in SCHEMAS.items():
-        for name, node in choices.items():
-            store.store(group=f"schema/{group}", name=name, node=node)
-
-
-_register()
+OmegaConf.register_new_resolver("run_name", _name_by_choices, replace=True)
+Plugins.instance().register(_FurtherChoices)
+_store = ConfigStore.instance()
+_store.store(group="schema", name="config", node=Config)
+for _group, _choices in SCHEMAS.items():
+    # A file of configs/ names its dataclass as /schema/<group>/<name>.
+    for _choice, _node in _choices.items():
+        _store.store(group=f"schema/{_group}", name=_choice, node=_node)

@@ -120,7 +120,8 @@ class Training:
             label = f"{folder.path.parent.name} seed {self.cfg.seed}"
             try:
                 if folder.state == "resume":
-                    elsewhere = self._written_elsewhere()
+                    differ = changes(self.state.segments)
+                    elsewhere = f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
                     self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
                 self._train()
                 result = self._finish()
@@ -318,10 +319,6 @@ class Training:
         return (
             f"stopped at step {self.position.step}, saved in {self.folder.path}; continue with the same command{again}"
         )
-
-    def _written_elsewhere(self) -> str:
-        differ = changes(self.state.segments)
-        return f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
 
     def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
         # No update followed the bad one, so the model still has the weights it started from.
