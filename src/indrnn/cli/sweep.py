@@ -55,14 +55,18 @@ class PlannedJob:
 
 
 class Sweep:
-    """The command's side of the sweep. ``plans`` is empty if the sweeper chooses the jobs as it goes."""
+    """The command's side of the sweep, within a ``with`` block, which prints the table of a sweep that has begun.
+
+    ``plans`` is empty if the sweeper chooses the jobs as it goes. ``code`` is the exit code, after the block: that of
+    the worst job, or of the signal that stopped the sweep.
+    """
 
     current: "Sweep | None" = None
 
     def __init__(self, plans: Sequence[PlannedJob]) -> None:
         self.plans = plans
         self.folder: Path | None = None
-        self.stopped_by = 0
+        self.code = self.stopped_by = 0
         self._finished = threading.Event()
         self._handlers: dict[int, Any] = {}
 
@@ -70,11 +74,21 @@ class Sweep:
         Sweep.current = self
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._finished.set()
         Sweep.current = None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self.folder is not None:
+            records = self.records()
+            for record in records:
+                if record.state == "running":
+                    record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
+            if leads() and any(record.state != "not run" for record in records):
+                print(table(records), flush=True)
+            self.code = 128 + self.stopped_by if self.stopped_by else max((job.code for job in records), default=0)
+        # A launcher may fail because the sweep was stopped.
+        return bool(self.stopped_by) and kind is not None and issubclass(kind, Exception)
 
     def begin(self, folder: Path, launcher: Any) -> None:
         """Called before the first job, when Hydra has chosen the sweep's folder."""
@@ -101,21 +115,6 @@ class Sweep:
                 record = JobRecord(**json.loads(file.read_text(encoding="utf-8")))
                 records[record.job] = record
         return [records[number] for number in sorted(records)]
-
-    def finish(self) -> int:
-        """Print the table of a sweep that has begun; return the exit code of the worst job, or of the signal that
-        stopped the sweep."""
-        if self.folder is None:
-            return 0
-        records = self.records()
-        for record in records:
-            if record.state == "running":
-                record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
-        if leads() and any(record.state != "not run" for record in records):
-            print(table(records), flush=True)
-        if self.stopped_by:
-            return 128 + self.stopped_by
-        return max((record.code for record in records), default=0)
 
     def _watch(self) -> None:
         last = ""

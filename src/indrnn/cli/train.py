@@ -115,15 +115,8 @@ def _answer(options: argparse.Namespace) -> int:
         plans = _check_jobs(composer, options)
     try:
         with Sweep(plans) as sweep:
-            try:
-                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
-            except Exception:
-                # A launcher may fail because the sweep was stopped.
-                if not sweep.stopped_by:
-                    raise
-            finally:
-                code = sweep.finish()
-        return _command.code or code
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+        return _command.code or sweep.code
     except (HydraException, ValueError) as error:
         raise UserError(plain_message(error)) from error
     except BrokenPipeError:

@@ -107,7 +107,12 @@ class Composer:
         with self._loader() as loader:
             parsed = _parse(overrides, loader)
             _check_choices(parsed, loader)
-            values = [override for override in parsed if _sets_value(override, loader)]
+            # Those that set a key of ours, rather than choose a file or set a key of Hydra's.
+            values = [
+                override
+                for override in parsed
+                if not (override.is_hydra_override() or override.package is not None or _chooses_file(override, loader))
+            ]
             chosen = tuple(str(override.input_line) for override in parsed if override not in values)
             if chosen not in self._by_choices:
                 self._by_choices[chosen] = compose(self._config_name, list(chosen), return_hydra_config=True)
@@ -202,11 +207,6 @@ def _parse(overrides: Sequence[str], loader: ConfigLoader, sweep: bool = False) 
 def _chooses_file(override: Override, loader: ConfigLoader) -> bool:
     parent, _, name = override.key_or_group.rpartition("/")
     return "." not in name and name in loader.get_group_options(parent, results_filter=ObjectType.GROUP)
-
-
-def _sets_value(override: Override, loader: ConfigLoader) -> bool:
-    """Whether it sets a key of ours, rather than choosing a file or setting a key of Hydra's."""
-    return not (override.is_hydra_override() or override.package is not None or _chooses_file(override, loader))
 
 
 def _check_choices(overrides: Sequence[Override], loader: ConfigLoader) -> None:

@@ -65,12 +65,9 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
 
 def _open(cfg: Config, overrides: list[str], command: str, processes: Processes) -> RunFolder:
     """The run folder, locked by the leading process; the others only get its path and state."""
-    if not processes.leads:
-        state = processes.from_leader(lambda: "")
-        return RunFolder(run_folder(cfg), state, cfg, overrides, command)
-    folder = open_run(cfg, overrides, command)
-    processes.from_leader(lambda: folder.state)
-    return folder
+    folder = open_run(cfg, overrides, command) if processes.leads else None
+    state = processes.from_leader(lambda: folder.state if folder else "")
+    return folder or RunFolder(run_folder(cfg), state, cfg, overrides, command)
 
 
 def _finished(cfg: Config, folder: RunFolder) -> Result:
