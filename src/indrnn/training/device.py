@@ -227,11 +227,6 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Largest amount allocated on a CUDA device; elsewhere the process's largest resident set (None on Windows)."""
     if device.type == "cuda":

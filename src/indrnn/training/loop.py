@@ -115,15 +115,12 @@ class Training:
             recorder = SilentRecorder()
         with recorder as self.recorder, Interrupts() as self.interrupts:
             label = f"{folder.path.parent.name} seed {self.cfg.seed}"
-            try:
-                if folder.state == "resume":
-                    differ = changes(self.state.segments)
-                    elsewhere = f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
-                    self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
-                self._train()
-                result = self._finish()
-            except _Stop:
-                raise Interrupted(self._stopped_message(), self._signal) from None
+            if folder.state == "resume":
+                differ = changes(self.state.segments)
+                elsewhere = f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
+                self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
+            self._train()
+            result = self._finish()
         if self.interrupts.received:
             raise Interrupted(f"stopped after {label} was finished: {folder.path}", self.interrupts.received)
         return result
@@ -148,7 +145,7 @@ class Training:
         while True:
             try:
                 self._record_what_is_due()
-            except _Stop:
+            except Interrupted:
                 self._save()
                 raise
             ended = self._has_ended()
@@ -218,8 +215,12 @@ class Training:
         position.interval_seconds = position.seconds
 
     def _read_meter(self) -> dict[str, float]:
-        """The sums of the interval so far. Raises RunError if a step was not finite. Waits for the device."""
-        self._stop_clock()
+        """The sums of the interval so far; stops the clock and waits for the device. Raises RunError if a step was not
+        finite."""
+        if self._clock is not None:
+            synchronise(self.device)
+            self.position.seconds += time.perf_counter() - self._clock
+            self._clock = None
         sums = self.state.meter.read()
         if sums["first_bad"] >= 0:
             step = int(sums["first_bad"])
@@ -296,12 +297,6 @@ class Training:
 
     # Stopping
 
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            synchronise(self.device)
-            self.position.seconds += time.perf_counter() - self._clock
-            self._clock = None
-
     def _asked_to_stop(self) -> bool:
         """Whether any of the processes has received a signal."""
         self._signal = self.processes.agree(self.interrupts.received or 0)
@@ -309,7 +304,7 @@ class Training:
 
     def _stop_if_asked(self) -> None:
         if self._asked_to_stop():
-            raise _Stop
+            raise Interrupted(self._stopped_message(), self._signal)
 
     def _stopped_message(self) -> str:
         again = f": {self.folder.command}" if self.folder.command else ""
@@ -359,10 +354,6 @@ class Interrupts:
         self.received = number
         for handled in self.SIGNALS:
             signal.signal(handled, signal.SIG_DFL)
-
-
-class _Stop(Exception):  # noqa: N818
-    """A signal came; leads back to where a checkpoint can be written."""
 
 
 def _nothing_learnt(step: int, evaluation: Evaluation) -> str:

@@ -33,7 +33,7 @@ from .checkpoint import (
     restore_optimizer,
     restore_random_state,
 )
-from .device import peak_memory_bytes, prepare_process, reset_peak_memory, set_precision, synchronise
+from .device import peak_memory_bytes, prepare_process, set_precision, synchronise
 from .distributed import ALONE, Processes
 from .evaluation import Evaluation, Objective, norm_batches
 from .optimizer import build_optimizer, build_schedule
@@ -65,7 +65,8 @@ class TrainingState:
         self._code = running_code()
         prepare_process(device)
         set_precision(cfg.trainer.precision, device)
-        reset_peak_memory(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self.cfg, self.device, self.processes = cfg, device, processes
         self.task = make_task(cfg.data)
         self.data = processes.one_a_machine_first(lambda: self.task.load(device))
