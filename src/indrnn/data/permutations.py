@@ -25,7 +25,6 @@ from ..config.schema import MAX_SEED
 from ..errors import UserError
 
 PIXELS = 784
-PERMUTATIONS = ("seed92916", "bitrev", "torch12008", "torch5544", "numpy0", "random:<seed>", "file:<path>")
 
 # Of the permutation as little-endian int64: if a library's generator changed, the task would silently change too.
 SHA256 = {
@@ -35,6 +34,7 @@ SHA256 = {
     "torch5544": "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7",
     "numpy0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
 }
+PERMUTATIONS = (*SHA256, "random:<seed>", "file:<path>")
 
 
 def check_permutation_name(name: str) -> None:
