@@ -62,7 +62,7 @@ def main() -> None:
         axes[0].grid(visible=False)
         bars = []
         for place, label in zip(axes[1:], labels, strict=True):
-            bars.append(place.barh(range(10), np.zeros(10), color=look[label].color))
+            bars.append(place.barh(range(10), np.zeros(10), color=look[label]["color"]))
             place.set(xlim=(0, 1), yticks=range(10), xticks=(0, 0.5, 1), title=label)
             place.invert_yaxis()
             place.set_xticklabels(["0", "50 %", "100 %"])

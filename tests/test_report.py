@@ -42,11 +42,11 @@ def _rows(root):
 def test_a_model_has_its_colour_in_every_figure_and_its_runs_a_line_style_each():
     for names in (["fast_6layer", "indrnn"], ["indrnn-cpu", "zebra"], ["demo_indrnn", "indrnn", "paper_6layer"]):
         look = looks({**dict.fromkeys(names, "indrnn"), "lstm-cpu": "lstm"})
-        assert {look[name].color for name in names} == {looks({"any": "indrnn"})["any"].color}
-        assert len({look[name].linestyle for name in names}) == len(names)
+        assert {look[name]["color"] for name in names} == {looks({"any": "indrnn"})["any"]["color"]}
+        assert len({look[name]["linestyle"] for name in names}) == len(names)
         assert look["lstm-cpu"] == looks({"lstm": "lstm"})["lstm"]
     unknown = looks({name: name for name in ("a", "b", "indrnn", "lstm", "rnn")})
-    assert len({one.color for one in unknown.values()}) == 5
+    assert len({one["color"] for one in unknown.values()}) == 5
 
 
 def test_the_report_has_every_file_and_ends_with_the_tensorboard_command_and_link(runs, tmp_path, capsys):

@@ -295,8 +295,8 @@ def draw(rows: Sequence[Row], where: dict[str, Any], folder: Path, stem: str) ->
                 if not line:
                     continue
                 steps, median, low, high = zip(*line, strict=True)
-                axis.fill_between(steps, low, high, color=look[name].color, alpha=0.2, linewidth=0)
-                handles[WORDS.get(name, f"IndRNN, {name}")] = axis.plot(steps, median, **look[name].line)[0]
+                axis.fill_between(steps, low, high, color=look[name]["color"], alpha=0.2, linewidth=0)
+                handles[WORDS.get(name, f"IndRNN, {name}")] = axis.plot(steps, median, **look[name])[0]
             axis.set(title=title, xlabel="Time steps T", xscale="log", yscale="log")
             tick_at(axis, sorted({row.T for row in panel}))
         axes[0].set_ylabel("Seconds")

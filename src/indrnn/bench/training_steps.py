@@ -159,25 +159,20 @@ def _measure(row: StepRow, clock: Clock, seconds: float) -> StepRow:
         clock.warm_up(work)
     timings = clock.together(works, seconds)
     timing = timings["step"].of(steps)
-    row = replace(
-        row,
-        status="measured",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        **asdict(timing),
-        steps_per_second=1 / timing.median_seconds,
-        peak_memory_bytes=None if row.launch == "graph" else peak_memory(step, clock.device),
-    )
-    if "products" not in timings:
-        return row
-    products = timings["products"].median_seconds
-    # A copy reads one tensor and writes one; a recurrence's forward and backward read three and write two.
-    recurrences = row.layers * timings["copy"].median_seconds * 5 / 2
+    limits: dict[str, Any] = {}
+    if row.model == "indrnn":
+        products = timings["products"].median_seconds
+        # A copy reads one tensor and writes one; a recurrence's forward and backward read three and write two.
+        floor = products + row.layers * timings["copy"].median_seconds * 5 / 2
+        limits = {
+            "products_seconds": products, "over_products": timing.median_seconds / products, "floor_seconds": floor
+        }  # fmt: skip
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    peak = None if row.launch == "graph" else peak_memory(step, clock.device)
     return replace(
-        row,
-        products_seconds=products,
-        over_products=timing.median_seconds / products,
-        floor_seconds=products + recurrences,
-    )
+        row, status="measured", parameters=parameters, **asdict(timing), steps_per_second=1 / timing.median_seconds,
+        peak_memory_bytes=peak, **limits,
+    )  # fmt: skip
 
 
 class _Repeated:

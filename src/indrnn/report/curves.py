@@ -109,8 +109,8 @@ def draw_length_study(groups: Sequence[Group], folder: Path) -> list[Path]:
             # Side by side, so that none hides another where all have learnt nothing.
             x = [lengths.index(group.about.length) + 0.06 * (number - (len(by_name) - 1) / 2) for group in members]
             errors = [[result.test_loss for result in group.results] for group in members]
-            axes.vlines(x, [*map(min, errors)], [*map(max, errors)], color=look[name].color, linewidth=3, alpha=0.35)
-            axes.plot(x, [*map(fmean, errors)], linewidth=1.2, **look[name].line)
+            axes.vlines(x, [*map(min, errors)], [*map(max, errors)], color=look[name]["color"], linewidth=3, alpha=0.35)
+            axes.plot(x, [*map(fmean, errors)], linewidth=1.2, **look[name])
             label = f"{words[name]} (n = {extent([len(values) for values in errors])})"
             lines.append(Line(label, look[name], (x[-1], fmean(errors[-1]))))
             absent = [f"{length:,}" for length in lengths if length not in {group.about.length for group in members}]
@@ -171,12 +171,12 @@ def _draw(
         spaced = np.geomspace(1, last, POINTS + 1) if axes.get_xscale() == "log" else np.linspace(0, last, POINTS + 1)
         curves = [binned(x, y, spaced) for x, y in curves]
     curve = band(curves)
-    axes.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.2, linewidth=0)
+    axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.2, linewidth=0)
     # Every evaluation is marked where there are few; else marks keep apart by shares of the axes' diagonal, on a
     # logarithmic axis too.
-    axes.plot(curve.x, curve.mean, markevery=None if len(curve.x) <= MARKED else (0.05, 0.13), **look.line)
+    axes.plot(curve.x, curve.mean, markevery=None if len(curve.x) <= MARKED else (0.05, 0.13), **look)
     for x, y in curve.rest:
-        axes.plot(x, y, linewidth=0.7, alpha=0.8, **look.line | ({"marker": ""} if len(x) > 1 else {}))
+        axes.plot(x, y, linewidth=0.7, alpha=0.8, **look | ({"marker": ""} if len(x) > 1 else {}))
     return (float(curve.x[-1]), float(curve.mean[-1])) if len(curve.x) else None
 
 

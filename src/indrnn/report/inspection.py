@@ -273,7 +273,7 @@ def _draw_memory(memories: dict[str, list[LayerMemory]], look: dict[str, Look], 
         axes.text(1.02, -0.6, "never", fontsize=8, fontweight="bold", **beside)
         names = {}
         for row, (label, layer) in enumerate(rows):
-            color = look[label].color
+            color = look[label]["color"]
             if layer is None:
                 axes.text(0.01, row, label, color=color, fontweight="bold", **beside)
                 continue
@@ -318,7 +318,7 @@ def _draw_gradients(norms: dict[str, np.ndarray], look: dict[str, Look], task: T
         for label, values in norms.items():
             # Zeros (a state that the loss does not see) have no place on a logarithmic axis.
             back = np.flatnonzero(values[::-1] > 0)
-            axes.plot(back, values[::-1][back], markevery=(0.03, 0.12), **look[label].line)
+            axes.plot(back, values[::-1][back], markevery=(0.03, 0.12), **look[label])
             end = (float(back[-1]), float(values[::-1][back[-1]])) if len(back) else None
             lines.append(Line(label, look[label], end))
         largest = max(float(values.max()) for values in norms.values())

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -63,19 +63,8 @@ SETTINGS: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one name is drawn in all figures."""
-
-    color: str
-    marker: str
-    linestyle: Any
-    markerfacecolor: str
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """For `Axes.plot` and `Line2D`."""
-        return asdict(self)
+# How one name is drawn in all figures: keyword arguments of `Axes.plot` and `Line2D`.
+Look = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,13 +84,16 @@ def looks(models: Mapping[str, str]) -> dict[str, Look]:
     free = chain(range(len(FIXED), len(COLOURS)), sorted({*FIXED.values()} - used), count(len(COLOURS)))
     place = {model: FIXED[model] if model in FIXED else next(free) for model in present}
     seen: Counter[str] = Counter()
-    by_name = {}
+    by_name: dict[str, Look] = {}
     for name, model in sorted(models.items(), key=lambda pair: (pair[0] != pair[1], pair[0])):
         number, color = seen[model], COLOURS[place[model] % len(COLOURS)]
         seen[model] += 1
-        by_name[name] = Look(
-            color, MARKERS[place[model] % len(MARKERS)], DASHES[number % len(DASHES)], "white" if number else color
-        )
+        by_name[name] = {
+            "color": color,
+            "marker": MARKERS[place[model] % len(MARKERS)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "markerfacecolor": "white" if number else color,
+        }
     return by_name
 
 
@@ -181,7 +173,7 @@ def finish(
     level that takes no learning, and a note."""
     head(drawing, title)
     below = {level: Line2D([], [], **BASELINE)} if level else {}
-    ends = [(*line.end, line.label, line.look.color) for line in lines if line.end is not None]
+    ends = [(*line.end, line.label, line.look["color"]) for line in lines if line.end is not None]
     longest = max(len(line.label) for line in lines)
     if len(ends) == len(lines) and longest <= LONGEST_LABEL[len(drawing.axes)]:
         # The legend first, for it decides how high the axes are.
@@ -189,7 +181,7 @@ def finish(
         if label_lines(drawing, axes, ends):
             return
         legend.remove()
-    legend = legend_below(drawing, {line.label: Line2D([], [], **line.look.line) for line in lines} | below, note)
+    legend = legend_below(drawing, {line.label: Line2D([], [], **line.look) for line in lines} | below, note)
     drawing.draw_without_rendering()
     beyond = legend.get_window_extent().height / drawing.dpi - LEGEND
     drawing.set_figheight(drawing.get_figheight() + max(0.0, beyond))
