@@ -373,3 +373,11 @@ def test_git_may_be_missing(tmp_path, monkeypatch):
 def test_the_command_is_told_without_the_programs_path():
     argv = ["/home/someone/.venv/bin/indrnn-train", "model=indrnn", "tag=two words"]
     assert command_line(argv) == "indrnn-train model=indrnn 'tag=two words'"
+
+
+def test_the_command_of_a_module_can_be_typed_again(monkeypatch):
+    argv = ["/home/someone/indrnn/__main__.py", "model=indrnn"]
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert command_line(argv) == "python -m indrnn model=indrnn"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert command_line(argv) == "torchrun --nproc-per-node=2 -m indrnn model=indrnn"

@@ -212,9 +212,16 @@ def running_code() -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """The command as typed, with the program's base name in place of its path."""
+    """The command as typed, with the program's base name in place of its path. Of ``python -m indrnn`` and ``torchrun
+    -m indrnn``, Python passes on no more than the path of __main__.py."""
     program, *arguments = sys.argv if argv is None else argv
-    return shlex.join([Path(program).name, *arguments])
+    path = Path(program)
+    start = [path.name]
+    if path.name == "__main__.py":
+        processes = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun
+        launcher = "python" if processes is None else f"torchrun --nproc-per-node={processes}"
+        start = [*launcher.split(), "-m", path.parent.name]
+    return shlex.join([*start, *arguments])
 
 
 @cache
