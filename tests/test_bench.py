@@ -59,6 +59,13 @@ def test_timing_is_the_median_with_quantiles():
     assert dataclasses.astuple(found.of(2)) == (1.75, 1.0, 2.5, 12)
 
 
+def test_on_a_cpu_no_accelerator_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "stream", None)
+    assert Clock(CPU).once(lambda: None) >= 0
+    with Clock(CPU).scope():
+        pass
+
+
 class FixedClock(Clock):
     """Does the work and reports seconds that no machine changes."""
 

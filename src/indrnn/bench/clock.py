@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,8 +54,8 @@ class Clock:
 
     def scope(self) -> AbstractContextManager[Any]:
         """The context in which an implementation must be prepared: on CUDA the stream that may later be captured, since
-        autograd runs a backward pass on the stream of its forward pass; on a CPU one that does nothing."""
-        return torch.cuda.stream(self.stream)
+        autograd runs a backward pass on the stream of its forward pass."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def once(self, work: Work) -> float:
         """Seconds of one call."""
