@@ -76,19 +76,25 @@ class Sweep:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._finished.set()
-        Sweep.current = None
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self.folder is not None:
-            records = self.records()
-            for record in records:
-                if record.state == "running":
-                    record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
-            if leads() and any(record.state != "not run" for record in records):
-                print(table(records), flush=True)
-            self.code = 128 + self.stopped_by if self.stopped_by else max((job.code for job in records), default=0)
+        try:
+            if self.folder is not None:
+                self._conclude()
+        finally:
+            Sweep.current = None
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
         # A launcher may fail because the sweep was stopped.
         return bool(self.stopped_by) and kind is not None and issubclass(kind, Exception)
+
+    def _conclude(self) -> None:
+        """Print the table of all jobs and set the exit code."""
+        records = self.records()
+        for record in records:
+            if record.state == "running":
+                record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
+        if leads() and any(record.state != "not run" for record in records):
+            print(table(records), flush=True)
+        self.code = 128 + self.stopped_by if self.stopped_by else max((job.code for job in records), default=0)
 
     def begin(self, folder: Path, launcher: Any) -> None:
         """Called before the first job, when Hydra has chosen the sweep's folder."""
@@ -185,10 +191,10 @@ def run_job(
     ``report`` prints an error and returns the exit code. If a job of the basic sweeper fails, this returns None and the
     other jobs go on; other sweepers get a RunError.
     """
+    if Sweep.current is None and "joblib" in hydra.launcher._target_:
+        _end_with(os.getppid())  # at once, for the parent may end while modules are imported
     from ..record.folder import RESULT, FolderInUseError, run_folder
 
-    if Sweep.current is None and "joblib" in hydra.launcher._target_:
-        _end_with(os.getppid())
     with _busy:
         folder = Path(str(hydra.sweep.dir)).absolute()
         if (folder / STOPPED).exists():
