@@ -380,4 +380,7 @@ def test_the_command_of_a_module_can_be_typed_again(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert command_line(argv) == "python -m indrnn model=indrnn"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert command_line(argv) == "torchrun --nproc-per-node=2 -m indrnn model=indrnn"
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert command_line(argv) == "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn model=indrnn"

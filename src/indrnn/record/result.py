@@ -212,16 +212,23 @@ def running_code() -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """The command as typed, with the program's base name in place of its path. Of ``python -m indrnn`` and ``torchrun
-    -m indrnn``, Python passes on no more than the path of __main__.py."""
+    """The command as typed, with the program's base name in place of its path. ``python -m indrnn`` and ``torchrun -m
+    indrnn``, of which Python passes on no more than the path of __main__.py, are put together again, the latter without
+    options other than the number of processes."""
     program, *arguments = sys.argv if argv is None else argv
     path = Path(program)
     start = [path.name]
     if path.name == "__main__.py":
-        processes = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun
-        launcher = "python" if processes is None else f"torchrun --nproc-per-node={processes}"
-        start = [*launcher.split(), "-m", path.parent.name]
+        start = [*_launcher(), "-m", path.parent.name]
     return shlex.join([*start, *arguments])
+
+
+def _launcher() -> list[str]:
+    processes, here = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not here:
+        return ["python"]
+    machines = [] if processes == here else [f"--nnodes={processes // here}"]
+    return ["torchrun", *machines, f"--nproc-per-node={here}"]
 
 
 @cache
