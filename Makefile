@@ -41,8 +41,8 @@ test: WHICH := -m "not slow"  ## the tests, in a few minutes on two cores
 test-all: WHICH :=  ## the slow ones too
 # The second call lets the Triton kernels run in Triton's interpreter, without a GPU.
 test test-all: $(READY)
-	$(BIN)/python -m pytest $(WHICH)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WHICH) tests/test_triton.py
+	$(BIN)/python -m pytest -n 2 $(WHICH)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 $(WHICH) tests/test_triton.py
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -545,8 +545,9 @@ class TestBfloat16:
 
         bits = torch.randint(-(2**31), 2**31, (1 << 16,), dtype=torch.int64).to(torch.int32)
         bits[: 1 << 14] = bits[: 1 << 14] & ~0xFFFF | 0x8000  # ties
+        # No denormals, which the kernels flush. Whether they equal 0 depends on the mode that earlier tests left.
+        bits[bits & 0x7F80_0000 == 0] = 0
         values = bits.view(torch.float32)
-        values[(values != 0) & (values.abs() < torch.finfo(torch.float32).tiny)] = 0  # the kernels flush denormals
         values[:4] = torch.tensor([float("inf"), -float("inf"), float("nan"), torch.finfo(torch.float32).max])
         rounded = torch.empty(values.shape, dtype=torch.bfloat16)
         round_all(values.numpy(), rounded.view(torch.uint16).numpy())
