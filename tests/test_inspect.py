@@ -127,6 +127,11 @@ def test_memory_is_that_of_the_weight_in_use_after_clipping():
     assert layer_memories(model, torch.zeros(1, 9, 2).double())[-1].keeps.max() == pytest.approx(2 ** (1 / 9))
 
 
+def test_of_several_recurrences_the_last_is_looked_at():
+    first, second = nn.GRU(1, 2), nn.LSTM(2, 2)
+    assert last_recurrence(nn.ModuleList([first, second])) is second
+
+
 def test_memory_of_an_lstm_is_that_of_its_forget_gates_as_it_reads():
     """Against c_t = f c_{t-1} + i g: how much of a little more in one layer's c is left after a step."""
     model, cfg = _network(["model=lstm", "model.num_layers=2", "model.hidden_size=5"])

@@ -210,7 +210,7 @@ def _image_task(
         return Splits(train, validation, provenance, lambda: split(*source.read_test()))
 
     def changed(provenance: dict[str, Any]) -> str | None:
-        """Only a permutation file can change, all else is checked when read."""
+        """How the data differ now. Only a permutation file can change: all else is checked when it is read."""
         if order is None or not order.startswith("file:"):
             return None
         same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")

@@ -134,7 +134,7 @@ def layer_memories(model: nn.Module, x: Tensor) -> list[LayerMemory]:
 
 
 def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
-    """The module that makes the states that the classifier reads: the last IndRNN layer, or the LSTM or RNN."""
+    """The module that makes the states that the classifier reads: the last IndRNN layer, RNN, LSTM or GRU."""
     recurrences = [module for module in model.modules() if isinstance(module, IndRNNLayer | nn.RNNBase)]
     if recurrences:
         return recurrences[-1]

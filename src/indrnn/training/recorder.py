@@ -80,7 +80,8 @@ class Recorder:
         self._show(True)
 
     def finished(self, test: Evaluation, result: Result) -> None:
-        """Skips the row if it exists: the run may have been killed between this row and its result."""
+        """The test figures, some pictures, the hyperparameters and the configuration. The row is skipped if it exists:
+        the run may have been killed between it and its result."""
         loss, accuracy = test.loss, test.accuracy
         columns = read_metrics(self._folder.metrics_path)
         if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():

@@ -140,7 +140,10 @@ class TrainingStep:
     def first_non_finite(self, split: Split, indices: Tensor, training: bool = True) -> str:
         """Repeat a step without its update, from the weights it started from, and name the first parameter, output or
         gradient that is not finite, in the order in which they are computed. Without ``training``, repeat a step of an
-        evaluation, up to the loss and with the model's running statistics. From now on this process is alone."""
+        evaluation, up to the loss and with the model's running statistics.
+
+        This reads values, so it cannot be captured, and in this process alone: it ends the exchange with the others.
+        """
         model = self.model
         for module in model.modules():
             if getattr(module, "share", None) is not None:
