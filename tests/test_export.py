@@ -1,11 +1,14 @@
-"""torch.export with batch and time left open: one node a layer, saved, and run by a process that knows only indrnn."""
+"""torch.export with batch and time left open: one node a layer, saved, and run by a process that knows only indrnn; and
+what else sees the operators."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from indrnn import IndRNN
 from indrnn.recurrence import indrnn_recurrence
@@ -41,6 +44,37 @@ def check(module, layers):
         x = torch.randn(B, T, 3)
         for actual, expected in zip(program.module()(x), module(x), strict=True):
             assert torch.equal(actual, expected)
+
+
+class Watch(TorchDispatchMode):
+    """Notes the names of our operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if operator.namespace == "indrnn":
+            self.names.append(operator.name())
+        return operator(*arguments, **keywords or {})
+
+
+def test_a_mode_sees_one_operator_each_way_and_the_same_bits():
+    x, u = torch.randn(2, 5, 3, requires_grad=True), torch.rand(3, requires_grad=True)
+    with Watch() as watch:
+        h, _ = indrnn_recurrence(x, u)
+        seen = [h, *torch.autograd.grad(h.sum(), (x, u))]
+    assert watch.names == ["indrnn::recurrence", "indrnn::recurrence_backward"]
+    h, _ = indrnn_recurrence(x, u)
+    assert all(map(torch.equal, seen, [h, *torch.autograd.grad(h.sum(), (x, u))]))
+
+
+def test_fake_tensors_run_no_kernel():
+    with FakeTensorMode():
+        h, last = indrnn_recurrence(torch.empty(2, 5, 3), torch.empty(3))
+    assert (type(h), h.shape, last.shape) == (FakeTensor, (2, 5, 3), (2, 3))
+    outside, _ = indrnn_recurrence(h, last[0])
+    assert (type(outside), outside.shape) == (FakeTensor, (2, 5, 3))
 
 
 def test_a_saved_program_in_a_fresh_process(tmp_path):

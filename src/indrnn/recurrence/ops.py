@@ -10,14 +10,17 @@ time. Their gradients enter step t of the backward as an affine function of h_t:
 
 Two ways lead into each operator. torch.compile and torch.export see the operator with its registered formula. Eager
 calls go through a `torch.autograd.Function` around it: torch.func (grad, vjp, vmap, jacrev) does not enter a registered
-formula, and forward mode passes it by without a derivative, where a Function can refuse.
+formula, and forward mode passes it by without a derivative, where a Function can refuse. Unless something looks on that
+must see the operator, the Function calls what the operator would: the dispatcher takes longer than the CPU's kernel
+takes for a short sequence.
 """
 
 import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
 from .reference import weight_gradients
@@ -140,8 +143,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-@torch.library.custom_op("indrnn::recurrence", mutates_args=())
-def _recurrence(
+def _forward(
     x: Tensor,
     u: Tensor,
     h0: Tensor | None,
@@ -161,6 +163,9 @@ def _recurrence(
         x, weight = _product(x, weight), None
     cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse, _contiguous(weight))
     return _as_tensors(module.forward(_unit_stride(x), _contiguous(bias), cell, statistics))
+
+
+_recurrence = torch.library.custom_op("indrnn::recurrence", _forward, mutates_args=())
 
 
 def _like_h(x: Tensor, u: Tensor, weight: Tensor | None) -> Tensor:
@@ -245,15 +250,24 @@ def _fold_units(
     return tuple(outputs), (0,) * len(outputs)
 
 
-def _eager(operator: Any, setup_context: Any, backward: Any) -> Any:
-    """Give the operator its derivative, and return it as eager code calls it (see the top of this file)."""
+def _is_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether nothing has to see the operator: no trace, no mode that watches or fakes operators, no subclass of Tensor
+    that does."""
+    if torch.jit.is_tracing() or is_in_torch_dispatch_mode():  # type: ignore[attr-defined]
+        return False
+    return all(type(value) in (Tensor, nn.Parameter) for value in arguments if isinstance(value, Tensor))
+
+
+def _eager(operator: Any, function: Any, setup_context: Any, backward: Any) -> Any:
+    """Give the operator its derivative, and return it as eager code calls it (see the top of this file). ``function``:
+    what the operator runs."""
     names = [argument.name for argument in operator._opoverload._schema.arguments]
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         return _fold_units(apply, names, info, in_dims, *arguments)
 
     def forward(*arguments: Any) -> Any:
-        return operator(*arguments)
+        return (function if _is_plain(arguments) else operator)(*arguments)
 
     # Function.apply asks for the signature at every call; to work it out takes as long as a small operator.
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
@@ -270,11 +284,10 @@ def _eager(operator: Any, setup_context: Any, backward: Any) -> Any:
     return apply
 
 
-_recurrence_eager = _eager(_recurrence, _setup_context, _autograd)
+_recurrence_eager = _eager(_recurrence, _forward, _setup_context, _autograd)
 
 
-@torch.library.custom_op("indrnn::recurrence_backward", mutates_args=())
-def _recurrence_backward(
+def _backward(
     dh: Tensor | None,
     dh_last: Tensor | None,
     offset: Tensor | None,
@@ -307,6 +320,9 @@ def _recurrence_backward(
     return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
 
 
+_recurrence_backward = torch.library.custom_op("indrnn::recurrence_backward", _backward, mutates_args=())
+
+
 def _like_gradients(h: Tensor, u: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The five gradients, empty."""
     B, _, H = h.shape
@@ -328,5 +344,8 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor |
 
 
 _recurrence_backward_eager = _eager(
-    _recurrence_backward, lambda ctx, inputs, output: ctx.set_materialize_grads(False), _no_second_derivative
+    _recurrence_backward,
+    _backward,
+    lambda ctx, inputs, output: ctx.set_materialize_grads(False),
+    _no_second_derivative,
 )
