@@ -226,7 +226,11 @@ def test_a_damaged_file_is_named(tmp_path, files, name, damage):
     assert (raw / name).read_bytes() == damaged, "the user's file is not touched"
 
 
-@pytest.mark.parametrize("content", [b"<html>sorry</html>", gzip.compress(b"1234")[:-3], gzip.compress(b"1234")])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>sorry</html>", gzip.compress(b"1234")[:-3], gzip.compress(b"1234")],
+    ids=["a page", "cut short", "another file"],  # without, the name would hold the time that gzip writes
+)
 def test_a_damaged_packed_file_is_named(tmp_path, files, content):
     packed = {f"{name}.gz": gzip.compress(data) for name, data in files.items()}
     raw = place(tmp_path / "MNIST" / "raw", packed | {f"{TRAIN_IMAGES}.gz": content})
