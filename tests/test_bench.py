@@ -258,7 +258,9 @@ def test_steps_are_measured_against_their_products(tmp_path, monkeypatch):
     assert ours.floor_seconds == pytest.approx(2.0 + 2 * 0.1 * 5 / 2)
     assert (lstm.products_seconds, lstm.parameters) == (None, 68_362)
     write_rows(tmp_path / "step.csv", [ours, lstm], provenance(CPU))
-    assert "indrnn::recurrence" in training_steps.profile(ours, CPU)
+    report = training_steps.profile(ours, CPU)
+    assert "IndRNNRecurrence " in report
+    assert "IndRNNRecurrenceGradients " in report
 
 
 def test_gpu_cases_cover_precisions_and_launches():
@@ -420,7 +422,7 @@ def test_grid_and_steps_on_a_gpu(tmp_path):
     cases.append(training_steps.StepRow("lstm", 1, 128, 2, "float32", "graph"))
     *_, measured_cases = training_steps.run_steps(cases, device, 0.01)
     assert {case.status for case in measured_cases} == {"measured"}, [case.reason for case in measured_cases]
-    assert "indrnn::recurrence" in training_steps.profile(cases[1], device)
+    assert "IndRNNRecurrence " in training_steps.profile(cases[1], device)
 
 
 def test_ratio_table():

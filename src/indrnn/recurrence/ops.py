@@ -258,9 +258,11 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
     return all(type(value) in (Tensor, nn.Parameter) for value in arguments if isinstance(value, Tensor))
 
 
-def _eager(operator: Any, function: Any, setup_context: Any, backward: Any) -> Any:
-    """Give the operator its derivative, and return it as eager code calls it (see the top of this file). ``function``:
-    what the operator runs."""
+def _eager(name: str, operator: Any, function: Any, setup_context: Any, backward: Any) -> Any:
+    """Give the operator its derivative, and return it as eager code calls it (see the top of this file).
+
+    ``function`` is what the operator runs; ``name`` is what a profile calls it.
+    """
     names = [argument.name for argument in operator._opoverload._schema.arguments]
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -279,12 +281,12 @@ def _eager(operator: Any, function: Any, setup_context: Any, backward: Any) -> A
         "jvp": _no_forward_mode,
         "vmap": vmap,
     }
-    members = {name: staticmethod(part) for name, part in parts.items()}
-    apply: Any = getattr(type("IndRNNRecurrence", (torch.autograd.Function,), members), "apply")  # noqa: B009
+    members = {method: staticmethod(part) for method, part in parts.items()}
+    apply: Any = getattr(type(name, (torch.autograd.Function,), members), "apply")  # noqa: B009
     return apply
 
 
-_recurrence_eager = _eager(_recurrence, _forward, _setup_context, _autograd)
+_recurrence_eager = _eager("IndRNNRecurrence", _recurrence, _forward, _setup_context, _autograd)
 
 
 def _backward(
@@ -344,6 +346,7 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor |
 
 
 _recurrence_backward_eager = _eager(
+    "IndRNNRecurrenceGradients",
     _recurrence_backward,
     _backward,
     lambda ctx, inputs, output: ctx.set_materialize_grads(False),
