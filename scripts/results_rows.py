@@ -139,7 +139,7 @@ ROWS: tuple[Row, ...] = (
     _row(SEQUENTIAL, "indrnn", FAST, _BFLOAT16, published=_PLAIN_6[SEQUENTIAL], minutes=18, seeds=(0, 1, 2, 3, 4)),
     _row(SEQUENTIAL, "lstm_chrono", FAST, published=_LSTM[SEQUENTIAL], minutes=28),
     _row(SEQUENTIAL, "lstm_chrono_matched", FAST, minutes=32),
-    _row(SEQUENTIAL, "indrnn", FAST, "tag=float32", minutes=50),
+    _row(SEQUENTIAL, "indrnn", FAST, "tag=float32", minutes=58),
     _row(SEQUENTIAL, "indrnn", TUTORIAL, _BFLOAT16, published=_PORT, minutes=65),
     _row(SEQUENTIAL, "lstm", TUTORIAL, minutes=100),
     _row(SEQUENTIAL, "lstm_matched", TUTORIAL, minutes=110),
