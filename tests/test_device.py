@@ -77,6 +77,31 @@ print(unset, min(faults() for _ in range(6)))
     assert kept < unset / 20
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is what is set")
+def test_kept_memory_is_returned_also_from_below_what_is_in_use():
+    program = """
+from pathlib import Path
+import re, torch
+from indrnn.training.device import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+
+keep_freed_memory()
+large, above = torch.ones(100 << 18), torch.ones(1 << 18)
+before = resident()
+del large
+kept = resident()
+return_freed_memory()
+print(before - kept, kept - resident(), float(above.sum()))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, returned, above = map(float, result.stdout.split())
+    assert kept < 10  # of 100 MiB
+    assert returned > 90
+    assert above == 1 << 18
+
+
 def test_workers_that_cannot_be_dismissed_are_a_warning(monkeypatch):
     monkeypatch.setattr(device, "_workers_flush", lambda: False)
     monkeypatch.setattr(device, "_openmp_libraries", list)

@@ -23,7 +23,7 @@ from ..errors import RunError, UserError
 from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, write_result
 from .checkpoint import copied_weights, load_weights, optimizer_state, restore_optimizer, save_checkpoint, save_weights
-from .device import check_memory, computing, resolve_device, synchronise
+from .device import check_memory, computing, resolve_device, return_freed_memory, synchronise
 from .distributed import Processes, ProcessLost, joined_processes
 from .evaluation import Evaluation, evaluate, reestimate_batch_norm
 from .optimizer import rate_tensor
@@ -236,6 +236,7 @@ class Training:
                 return self._evaluate(self.data.validation, "validation loss")
         finally:
             self.model.train()
+            return_freed_memory()
 
     def _evaluate(self, split: Split, figure: str) -> Evaluation:
         """Raises RunError, naming the figure, if the loss is not finite."""
