@@ -157,12 +157,19 @@ def start(root, *overrides):
 
 def kill_at_random(root, generator, kills, *overrides):
     """kill -9 a run again and again, each time at a random moment after it has begun to train, then let it end."""
-    folder = folder_of(root)
+    metrics = folder_of(root) / "metrics.csv"
+
+    def written():
+        try:
+            return metrics.stat().st_mtime_ns
+        except FileNotFoundError:  # a run that was killed before its first checkpoint removes it and begins anew
+            return None
+
     for _ in range(kills):
+        before = written()
         process = start(root, *overrides)
-        before = (folder / "metrics.csv").stat().st_mtime_ns if (folder / "metrics.csv").exists() else 0
         while process.poll() is None:
-            if (folder / "metrics.csv").exists() and (folder / "metrics.csv").stat().st_mtime_ns != before:
+            if written() not in (None, before):
                 time.sleep(generator.uniform(0, 0.2))
                 break
             time.sleep(0.01)
