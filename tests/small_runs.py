@@ -108,6 +108,8 @@ def _bytes(value: Any) -> Any:
         return tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
         return {key: _bytes(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_bytes(item) for item in value]
     return value
 
 

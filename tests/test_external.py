@@ -192,7 +192,7 @@ def test_commands_know_both_by_what_is_importable(mine, monkeypatch, capsys):
 
 
 def test_a_key_of_args_is_settable_checked_and_part_of_what_a_run_is(mine, monkeypatch):
-    for key in ("model.args.hiden_size=8", "model.hidden_size=8", "+model.args.hiden_size=8"):
+    for key in ("model.args.hiden_size=8", "model.hidden_size=8"):
         with pytest.raises(UserError, match=r"did you mean model\.args\.hidden_size"):
             composed(mine, key)
     train(composed(mine))

@@ -161,7 +161,8 @@ def test_a_drop_of_the_plateau_goes_back_to_the_best_weights_and_their_optimizer
 
 
 def _leaves(tree):
-    return [tree] if isinstance(tree, torch.Tensor) else [leaf for each in tree.values() for leaf in _leaves(each)]
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    return [tree] if isinstance(tree, torch.Tensor) else [leaf for each in branches for leaf in _leaves(each)]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch, capsys):
@@ -215,7 +216,7 @@ class NaNSplit(ArraySplit):
         self.x[bad] = float("nan")
 
 
-def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpoint(tmp_path, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_with_the_step_and_the_checkpoint(tmp_path, monkeypatch):
     order = DataOrder(200, 16, 0, torch.device("cpu"))
     # Sequences that neither the first epoch nor the first evaluation sees, so that there is a checkpoint before.
     seen = {int(i) for step in range(12) for i in order.indices(step)} | {int(i) for i in order.norm_samples(48, 10)}
@@ -226,7 +227,7 @@ def test_a_non_finite_loss_stops_the_run_with_the_step_the_layer_and_the_checkpo
     with pytest.raises(RunError) as caught:
         run_small(tmp_path, "trainer.log_every=1000")
     message, folder = str(caught.value), folder_of(tmp_path)
-    assert f"not finite at step {step + 1}, first in the output of layers.0; " in message
+    assert f"not finite at step {step + 1}; " in message
     assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in message
     assert "\n" not in message
     assert caught.value.exit_code == 1
@@ -260,7 +261,7 @@ def test_an_evaluation_that_is_not_finite_fails_the_run_with_the_step_and_keeps_
         run_small(tmp_path)
     message, folder = str(caught.value), folder_of(tmp_path)
     step = 20 if split == "validation" else 30
-    assert f"the {split} loss is not finite at step {step}, first in the output of layers.0; " in message
+    assert f"the {split} loss is not finite at step {step}; " in message
     assert f"the last good checkpoint is {folder / 'checkpoint.pt'}" in message
     assert "\n" not in message
     assert caught.value.exit_code == 1
@@ -408,20 +409,20 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 @pytest.fixture
 def _without_graphs(monkeypatch):
     """As on a GPU where no step can be captured; the steps run on the CPU."""
-    trial_step = state.TrainingState._make_trial_step
+    warm_up = state.TrainingState._warm_up
 
     def on_a_gpu(self, fallbacks):
         device, self.device = self.device, SimpleNamespace(type="cuda")
         try:
-            trial_step(self, fallbacks)
+            warm_up(self, fallbacks)
         finally:
             self.device = device
 
     def refuse(*_):
         raise CaptureError("operation not permitted")
 
-    monkeypatch.setattr(state.TrainingState, "_make_trial_step", on_a_gpu)
-    monkeypatch.setattr(state, "GraphedStep", refuse)
+    monkeypatch.setattr(state.TrainingState, "_warm_up", on_a_gpu)
+    monkeypatch.setattr(state, "GraphedGradients", refuse)
     monkeypatch.setattr(state, "synchronise", lambda device: None)
 
 

@@ -12,27 +12,28 @@ from omegaconf import OmegaConf
 from .errors import UserError
 
 
-def call_target(key: str, config: Any, *arguments: Any) -> Any:
-    """Call ``config._target_`` (module.function or module.Class) with ``arguments`` and ``config.args``.
+def call_target(key: str, config: Any, *arguments: Any, **given: Any) -> Any:
+    """Call ``config._target_`` (module.function or module.Class) with ``arguments``, ``given`` and ``config.args``.
 
     Args:
-        key: the place of ``config`` in the configuration, for messages: "model" or "data".
+        key: the place of ``config`` in the configuration, for messages: "model", "data" or "optimizer".
 
     Raises:
         UserError: the target cannot be imported, does not take these arguments, or fails.
     """
-    target = _import(f"{key}._target_={config._target_}", str(config._target_))
+    target = import_target(f"{key}._target_={config._target_}", str(config._target_))
     # Plain values: the target must not keep parts of the configuration.
     args = config.args
-    keywords: Any = OmegaConf.to_container(args, resolve=True) if OmegaConf.is_config(args) else dict(args)
+    own: Any = OmegaConf.to_container(args, resolve=True) if OmegaConf.is_config(args) else dict(args)
+    keywords = given | own
     try:
         inspect.signature(target).bind(*arguments, **keywords)
     except TypeError as error:
         raise UserError(f"{key}.args: {error}; {config._target_} takes {inspect.signature(target)}") from error
     except ValueError:
         pass  # The signature is not known; the call itself will fail if it does not fit.
-    given = ", ".join(f"{name}={value}" for name, value in keywords.items())
-    with_arguments = f"{key}._target_={config._target_} with {given or 'no arguments'}"
+    listed = ", ".join(f"{name}={value}" for name, value in keywords.items())
+    with_arguments = f"{key}._target_={config._target_} with {listed or 'no arguments'}"
     return explained(with_arguments, target, lambda: target(*arguments, **keywords))
 
 
@@ -50,7 +51,8 @@ def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
         raise UserError(f"{what}: {_in_words(error)}{place}") from error
 
 
-def _import(what: str, path: str) -> Callable[..., Any]:
+def import_target(what: str, path: str) -> Callable[..., Any]:
+    """The class or function ``path`` (module.Name). Raises UserError, beginning with ``what``, if there is none."""
     name, _, attribute = path.rpartition(".")
     if not name:
         raise UserError(f"{what}: write module.Name, for example mymodule.MyClass")

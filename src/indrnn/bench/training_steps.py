@@ -20,8 +20,8 @@ from indrnn.models import build_model
 from indrnn.training.device import flush_denormals, precision_refusal, set_precision
 from indrnn.training.distributed import ALONE, Processes
 from indrnn.training.evaluation import Objective
-from indrnn.training.optimizer import build_optimizer
-from indrnn.training.step import GraphedStep, TrainingStep
+from indrnn.training.optimizer import build_optimizers
+from indrnn.training.step import GraphedGradients, TrainingStep
 
 from .clock import Clock, Work, peak_memory
 from .grid import ratio_table
@@ -201,12 +201,12 @@ def training_step(
     train = train if length == T else _Repeated(train, length)
     torch.manual_seed(0)
     model = build_model(cfg.model, task).to(device).train()
-    optimizer = build_optimizer(model, cfg.optimizer, device)
+    optimizers = build_optimizers(model, cfg.optimizer)
     share = processes.share(model, row.B, row.B)
-    update: Any = TrainingStep(model, optimizer, Objective(task), train, cfg.trainer, device, share)
+    update = TrainingStep(model, optimizers, Objective(task), train, cfg.trainer, device, share)
     indices = torch.arange(row.B, device=device)
     if row.launch == "graph":
-        update = GraphedStep(update, indices, device)
+        update.gradients = GraphedGradients(update.compute_gradients, indices, device)
     return model, lambda: update(indices)
 
 

@@ -121,7 +121,7 @@ class Composer:
         _check_keys(values, cfg)
         for override in values:
             try:
-                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True, force_add=True)
             except (OmegaConfBaseException, ValueError, OverflowError) as error:
                 raise UserError(f"{override.input_line}: {type_problem(str(error))}") from error
         with flag_override(cfg, ["struct", "readonly"], False):
@@ -241,14 +241,21 @@ def _check_keys(overrides: Iterable[Override], cfg: DictConfig) -> None:
     choices = {str(key): str(value) for key, value in cfg.hydra.runtime.choices.items()}
     for override in overrides:
         key = override.key_or_group
-        if key not in known and key.split("[")[0] not in known:
-            raise UserError(_unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
         group, _, name = key.partition(".")
+        # The target itself refuses arguments that it does not take.
+        free = name.split(".")[0] == "args" and "args" in cfg.get(group, {})
+        if free and key not in known and not override.is_add():
+            hint = _suggestion(key, known)
+            raise UserError(
+                f"{key}: {group}={choices[group]} does not set it{hint}; to add it, write +{override.input_line}"
+            )
+        if not free and key not in known and key.split("[")[0] not in known:
+            raise UserError(_unknown_key(key, [*known, *(group for group in choices if "/" not in group)], choices))
         if name == "name" and group in SCHEMAS and override.value() != cfg[group].name:
             raise UserError(f"{override.input_line}: a name comes with its file; write {group}={override.value()}")
         if override.is_delete():
             raise UserError(f"~{key}: a key cannot be removed; give it another value")
-        if override.is_add():
+        if override.is_add() and not free:
             raise UserError(f"+{key}: the key exists already; write {str(override.input_line).lstrip('+')}")
 
 

@@ -195,12 +195,19 @@ class AddingConfig(DataConfig):
 
 @dataclass
 class OptimizerConfig:
-    name: str = setting(choices=("adam",))
+    name: str = setting("the optimizer, for the record")
+    _target_: str = setting("a torch.optim.Optimizer, as module.Class, called as Class(groups, lr=lr, **args)")
     lr: float = setting("learning rate at the start (at the peak for cosine and one_cycle)", above=0.0)
-    weight_decay: float = setting("on all but u and biases", minimum=0.0)
-    beta1: float = setting(minimum=0.0, below=1.0)
-    beta2: float = setting(minimum=0.0, below=1.0)
-    eps: float = setting(above=0.0)
+    weight_decay: float = setting("on matrices and norm scales, not on u and biases", minimum=0.0)
+    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "further arguments of the class"})
+
+
+@dataclass
+class MuonConfig(OptimizerConfig):
+    """`torch.optim.Muon` for the hidden matrices, ``_target_`` for all other parameters."""
+
+    muon_lr: float = setting("Muon's learning rate, at the start or the peak as lr", above=0.0)
+    momentum: float = setting("of Muon", minimum=0.0, below=1.0)
 
 
 @dataclass
@@ -260,12 +267,13 @@ class TrainerConfig:
     )
     clip_norm: float | None = setting("largest global gradient norm; null: no limit", above=0.0)
     clip_value: float | None = setting("largest gradient value; null: no limit", above=0.0)
+    label_smoothing: float = setting("of the training loss; 0: none", minimum=0.0, below=1.0)
     target_accuracy: float | None = setting(
         "stop once validation accuracy exceeds it; null: never (a regression has none)", minimum=0.0, maximum=1.0
     )
     precision: str = setting(choices=("float32", "tf32", "bfloat16"))
     cuda_graph: Any = setting(
-        "on CUDA, run the whole training step as one graph; auto: if it can be captured; true: or fail",
+        "on one CUDA GPU, run forward and backward as one graph; auto: if they can be captured; true: or fail",
         choices=("auto", True, False),
         affects_result=False,
     )
@@ -300,7 +308,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "external": ExternalModelConfig,
     },
     "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig, "external": ExternalDataConfig},
-    "optimizer": {"base": OptimizerConfig},
+    "optimizer": {"base": OptimizerConfig, "muon": MuonConfig},
     "schedule": {
         "constant": ConstantConfig,
         "staircase": StaircaseConfig,

@@ -6,8 +6,9 @@ and, if the schedule returns to them, the optimizer's state at that step. best.p
 checkpoint.pt when a run resumes, so the two cannot disagree.
 """
 
+import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from ..models import build_model
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 from ..record.same_run import fingerprint_differences
 
-FORMAT = 1
+FORMAT = 2
 REMEDY = "move the file away, or start the run again with overwrite=true"
 
 
@@ -68,13 +69,11 @@ def require_same_run(content: Mapping[str, Any], cfg: Config, provenance: dict[s
 def require_whole(content: Mapping[str, Any], own: dict[str, Any], restores_best: bool, path: Path) -> None:
     """Raises UserError for a checkpoint with a part that is missing or not of the shape in ``own``, the content of this
     run at its first step."""
-    parts = ("model", "optimizer", "meter", "schedule", "progressed")
+    parts = ("model", "meter", "schedule", "progressed")
     # On another device the run had other generators; checkpoints of earlier versions have no segments.
     pattern = {**{part: own[part] for part in parts}, "random": {"cpu": own["random"]["cpu"]}, "best": None}
     if content.get("best") is not None:
         pattern["best"] = {"step": 0, "score": 0.0, "accuracy": None, "loss": 0.0, "model": own["model"]}
-        if restores_best:
-            pattern["best"]["optimizer"] = own["optimizer"]
     if "segments" in content:
         pattern["segments"] = [{}]
     _require_shape(content, pattern, path)
@@ -132,26 +131,19 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state by the name of the parameter, as copies on the CPU."""
-    return {
-        name: {key: value.to("cpu", copy=True) for key, value in optimizer.state[parameter].items()}
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-    }
+def optimizer_states(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    """The state of every optimizer, as copies."""
+    return [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
 
 
-@torch.no_grad()
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]] | None
-) -> None:
-    """Restore the optimizer's state, or zero it without ``state``; in place, since a CUDA graph may read it."""
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if state is None:
-                value.zero_()
-            else:
-                value.copy_(state[name][key])
+def restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], states: Any, path: Path) -> None:
+    """Restore what `optimizer_states` returned, from the checkpoint ``path``. Raises UserError if it does not fit."""
+    try:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            # A copy, because the optimizer would go on to change the tensors of ``states``.
+            optimizer.load_state_dict(copy.deepcopy(state))
+    except (AttributeError, KeyError, TypeError, ValueError) as failure:
+        raise _damaged("optimizer", path) from failure
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -18,17 +18,21 @@ from .distributed import ALONE, Processes
 class Objective:
     """Cross-entropy and the number of right answers, or the mean squared error and no accuracy."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, label_smoothing: float = 0.0) -> None:
         self.classes = task.output_size if task.measures_accuracy else None
+        self.label_smoothing = label_smoothing
 
-    def __call__(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss over the batch and the number of right answers (0 without classes), both scalars on the device.
+    def __call__(self, output: Tensor, y: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean loss over the batch and the number of correct predictions (0 without classes), both scalars on the
+        device.
 
-        output (B, K), y (B,): int64 classes or float32 values. Computed in float32 or better.
+        output (B, K), y (B,): int64 classes or float32 values. Computed in float32 or better. Labels are smoothed only
+        with ``training``.
         """
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.classes is not None:
-            return F.cross_entropy(output, y), (output.detach().argmax(1) == y).sum()
+            smoothing = self.label_smoothing if training else 0.0
+            return F.cross_entropy(output, y, label_smoothing=smoothing), (output.detach().argmax(1) == y).sum()
         return F.mse_loss(output.squeeze(1), y), torch.zeros((), device=y.device)
 
     def accuracy(self, correct: float, n: float) -> float | None:

@@ -22,11 +22,18 @@ from ..data import Split, make_task
 from ..errors import RunError, UserError
 from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, write_result
-from .checkpoint import copied_weights, load_weights, optimizer_state, restore_optimizer, save_checkpoint, save_weights
+from .checkpoint import (
+    copied_weights,
+    load_weights,
+    optimizer_states,
+    restore_optimizers,
+    save_checkpoint,
+    save_weights,
+)
 from .device import check_memory, computing, resolve_device, return_freed_memory, synchronise
 from .distributed import Processes, ProcessLost, joined_processes
 from .evaluation import Evaluation, evaluate, reestimate_batch_norm
-from .optimizer import rate_tensor
+from .optimizer import set_rates
 from .recorder import Recorder, SilentRecorder
 from .state import TrainingState, changes
 
@@ -91,7 +98,6 @@ class Training:
         self.state = TrainingState(cfg, device, processes)
         self.position, self.model, self.data = self.state.position, self.state.model, self.state.data
         self.objective, self.order, self.schedule = self.state.objective, self.state.order, self.state.schedule
-        self._rate: float | None = None
         self._clock: float | None = None
         self._signal = 0
         self._random: Tensor | None = None
@@ -163,13 +169,10 @@ class Training:
         """Make one update."""
         if self._clock is None:
             self._clock = time.perf_counter()
-        rate = self.schedule.rate(self.position.step)
-        if rate != self._rate:
-            rate_tensor(self.state.optimizer).fill_(rate)
-            self._rate = rate
+        set_rates(self.state.optimizers, self.schedule.share(self.position.step))
         if self.processes.size > 1:
             self._random = torch.get_rng_state()
-        self.state.step(self.order.indices(self.position.step))
+        self.state.update(self.order.indices(self.position.step))
         self._random = None
         self.position.step += 1
         self.recorder.step_done()
@@ -207,7 +210,7 @@ class Training:
         self.recorder.training(
             loss=sums["loss"] / count,
             accuracy=self.objective.accuracy(sums["correct"], count * self.cfg.trainer.batch_size),
-            rate=self.schedule.rate(position.step - 1),
+            share=self.schedule.share(position.step - 1),
             norm=sums["grad_norm"] / count,
             speed=count / elapsed if elapsed > 0 else None,
         )
@@ -222,9 +225,9 @@ class Training:
             self.position.seconds += time.perf_counter() - self._clock
             self._clock = None
         sums = self.state.meter.read()
-        if sums["first_bad"] >= 0:
-            step = int(sums["first_bad"])
-            self._fail("loss or gradient", step, self.data.train, self.order.indices(step - 1), training=True)
+        if sums["finite"] < sums["count"]:
+            # A step that is not finite leaves weights that are not, so all steps after it count too.
+            self._fail("loss or gradient", self.position.step - int(sums["count"] - sums["finite"]) + 1)
         return sums
 
     def _validate(self) -> Evaluation:
@@ -245,7 +248,7 @@ class Training:
             self.model, split, self.objective, size, self.device, self._stop_if_asked, processes=self.processes
         )
         if evaluation.bad is not None:
-            self._fail(figure, self.position.step, split, evaluation.bad, training=False)
+            self._fail(figure, self.position.step)
         return evaluation
 
     def _record_validation(self, evaluation: Evaluation) -> None:
@@ -265,14 +268,14 @@ class Training:
                 "model": copied_weights(self.model),
             }
             if self.schedule.restores_best:
-                self.state.best["optimizer"] = optimizer_state(self.model, self.state.optimizer)
+                self.state.best["optimizer"] = optimizer_states(self.state.optimizers)
             if self.processes.leads:
                 save_checkpoint(self.folder.best_path, self.state.best)
         elif go_back:
             best_step = self.state.best["step"]
             self.recorder.say(f"step {step}: the learning rate drops; back to the best step, {best_step}")
             load_weights(self.model, self.state.best["model"], self.folder.best_path)
-            restore_optimizer(self.model, self.state.optimizer, self.state.best["optimizer"])
+            restore_optimizers(self.state.optimizers, self.state.best["optimizer"], self.folder.best_path)
 
     def _finish(self) -> Result:
         """Read the test split once, with the weights and batch-norm statistics that were best on validation."""
@@ -313,14 +316,11 @@ class Training:
             f"stopped at step {self.position.step}, saved in {self.folder.path}; continue with the same command{again}"
         )
 
-    def _fail(self, figure: str, step: int, split: Split, indices: Tensor, training: bool) -> None:
-        # No update followed the bad one, so the model still has the weights it started from.
-        where = self.state.update.first_non_finite(split, indices, training)
+    def _fail(self, figure: str, step: int) -> None:
         path = self.folder.checkpoint_path
         good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise RunError(
-            f"the {figure} is not finite at step {step}, first in the {where}; {good}; try a lower "
-            "optimizer.lr or trainer.clip_norm"
+            f"the {figure} is not finite at step {step}; {good}; try a lower optimizer.lr or trainer.clip_norm"
         )
 
 

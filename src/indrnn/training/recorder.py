@@ -62,10 +62,14 @@ class Recorder:
         if self._bar is not None:
             self._bar.update()
 
-    def training(self, loss: float, accuracy: float | None, rate: float, norm: float, speed: float | None) -> None:
-        """Means over the steps since the last row; ``rate``: the learning rate; ``speed``: steps a second."""
-        self._row("train", loss, accuracy, rate, norm)
-        tags = {"train/loss": loss, "train/accuracy": accuracy, "optimizer/lr": rate, "optimizer/grad_norm": norm}
+    def training(self, loss: float, accuracy: float | None, share: float, norm: float, speed: float | None) -> None:
+        """Means over the steps since the last row; ``share``: of the peak learning rates; ``speed``: steps per
+        second."""
+        optimizer = self._state.cfg.optimizer
+        rates = {key: share * getattr(optimizer, key) for key in ("lr", "muon_lr") if hasattr(optimizer, key)}
+        self._row("train", loss, accuracy, rates["lr"], norm)
+        tags = {"train/loss": loss, "train/accuracy": accuracy, "optimizer/grad_norm": norm}
+        tags |= {f"optimizer/{key}": rate for key, rate in rates.items()}
         self._scalars({**tags, "speed/steps_per_second": speed})
         self._train, self._speed = f"loss {loss:.4f}", speed or 0.0
         self._show(time.monotonic() - self._last_line >= LINE_EVERY)

@@ -4,13 +4,12 @@ start of a run adds a segment, a record of what computes it.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.checks import flatten, run_name
 from ..config.schema import Config
@@ -25,20 +24,20 @@ from ..recurrence.dispatch import auto_backend
 from .checkpoint import (
     copied_weights,
     load_weights,
-    optimizer_state,
+    optimizer_states,
     random_state,
     read_checkpoint,
     require_same_run,
     require_whole,
-    restore_optimizer,
+    restore_optimizers,
     restore_random_state,
 )
 from .device import peak_memory_bytes, prepare_process, set_precision, synchronise
 from .distributed import ALONE, Processes
 from .evaluation import Evaluation, Objective, norm_batches
-from .optimizer import build_optimizer, build_schedule
+from .optimizer import build_optimizers, build_schedule
 from .order import DataOrder, Stream, torch_seed
-from .step import CaptureError, GraphedStep, TrainingStep
+from .step import CaptureError, GraphedGradients, TrainingStep
 
 
 @dataclass
@@ -72,22 +71,20 @@ class TrainingState:
         self.data = processes.one_a_machine_first(lambda: self.task.load(device))
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
         self.model = build_model(cfg.model, self.task).to(device)
-        self.objective = Objective(self.task)
+        self.objective = Objective(self.task, cfg.trainer.label_smoothing)
         self.order = DataOrder(self.data.train.size, cfg.trainer.batch_size, cfg.seed, device)
-        self.optimizer = build_optimizer(self.model, cfg.optimizer, device)
+        self.optimizers = build_optimizers(self.model, cfg.optimizer)
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, cfg.trainer.max_steps)
         trainer = cfg.trainer
         samples = len(self.order.norm_samples(trainer.bn_samples, 0))
         norm_batch = samples // norm_batches(samples, trainer.eval_batch_size)
         share = processes.share(self.model, trainer.batch_size, norm_batch)
-        self.update = TrainingStep(self.model, self.optimizer, self.objective, self.data.train, trainer, device, share)
+        self.update = TrainingStep(self.model, self.optimizers, self.objective, self.data.train, trainer, device, share)
         self.meter = self.update.meter
         self.position = Position()
         self.best: dict[str, Any] | None = None
         """Step, score, accuracy, loss and weights of the best evaluation so far."""
         self.segments: list[dict[str, Any]] = []
-        self.step: Callable[[Tensor], None] = self.update
-        """Performs one update with the training sequences at the indices (B,)."""
 
     def prepare(self, folder: RunFolder) -> None:
         """Try a step, then restore the folder's checkpoint if the run resumes from one."""
@@ -105,10 +102,11 @@ class TrainingState:
                 f"trainer.precision=bfloat16 changes nothing, the run is in float32: {fallbacks['bfloat16']}",
                 stacklevel=2,
             )
-        self._make_trial_step(fallbacks)
+        if hasattr(self.cfg.optimizer, "muon_lr") and len(self.optimizers) == 1:
+            fallbacks["muon"] = "the model has no hidden matrix"
+            warnings.warn(f"optimizer=muon: {fallbacks['muon']}, so Adam updates all parameters", stacklevel=2)
+        self._warm_up(fallbacks)
         if content is None:
-            restore_optimizer(self.model, self.optimizer, None)
-            self.meter.reset()
             torch.manual_seed(torch_seed(self.cfg.seed, Stream.DROPOUT))
         else:
             require_whole(content, self.content(), self.schedule.restores_best, path)
@@ -127,8 +125,8 @@ class TrainingState:
         )
 
     def _restore(self, content: dict[str, Any], path: Path) -> None:
-        restore_optimizer(self.model, self.optimizer, content["optimizer"])
-        self.meter.restore(content["meter"])
+        restore_optimizers(self.optimizers, content["optimizer"], path)
+        self.meter.sums.copy_(content["meter"])
         restore_random_state(content["random"], self.device, path)
         self.schedule.restore(content["schedule"])
         for name in asdict(self.position):
@@ -137,26 +135,28 @@ class TrainingState:
         # Checkpoints of earlier versions have no segments but the number of threads.
         self.segments = content.get("segments") or [{"num_threads": content.get("threads")}]
 
-    def _make_trial_step(self, fallbacks: dict[str, str]) -> None:
-        """Perform a step before the run: compiling, allocating and capturing must be over when the clock starts, and
-        the optimizer's state must exist. Sets `step`; restores the weights, and leaves the rest to the caller."""
+    def _warm_up(self, fallbacks: dict[str, str]) -> None:
+        """Run a forward and backward pass before the run: compiling, allocating and capturing must be over when the
+        clock starts. Restores the running statistics, and leaves the generators to the caller."""
         weights = copied_weights(self.model)
         self.model.train()
         indices = self.order.indices(0)
-        if self.device.type == "cuda" and self.cfg.trainer.cuda_graph:
+        eager = self.update.compute_gradients
+        # NCCL cannot end while a captured graph is alive, so several processes run without one.
+        if self.device.type == "cuda" and self.processes.size == 1 and self.cfg.trainer.cuda_graph:
             try:
-                self.step = GraphedStep(self.update, indices, self.device)
+                self.update.gradients = GraphedGradients(eager, indices, self.device)
             except CaptureError as failure:
                 if self.cfg.trainer.cuda_graph != "auto":
                     raise
                 fallbacks["cuda_graph"] = failure.reason
                 warnings.warn(
-                    "the training step runs without a CUDA graph, which is slow: it cannot be captured "
+                    "training runs without a CUDA graph, which is slow: the step cannot be captured "
                     f"({failure.reason}); please report it, with indrnn-info's output",
                     stacklevel=2,
                 )
-        if self.step is self.update:
-            self.update(indices)
+        if self.update.gradients == eager:
+            eager(indices)
         synchronise(self.device)
         self.model.load_state_dict(weights)
 
@@ -164,8 +164,8 @@ class TrainingState:
         """What a checkpoint holds, as it would be now."""
         return {
             "model": dict(self.model.state_dict()),
-            "optimizer": optimizer_state(self.model, self.optimizer),
-            "meter": self.meter.state(),
+            "optimizer": optimizer_states(self.optimizers),
+            "meter": self.meter.sums.cpu(),
             "random": random_state(self.device),
             "schedule": self.schedule.state(),
             "progressed": asdict(self.position),
