@@ -8,7 +8,7 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun verify test test-all lint format docs wheel report clean distclean
+.PHONY: help install demo speedrun gpu verify test test-all lint format docs wheel report clean distclean
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,11 @@ demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MN
 	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
 	@echo "Next: open $(DEMO)/report/report.html; tensorboard --logdir $(DEMO); make speedrun for the whole of MNIST."
 
-speedrun: $(READY)  ## the fast protocol timed for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
+speedrun: $(READY)  ## time the fast protocol for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
 	$(BIN)/python scripts/speedrun.py $(ARGS)
+
+gpu:  ## everything that needs a CUDA GPU, in nine minutes, into OUT=build/gpu; without .venv it uses PYTHON
+	@OUT="$(OUT)" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) scripts/gpu.py
 
 verify: $(READY)  ## the committed weights evaluated again and held against their results; ARGS="--data-root FOLDER"
 	$(BIN)/indrnn-eval results/runs $(ARGS)
