@@ -29,7 +29,7 @@ STAGES = {
     "preflight": (45, "nvidia-smi; $PYTHON -m indrnn.cli.info"),
     "train": (75, TRAIN),
     "step": (120, BENCH.format("step --profile --seconds 1")),
-    "recurrence": (150, BENCH.format("recurrence --batch 1 32 512 --length 784 16384 --seconds 0.1")),
+    "recurrence": (150, BENCH.format("recurrence --batch 32 1 512 --length 784 16384 --seconds 0.1")),
     "exact": (40, BENCH.format("exact")),
     "tests": (110, f"$PYTHON -m pytest -q -m gpu --continue-on-collection-errors {ROOT / 'tests'}"),
 }

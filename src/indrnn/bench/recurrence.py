@@ -186,13 +186,12 @@ def ratios(frame: pd.DataFrame, device: torch.device) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.png and .svg: time against T at B = 32 in float32, one panel per pass; nothing without such rows.
+    """Write ``stem``.png and .svg: time against T at the first batch size in float32, one panel per pass.
 
     ``frame``: the rows of a file ``recurrence-*.csv``.
     """
-    frame = frame[(frame["B"] == 32) & (frame["dtype"] == "float32") & (frame["status"] == "measured")]
-    if frame.empty:
-        return []
+    first = frame.iloc[0]
+    frame = frame[(frame["B"] == first["B"]) & (frame["dtype"] == "float32") & (frame["status"] == "measured")]
     frame = frame.sort_values("launch", kind="stable")
     with figure(1, 3, width=10.5, height=4.2, sharey=True) as (drawing, axes):
         passes = (("recurrence", "forward"), ("recurrence", "backward"), ("layer", "step"))
@@ -203,12 +202,11 @@ def draw(frame: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
             axis.minorticks_off()
             axis.plot(panel.groupby("T")["limit_seconds"].last(), "--", color="gray", label="copy of as many bytes")
             times = panel.pivot_table("median_seconds", "T", "implementation", aggfunc="last")
-            for index, (name, label) in enumerate(LABELS.items()):
+            for index, name in enumerate(LABELS):
                 if name in times:
-                    axis.plot(times[name], "o-", color=f"C{index}", label=label)
+                    axis.plot(times[name], "o-", color=f"C{index}", label=LABELS[name])
         axes[0].set_ylabel("Seconds")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        where = frame.iloc[0]
-        note = f"{where['device']}, B = 32, H = {where['H']}, float32, {where['date']}, medians"
-        drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=note)
+        title = f"{first['device']}, B = {first['B']}, H = {first['H']}, float32, {first['date']}, medians"
+        drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4, title=title)
         return save(drawing, folder, stem)
