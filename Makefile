@@ -1,4 +1,4 @@
-# Needs make and Python 3.11 or newer: everything else goes into .venv. Another interpreter: make PYTHON=python3.12 ...
+# Needs make and Python 3.11 or newer. All else is installed into .venv. Another interpreter: make PYTHON=python3.12 ...
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,12 +8,12 @@ FOLDER ?= outputs
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun verify test test-all lint format docs wheel report clean distclean
+.PHONY: help install demo speedrun gpu verify test test-all lint format docs wheel report clean distclean
 
-help:  ## what there is to make
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY)  ## the environment in .venv with everything in it
+install: $(READY)  ## create .venv with all dependencies
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -22,53 +22,56 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MNIST; ARGS="overwrite=true" starts afresh
+demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MNIST; ARGS="overwrite=true" reruns
 	$(BIN)/indrnn-train -m experiment=demo model=indrnn,lstm,lstm_chrono seed=0 output_root=$(DEMO) $(ARGS)
 	$(BIN)/indrnn-report $(DEMO) --out $(DEMO)/report
 	@echo
-	@echo "After 800 updates each, only a network that carries the first pixels to the last step can tell the digits apart:"
-	@echo "the IndRNN does from the start, the LSTM only if its forget gates are opened for it (chrono initialisation)."
-	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images: no figure here is an MNIST accuracy."
-	@echo "Next: open $(DEMO)/report/report.html; tensorboard --logdir $(DEMO); make speedrun for the whole of MNIST."
+	@echo "After 800 updates each, only a network that keeps the first pixels until the last step can classify the digits:"
+	@echo "the IndRNN does from the start, the LSTM only with open forget gates (chrono initialization)."
+	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images. Its accuracies are not MNIST accuracies."
+	@echo "Next: open $(DEMO)/report/report.html; tensorboard --logdir $(DEMO); make speedrun for all of MNIST."
 
-speedrun: $(READY)  ## the fast protocol timed for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
+speedrun: $(READY)  ## time the fast protocol for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
 	$(BIN)/python scripts/speedrun.py $(ARGS)
 
-verify: $(READY)  ## the committed weights evaluated again and held against their results; ARGS="--data-root FOLDER"
+gpu:  ## run everything that needs a CUDA GPU in nine minutes, into OUT=build/gpu; without .venv it uses PYTHON
+	@OUT="$(OUT)" $(firstword $(wildcard $(BIN)/python) $(PYTHON)) scripts/gpu.py
+
+verify: $(READY)  ## re-evaluate the committed weights and compare with their results; ARGS="--data-root FOLDER"
 	$(BIN)/indrnn-eval results/runs $(ARGS)
 
-test: WHICH := -m "not slow"  ## the tests, in a few minutes on two cores
-test-all: WHICH :=  ## the slow ones too
-# The second call lets the Triton kernels run in Triton's interpreter, without a GPU.
+test: WHICH := -m "not slow"  ## run the tests: a few minutes on two cores
+test-all: WHICH :=  ## run the slow tests too
+# The second call runs the Triton kernels in Triton's interpreter, without a GPU.
 test test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 $(WHICH)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 $(WHICH) tests/test_triton.py
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)  ## put the source into ruff's format
+format: $(READY)  ## format the source with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## the API's pages from the docstrings, into build/docs
+docs: $(READY)  ## build the API reference into build/docs
 	@$(BIN)/python -c "import pathlib, indrnn, pdoc; \
 		vars(indrnn).update({name: getattr(indrnn, name) for name in indrnn.__all__}); \
 		pdoc.render.configure(docformat='google'); \
 		pdoc.pdoc('indrnn', 'indrnn.layers', 'indrnn.recurrence', output_directory=pathlib.Path('build/docs'))"
 	@echo "build/docs/index.html"
 
-wheel: $(READY)  ## the sdist and the wheel, into dist
+wheel: $(READY)  ## build the sdist and the wheel into dist
 	$(BIN)/python -m build --no-isolation
 
-report: $(READY)  ## tables and figures of the run folders below FOLDER=outputs
+report: $(READY)  ## write tables and figures of the runs in FOLDER=outputs
 	$(BIN)/indrnn-report $(FOLDER)
 
 clean:  ## remove caches and builds
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## and .venv; data and run folders stay
+distclean: clean  ## remove .venv too; data and run folders stay
 	rm -rf $(VENV)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from indrnn.bench.implementations import forced
+from indrnn.bench.recurrence import forced
 from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
 from indrnn.recurrence.dispatch import Cell, OutputGradients, load_backend

@@ -11,9 +11,9 @@ import torch
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 import triton
-from triton_resources import Variant, compile_for, faults, shipped
 
 from indrnn.recurrence.triton_gpu.chooser import MAX_CHUNKS, MAX_STEPS, Tile, choose
+from triton_resources import Variant, compile_for, faults, shipped
 
 pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile"

@@ -1,7 +1,4 @@
-"""Measured speed: the recurrence and a layer against a PyTorch loop, `nn.LSTM` and a plain copy; a whole training step
-against its matrix products. If a backend fails its exactness check, nothing is timed or written.
+"""Speed of the recurrence, a layer and a training step, and exactness of every backend (``indrnn-bench``).
 
-`indrnn.cli.bench` is the command, `commands` writes rows and tables, `clock` times, `exactness` checks before anything
-is timed, `implementations` is what is timed, `grid` the recurrence at all sizes, `training_steps` whole updates,
-`scaling` how their cost grows; these three also draw their figures.
+`commands` writes the results, `timing` times calls, `exact`, `recurrence` and `step` are the three commands.
 """

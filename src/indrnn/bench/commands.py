@@ -1,95 +1,78 @@
-"""One measurement from its first point to its files: CSV that says where it was made, a figure or profiles, and the
-ratios that matter as a table."""
+"""A benchmark from its first row to its files: CSV that says where it was measured, ratios, a figure or a profile."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-from indrnn.errors import UserError
-from indrnn.files import csv_text, write_atomically, written_lines
+from indrnn.errors import RunError, UserError
+from indrnn.files import write_atomically, written_lines
 from indrnn.record.result import environment, git
+from indrnn.recurrence import available_backends
+from indrnn.training.device import prepare_process, resolve_device, set_precision
 
-from . import grid, scaling, training_steps
-from .exactness import Checked
+from . import exact, recurrence, step
+
+MODULES = {"recurrence": recurrence, "step": step}
 
 
-def bench(what: str, on: Checked, quick: bool, minutes: float | None, out: Path) -> None:
-    """Measure ``what`` (recurrence, step or scaling), and write and print what was found. Rows are written after every
-    point, so an interrupted benchmark keeps them.
+def bench(what: str, device_name: str, out: Path, sizes: Sequence[Any], seconds: float, profile: bool) -> None:
+    """Compare every backend with float64, then time the recurrence or the training step; write and print the results.
+
+    Args:
+        what: exact (only the comparison), recurrence or step.
+        sizes: (B, T, H) of recurrence, B of step.
+        seconds: Time to spend on each implementation and pass.
+        profile: Whether step also writes a profile.
 
     Raises:
-        UserError: ``out`` cannot be written.
+        RunError: A backend is not exact. Nothing is timed.
+        UserError: The device is not available, or ``out`` cannot be written.
     """
-    where = provenance(on.device)
-    stem = f"{what}-{'quick-' if quick else ''}{slug(where)}"
-    points, conclude = _measurement(what, on, quick, minutes)
-    rows: Sequence[Any] = ()
-    for rows in points:
-        write_rows(out / f"{stem}.csv", rows, where)
-    table, paths = conclude(rows, on.device, where, out, stem)
-    versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton") if where[name])
-    text = f"{where['device']}, {where['threads']} threads, {versions}, {where['date']}\n\n{table}\n"
-    write_atomically(out / f"{stem}.md", text, UserError)
-    print("\n" + text, *written_lines([out / f"{stem}.csv", *paths, out / f"{stem}.md"]), sep="\n", flush=True)
-
-
-def _measurement(
-    what: str, on: Checked, quick: bool, minutes: float | None
-) -> tuple[Iterator[Sequence[Any]], Callable[..., tuple[str, list[Path]]]]:
-    """All rows so far, after each point; and what turns them into a table and the files drawn."""
-    device = on.device
-    if what == "recurrence":
-        plan = grid.QUICK if quick else grid.FULL
-        plan = replace(plan, minutes=minutes or plan.minutes)
-        return grid.run_grid(plan, on.implementations, device), grid.conclude
-    if what == "step":
-        cases, seconds = training_steps.cases(device, quick), 3.0 if device.type == "cpu" else 1.0
-        return training_steps.run_steps(cases, device, seconds), training_steps.conclude
-    scales = scaling.QUICK if quick else scaling.FULL
-    return scaling.run_scaling(replace(scales, minutes=minutes or scales.minutes), device), scaling.conclude
-
-
-def write_exactness(on: Checked, out: Path) -> None:
-    """Write the errors of the exactness check as CSV."""
-    where = provenance(on.device)
-    path = out / f"exactness-{slug(where)}.csv"
-    write_rows(path, on.checks, where)
-    print(f"wrote {path}")
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """The columns that tell where and with what a file was measured, the same in every row."""
+    device = resolve_device(device_name)
+    prepare_process(device)
+    set_precision("float32", device)
     machine = environment(device)
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": machine["device_name"],
-        "threads": machine["num_threads"],
-        **machine["versions"],
-        **git(),
-    }
-
-
-def slug(where: dict[str, Any]) -> str:
-    """A file name for this device and day, without an ending."""
-    name = re.sub(r"[^a-z0-9]+", "-", str(where["device"]).lower()).strip("-")
-    return f"{name}-{where['date']}"
-
-
-def write_rows(path: Path, rows: Sequence[Any], where: dict[str, Any]) -> None:
-    """Write rows (dataclasses of one type) as CSV, each with the columns of ``where``.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    titles = [*(field.name for field in fields(rows[0])), *where]
-    lines = [[*map(_plain, asdict(row).values()), *where.values()] for row in rows]
-    write_atomically(path, csv_text([titles, *lines]), UserError)
-
-
-def _plain(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    date = datetime.now(UTC).date().isoformat()
+    # The columns that say where and with what a row was measured.
+    where = {"date": date, "device": machine["device_name"], "threads": machine["num_threads"]}
+    where |= {**machine["versions"], **git()}
+    machine_line = ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+    print(machine_line, flush=True)
+    stem = f"{what}-{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}-{date}"
+    csv = out / f"{stem}.csv"
+    for name, reason in available_backends(device).items():
+        if reason is not None:
+            print(f"{name} skipped: {reason}")
+    frame = exact.largest_errors(device)
+    errors = frame.pivot(index=["implementation", "dtype"], columns="quantity", values="error")[[*exact.QUANTITIES]]
+    print("Largest errors as shares of the largest value:", errors.to_string(float_format="{:.1e}".format), sep="\n")
+    for row in frame[~(frame["error"] <= frame["tolerance"])].itertuples():  # a NaN is wrong too
+        raise RunError(
+            f"{row.implementation} is wrong in {row.dtype}: {row.quantity} has an error of {row.error:.1e} of its "
+            f"largest value, the tolerance is {row.tolerance:.0e}; nothing is timed or written"
+        )
+    if what == "exact":
+        write_atomically(csv, frame.assign(**where).to_csv(index=False), UserError)
+        print(f"wrote {csv}")
+        return
+    module, paths = MODULES[what], [csv, out / f"{stem}.md"]
+    # The default stream cannot be captured as a CUDA graph.
+    with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
+        for rows in module.measure(sizes, device, seconds):
+            frame = pd.DataFrame(rows, columns=list(module.COLUMNS)).assign(**where)
+            write_atomically(csv, frame.to_csv(index=False, float_format="%.6g"), UserError)
+            print(f"{len(frame)} rows in {csv}", flush=True)
+        if profile:
+            paths.append(out / f"{stem}-profile.txt")
+            write_atomically(paths[-1], step.profile(device), UserError)
+    table = module.ratios(frame, device).to_string(float_format="{:.3g}".format, na_rep="")
+    write_atomically(paths[1], f"{machine_line}\n\n```\n{table}\n```\n", UserError)
+    if what == "recurrence":
+        paths += recurrence.draw(frame, out, stem)
+    print(f"\n{table}\n", *written_lines(paths), sep="\n")

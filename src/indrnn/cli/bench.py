@@ -1,41 +1,40 @@
-"""``indrnn-bench``: how fast the IndRNN is, and how near to the limits of the machine."""
+"""``indrnn-bench``: how fast the IndRNN is next to PyTorch and to the limits of the machine, and how exact."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
+from math import inf
 from pathlib import Path
-
-from indrnn.errors import UserError
 
 from . import announce, command_parser, run
 
 DESCRIPTION = """\
-Time the recurrence and a layer against a plain copy, a PyTorch loop and nn.LSTM (recurrence), whole training steps
-against their matrix products (step), and how steps slow down and memory grows with processes, batch, length and depth
-(scaling). Every backend is compared with float64 first; if one is wrong, nothing is timed or written. Writes CSV, a
-figure and the ratios that matter.
+recurrence: time the recurrence and a layer next to a copy of the input, a PyTorch loop and nn.LSTM
+step:       time training steps of the IndRNN and the LSTM next to the IndRNN's matrix products
+exact:      compare every backend, forward and backward, with float64
+Every command runs the comparison first. If a backend is wrong, nothing is timed. Writes CSV, ratios and a figure.
 """
+HIDDEN_SIZE = 128
 
 
 def parser() -> argparse.ArgumentParser:
     command = command_parser("indrnn-bench", DESCRIPTION)
-    command.add_argument(
-        "what",
-        nargs="?",
-        choices=("all", "recurrence", "step", "scaling", "exact"),
-        default="all",
-        help="what to measure (default: all, which is recurrence and step); exact: only the comparison with float64",
+    whats = command.add_subparsers(dest="what", required=True, metavar="{recurrence,step,exact}")
+    commands = {what: whats.add_parser(what) for what in ("recurrence", "step", "exact")}
+    for options in commands.values():
+        options.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        options.add_argument("--out", type=Path, default=Path("results/bench"), help="default: results/bench")
+        options.set_defaults(length=[0], batch=[], seconds=0.0, profile=False)
+    for what, seconds in (("recurrence", 0.3), ("step", 3.0)):
+        options = commands[what]
+        options.add_argument("--batch", type=_positive(int), nargs="+", default=[32], help="batch sizes (default: 32)")
+        options.add_argument(
+            "--seconds", type=_positive(float), default=seconds, help=f"for each call (default: {seconds})"
+        )
+    commands["recurrence"].add_argument(
+        "--length", type=_positive(int), nargs="+", default=[28, 256, 784], help="time steps (default: 28 256 784)"
     )
-    command.add_argument(
-        "--quick", action="store_true", help="a few sizes at B = 32: under two minutes on two CPU cores"
-    )
-    command.add_argument(
-        "--minutes", type=_minutes,
-        help="recurrence, scaling: skip the sizes left after this time (default: 30, with --quick 2 and 1)",
-    )  # fmt: skip
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    command.add_argument(
-        "--out", type=Path, default=Path("results/bench"), help="folder to write to (default: results/bench)"
-    )
+    commands["step"].add_argument("--profile", action="store_true", help="also write where the time of a step goes")
     return command
 
 
@@ -47,24 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
-    from indrnn.bench.commands import bench, write_exactness
-    from indrnn.bench.exactness import check_device
+    from indrnn.bench.commands import bench
 
-    if options.minutes is not None and options.what in ("step", "exact"):
-        raise UserError(f"--minutes has no use with {options.what}; recurrence and scaling take it")
-    on = check_device(options.device)
-    if options.what == "exact":
-        write_exactness(on, options.out)
-        return
-    for what in ("recurrence", "step") if options.what == "all" else (options.what,):
-        bench(what, on, options.quick, options.minutes, options.out)
+    sizes = (
+        list(product(options.batch, options.length, [HIDDEN_SIZE])) if options.what == "recurrence" else options.batch
+    )
+    bench(options.what, options.device, options.out, sizes, options.seconds, options.profile)
 
 
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def positive(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < inf:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    positive.__name__ = kind.__name__  # which argparse names for what is no number
+    return positive
 
 
 if __name__ == "__main__":

@@ -1,14 +1,7 @@
-"""Compile every Triton kernel that is shipped, without a GPU, and write the resources that each uses as CSV:
+"""Compiles the Triton kernels for GPUs that are not here, and reads what the compiler made of them."""
 
-    python scripts/triton_resources.py results/bench/triton_resources.csv --capability 80 90
-
-Exits with 1 if a kernel spills registers, waits between the loads of a tile or changes its layout.
-"""
-
-import argparse
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +13,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from indrnn.files import csv_text, write_atomically
 from indrnn.recurrence.triton_gpu.backward import backward_kernel
 from indrnn.recurrence.triton_gpu.chooser import WITHOUT_SCAN, Tile, choose
 from indrnn.recurrence.triton_gpu.forward import forward_kernel
@@ -36,8 +28,8 @@ _ARITHMETIC = {"FFMA", "FADD", "FMUL", "FMNMX", "DFMA", "DADD", "DMUL", "STG", "
 class Variant:
     """One compilation of one kernel.
 
-    ``packed``: T-strides are compiled in; ``masked``: neither H nor T is a whole number of tiles; ``everything``: with
-    bias and statistics (forward) or their gradients (backward), else with x and u alone (h and its gradient).
+    ``packed``: the strides along T are constants. ``masked``: neither H nor T is a whole number of tiles.
+    ``everything``: with bias and statistics (forward) or their gradients (backward).
     """
 
     direction: str
@@ -50,12 +42,10 @@ class Variant:
 
 
 def shipped() -> list[Variant]:
-    """The most demanding kernels that the chooser can ask for: the most steps of each kind, every dtype and layout.
-
-    Fewer steps, chunks or options need fewer registers."""
+    """The kernels that need the most registers: the most steps of each kind, every dtype and layout."""
     variants = []
     for direction, dtype, packed in product(("forward", "backward"), _POINTERS, (True, False)):
-        # B·H = 2^16 is walked by one thread a chain, 2^12 by eight; the odd T is masked.
+        # One thread per chain at B·H = 2^16, eight at 2^12; the odd T is masked.
         for B, T in ((32, 784), (32, 100_003), (512, 100_003)):
             tile = choose(direction, "relu", B, T, _H, dtype == torch.float64, packed)
             masked = T % (tile.chunks * tile.steps) != 0
@@ -100,16 +90,6 @@ def compile_for(variant: Variant, capability: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=variant.tile.options)
 
 
-def resources(compiled: Any) -> dict[str, int]:
-    """Registers a thread, bytes of stack a thread (spills, if not 0) and of shared memory a program."""
-    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _examine(compiled, "cuobjdump", "--dump-resource-usage")))
-    return {
-        "registers": int(usage["REG"]),
-        "stack": int(usage["STACK"]) + int(usage["LOCAL"]),
-        "shared": compiled.metadata.shared,
-    }
-
-
 def most_loads_in_flight(compiled: Any) -> int:
     """The longest run of loads from global memory without arithmetic, store or barrier between them."""
     longest = run = 0
@@ -122,19 +102,18 @@ def most_loads_in_flight(compiled: Any) -> int:
 
 
 def faults(variant: Variant, compiled: Any) -> list[str]:
-    """What is wrong with a compiled kernel, one phrase for each fault."""
-    used = resources(compiled)
+    """The faults of a compiled kernel: spills, too many registers, loads that wait, changes of layout."""
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _examine(compiled, "cuobjdump", "--dump-resource-usage")))
     problems = []
-    if used["stack"]:
-        problems.append(f"{used['stack']} bytes of registers spilled")
-    if used["registers"] * 32 * variant.tile.warps > 65_536:
-        problems.append(f"{used['registers']} registers for each of {32 * variant.tile.warps} threads")
+    if spilled := int(usage["STACK"]) + int(usage["LOCAL"]):
+        problems.append(f"{spilled} bytes of registers spilled")
+    if int(usage["REG"]) * 32 * variant.tile.warps > 65_536:
+        problems.append(f"{usage['REG']} registers for each of {32 * variant.tile.warps} threads")
     streams = 1 if variant.direction == "forward" else 2
     in_flight = most_loads_in_flight(compiled)
     if in_flight < streams * variant.tile.steps:
         problems.append(f"only {in_flight} of {streams * variant.tile.steps} loads in flight")
-    # One layout throughout, in which the threads of a warp own consecutive units: loads are coalesced, and only scans
-    # and sums use shared memory.
+    # The threads of a warp own consecutive units: loads are coalesced, and only scans and sums use shared memory.
     layouts = compiled.asm["ttgir"]
     if "ttg.convert_layout" in layouts or "order = [0, 1]" in layouts:
         problems.append("a change of layout, or one that is not coalesced")
@@ -147,39 +126,3 @@ def _examine(compiled: Any, tool: str, option: str) -> str:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         return subprocess.run([path, option, cubin], capture_output=True, text=True, check=True).stdout
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the CSV file to write")
-    parser.add_argument("--capability", type=int, nargs="+", default=[80, 90], help="compute capabilities, 90 for 9.0")
-    options = parser.parse_args()
-    rows, bad = [], 0
-    for variant in shipped():
-        for capability in options.capability:
-            compiled = compile_for(variant, capability)
-            row = {
-                "triton": triton.__version__,
-                "capability": capability,
-                "direction": variant.direction,
-                "strategy": variant.tile.strategy,
-                "chunks": variant.tile.chunks,
-                "steps": variant.tile.steps,
-                "threads": 32 * variant.tile.warps,
-                "nonlinearity": variant.nonlinearity,
-                "dtype": str(variant.dtype).removeprefix("torch."),
-                "packed": variant.packed,
-                "masked": variant.masked,
-                **resources(compiled),
-            }
-            rows.append(row)
-            for fault in faults(variant, compiled):
-                bad += 1
-                print(f"{fault}: {row}", file=sys.stderr)
-    write_atomically(options.out, csv_text([rows[0], *(row.values() for row in rows)]))
-    print(f"{len(rows)} kernels, {bad} faults: {options.out}")
-    return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
