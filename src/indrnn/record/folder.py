@@ -30,7 +30,7 @@ from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
 from ..files import TEMPORARY, expanded, one_line, write_atomically
-from .config_diff import Difference, continues, differences
+from .config_diff import continues, differences
 from .tensorboard import EVENTS
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ _SHORTER = "result.max_steps"  # begins the name of result.json of a run that wa
 
 _SHOWN = 4
 _ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="
+_KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true"
 
 
 def run_folder(cfg: Config) -> Path:
@@ -200,41 +201,29 @@ def load_config_file(path: Path) -> dict[str, Any]:
 def _state(path: Path, cfg: Config) -> str:
     """fresh, resume or finished; raises UserError if ``cfg`` must not touch what is in ``path``."""
     present = {file.name for file in written_files(path)} if path.is_dir() else set()
+    trained = present & {RESULT, CHECKPOINT, BEST, METRICS}
     if CONFIG not in present:
-        strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}
-        if strangers:
-            raise UserError(f"run folder {path} has {', '.join(sorted(strangers))} but no {CONFIG}; {_ELSEWHERE}")
+        if trained:
+            raise UserError(f"run folder {path} has {', '.join(sorted(trained))} but no {CONFIG}; {_ELSEWHERE}")
         return "fresh"
     old = load_config_file(path / CONFIG)
-    untrained = not present & {RESULT, CHECKPOINT, BEST} and not (METRICS in present and _has_rows(path / METRICS))
-    if cfg.overwrite or untrained:
+    # Only metrics.csv, and no row below its header: there is nothing to lose.
+    if cfg.overwrite or not trained or (trained == {METRICS} and (path / METRICS).read_bytes().count(b"\n") <= 1):
         return "fresh"
     differ = differences(flatten(old), cfg)
     if differ and not continues(differ, cfg):
-        raise UserError(_refusal(path, differ))
+        shown = ", ".join(map(str, differ[:_SHOWN]))
+        more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise UserError(f"run folder {path} holds a run of another config: {shown}{more}; {_KEEP_OR_REPLACE}")
     if RESULT in present and not differ:
         return "finished"
     if cfg.resume == "never":
         raise UserError(
             f"run folder {path} holds {'a shorter' if RESULT in present else 'an unfinished'} run and resume=never; "
-            "resume it with resume=auto, keep both with tag=<name>, or replace it with overwrite=true"
+            f"resume it with resume=auto, {_KEEP_OR_REPLACE}"
         )
     if RESULT in present and CHECKPOINT not in present:
         raise UserError(
-            f"the finished run in {path} has no {CHECKPOINT} to resume from ({differ[0]}); keep both with tag=<name>, "
-            "or replace it with overwrite=true"
+            f"the finished run in {path} has no {CHECKPOINT} to resume from ({differ[0]}); {_KEEP_OR_REPLACE}"
         )
     return "resume" if CHECKPOINT in present else "fresh"
-
-
-def _has_rows(metrics: Path) -> bool:
-    return metrics.read_bytes().count(b"\n") > 1
-
-
-def _refusal(path: Path, differ: list[Difference]) -> str:
-    shown = ", ".join(map(str, differ[:_SHOWN]))
-    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
-    return (
-        f"run folder {path} holds a run of another config: {shown}{more}; keep both with tag=<name>, or replace it "
-        "with overwrite=true"
-    )

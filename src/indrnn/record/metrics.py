@@ -1,11 +1,10 @@
 """metrics.csv: one row per evaluation and log interval."""
 
 import csv
-import io
 import logging
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -18,7 +17,6 @@ COLUMNS = {
     "step": np.int64, "epoch": float, "seconds": float, "split": str,
     "loss": float, "accuracy": float, "lr": float, "grad_norm": float,
 }  # fmt: skip
-_SPLITS = ("train", "val", "test")
 
 
 class MetricsWriter:
@@ -41,12 +39,13 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
-        kept: list[list[str]] = []
+        kept: list[str] = []
         if resume_step is not None and path.exists():
-            kept = [row for row in _rows(path) if int(row[0]) <= resume_step]
+            steps = read_metrics(path)["step"]
+            kept = [line for line, step in zip(_lines(path)[1:], steps, strict=True) if step <= resume_step]
         elif resume_step:
             log.warning("%s is missing: its curves begin at step %d", path, resume_step)
-        write_atomically(path, csv_text([COLUMNS, *kept]))
+        write_atomically(path, csv_text([COLUMNS]) + "".join(kept))
         self._path = path
         with one_line("write", path):
             self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115
@@ -78,34 +77,27 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 
     An incomplete last line, of a killed run, is dropped. Raises UserError with one line for any other damage.
     """
-    columns = list(zip(*map(_values, _rows(path)), strict=True)) or [()] * len(COLUMNS)
-    return {name: np.array(column, dtype=kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
+    header, *rows = list(csv.reader(_lines(path))) or [[]]
+    if header != list(COLUMNS):
+        raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    for number, row in enumerate(rows, start=2):
+        try:
+            for (name, kind), cell in zip(COLUMNS.items(), row, strict=True):
+                columns[name].append(kind(cell) if cell or kind is not float else math.nan)
+            if row[3] not in ("train", "val", "test"):
+                raise ValueError
+        except ValueError as failure:
+            line = ",".join(row)[:60]
+            raise UserError(f"{path} is damaged in line {number} ({line!r}); repair or move it away") from failure
+    return {name: np.array(columns[name], dtype=kind) for name, kind in COLUMNS.items()}
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The rows below the header as strings, checked."""
+def _lines(path: Path) -> list[str]:
+    """The complete lines, which end with a line feed: the 0.97 of another may have been 0.9734."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
         raise UserError(f"{path} is damaged: not text; move it away") from failure
-    # A last line without a line feed is incomplete, even if it looks complete: 0.97 may have been 0.9734.
-    header, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
-    if header != list(COLUMNS):
-        raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
-    for number, row in enumerate(rows, start=2):
-        try:
-            _values(row)
-        except ValueError as failure:
-            line = ",".join(row)[:60]
-            raise UserError(f"{path} is damaged in line {number} ({line!r}); repair or move it away") from failure
-    return rows
-
-
-def _values(row: list[str]) -> tuple[Any, ...]:
-    """Raises ValueError for a line that is not a row."""
-    step, epoch, seconds, split, *numbers = row
-    if split not in _SPLITS or len(row) != len(COLUMNS):
-        raise ValueError(f"not a row: {row}")
-    return int(step), float(epoch), float(seconds), split, *(float(cell) if cell else math.nan for cell in numbers)

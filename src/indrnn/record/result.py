@@ -120,23 +120,19 @@ def environment(device: "torch.device | str") -> dict[str, Any]:
     import torch
 
     device = torch.device(device)
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        instructions = "compute capability {}.{}".format(*torch.cuda.get_device_capability(device))
-    else:
-        name, instructions = cpu_name(), cpu_instructions()
-    versions = {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint cannot hold
-        "cuda": torch.version.cuda,
-        "numba": _version("numba"),
-        "triton": _version("triton"),
-        "indrnn": indrnn.__version__,
-    }
+    cuda = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if cuda else ()
     return {
-        "versions": versions,
-        "device_name": name,
-        "instruction_set": instructions,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),  # a subclass of str, which a checkpoint cannot hold
+            "cuda": torch.version.cuda,
+            "numba": _version("numba"),
+            "triton": _version("triton"),
+            "indrnn": indrnn.__version__,
+        },
+        "device_name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        "instruction_set": f"compute capability {'.'.join(map(str, capability))}" if cuda else cpu_instructions(),
         "num_threads": torch.get_num_threads(),
     }
 
@@ -146,18 +142,14 @@ def cpu_instructions() -> str:
     import torch
 
     flags = torch.cpu.get_capabilities()
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flags.get(flag):
-            return flag.upper().replace("_", "-")
-    return torch.backends.cpu.get_cpu_capability()
+    names = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
+    return next((name for flag, name in names.items() if flags.get(flag)), torch.backends.cpu.get_cpu_capability())
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's model name."""
-    try:
-        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-    except OSError:
-        model = None
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 

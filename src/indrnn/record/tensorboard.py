@@ -24,21 +24,6 @@ if TYPE_CHECKING:
 EVENTS = "events.out.tfevents."
 PINNED = ("eval/accuracy", "train/loss")
 
-# Every scalar with its description. TensorBoard sorts by tag, so validation accuracy comes first.
-SCALARS = {
-    "eval/accuracy": "Validation accuracy; the best checkpoint is chosen by it.",
-    "eval/best_accuracy": "Validation accuracy of the best checkpoint.",
-    "eval/best_loss": "Mean validation loss of the best checkpoint.",
-    "eval/loss": "Mean validation loss.",
-    "optimizer/grad_norm": "Norm of the whole gradient before clipping, mean since the last point.",
-    "optimizer/lr": "Learning rate of the last step.",
-    "optimizer/muon_lr": "Muon's learning rate of the last step.",
-    "speed/steps_per_second": "Steps per second since the last point, without evaluations.",
-    "test/accuracy": "Test accuracy of the best checkpoint; the test split is read once.",
-    "test/loss": "Mean test loss of the best checkpoint; the test split is read once.",
-    "train/accuracy": "Accuracy on the training batches since the last point.",
-    "train/loss": "Mean loss of the training batches since the last point.",
-}
 # Charts that overlay all runs. TensorBoard matches a chart's tags as regular expressions from their beginning.
 _CHARTS = {
     "validation accuracy": "eval/accuracy$",
@@ -73,17 +58,10 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Write one point per tag; None (the accuracy of a regression) is left out."""
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-
-        points = [
-            Summary.Value(
-                tag=tag, simple_value=value, metadata=SummaryMetadata(summary_description=SCALARS.get(tag, ""))
-            )
-            for tag, value in values.items()
-            if value is not None
-        ]
         with self._written() as writer:
-            writer.file_writer.add_summary(Summary(value=points), step)
+            for tag, value in values.items():
+                if value is not None:
+                    writer.add_scalar(tag, value, step)
 
     def histogram(self, tag: str, tensor: "torch.Tensor", step: int) -> None:
         """Write a histogram with 30 equal bins: one of torch's default bins would have all recurrent weights near 1."""
