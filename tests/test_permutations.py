@@ -45,21 +45,15 @@ ENDS = {
 @pytest.mark.parametrize("name", RULES)
 def test_named_permutations_follow_their_users_rule(name):
     rule, seed = RULES[name]
-    assert load_permutation(name).tolist() == rule(seed)
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_named_permutations_begin_and_end_as_written_down(name):
-    permutation = load_permutation(name).tolist()
-    first, last = ENDS[name]
-    assert permutation[:10] == first
-    assert permutation[-10:] == last
+    permutation = load_permutation(name)
+    assert permutation.dtype == np.int64
+    assert permutation.tolist() == rule(seed)
+    assert (permutation.tolist()[:10], permutation.tolist()[-10:]) == ENDS[name]
 
 
 @pytest.mark.parametrize("name", ["torch12008", "torch5544"])
-def test_torchs_permutations_from_the_mersenne_twister_itself(name):
-    """randperm(n) swaps place i with place i + r mod (n - i), r the next 32 bits: so an older or newer torch that kept
-    to this draws the same."""
+def test_torch_permutations_from_the_mersenne_twister_itself(name):
+    """randperm(n) swaps place i with place i + r mod (n - i), where r are the next 32 bits."""
     bits = np.random.RandomState(int(name.removeprefix("torch"))).randint(0, 2**32, size=783, dtype=np.uint32)
     order = list(range(784))
     for i, r in enumerate(bits.tolist()):
@@ -68,29 +62,19 @@ def test_torchs_permutations_from_the_mersenne_twister_itself(name):
     assert load_permutation(name).tolist() == order
 
 
-@pytest.mark.parametrize("name", [*RULES, "random:7"])
-def test_every_pixel_is_shown_once(name):
-    permutation = load_permutation(name)
-    assert permutation.dtype == np.int64
-    assert sorted(permutation.tolist()) == list(range(784))
-
-
-def test_the_named_permutations_differ():
-    assert len(set(SHA256.values())) == len(RULES)
-
-
-def test_sha256_is_over_little_endian_64_bit_integers():
+def test_hashes_are_over_little_endian_64_bit_integers():
     p = load_permutation("bitrev")
-    expected = hashlib.sha256(struct.pack("<784q", *p.tolist())).hexdigest()
-    assert permutation_sha256(p) == expected == SHA256["bitrev"]
+    assert permutation_sha256(p) == hashlib.sha256(struct.pack("<784q", *p.tolist())).hexdigest() == SHA256["bitrev"]
+    assert len(set(SHA256.values())) == len(RULES)
 
 
 def test_random_permutations_follow_their_seed():
     assert load_permutation("random:92916").tolist() == load_permutation("seed92916").tolist()
     assert load_permutation("random:1").tolist() != load_permutation("random:2").tolist()
+    assert sorted(load_permutation("random:7").tolist()) == list(range(784))
 
 
-def test_the_global_random_streams_are_left_alone():
+def test_global_random_streams_are_unchanged():
     torch.manual_seed(3)
     np.random.seed(3)
     expected = torch.rand(1), np.random.rand()
@@ -101,78 +85,21 @@ def test_the_global_random_streams_are_left_alone():
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-def test_a_library_that_draws_another_order_is_noticed(monkeypatch):
-    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+def test_changed_library_is_noticed(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))
     with pytest.raises(UserError, match="torch12008"):
         load_permutation("torch12008")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv"])
-def test_a_permutation_from_a_file(tmp_path, suffix):
-    order = list(reversed(range(784)))
-    path = tmp_path / f"order{suffix}"
-    if suffix == ".npy":
-        np.save(path, np.array(order, dtype=np.int32))
-    else:
-        path.write_text((", " if suffix == ".csv" else "\n").join(map(str, order)))
-    assert load_permutation(f"file:{path}").tolist() == order
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "0 1 2",
-        " ".join(map(str, range(785))),
-        " ".join(map(str, range(1, 785))),
-        " ".join(["0"] * 784),
-        "a b c",
-        "0.5 " * 784,
-        "9" * 40,
-    ],
-)
-def test_a_file_without_a_permutation_is_refused(tmp_path, content):
-    path = tmp_path / "order.txt"
-    path.write_text(content)
-    with pytest.raises(UserError, match="0 to 783") as error:
-        load_permutation(f"file:{path}")
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("array", [np.arange(784.0), np.array(["a"] * 784), np.array([{}] * 784), np.int64(3)])
-def test_a_numpy_file_without_a_permutation_is_refused(tmp_path, array):
-    np.save(tmp_path / "order.npy", array, allow_pickle=True)
-    with pytest.raises(UserError, match="0 to 783"):
-        load_permutation(f"file:{tmp_path / 'order.npy'}")
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    for name in ("order.txt", "order.npy"):
-        (tmp_path / name).write_bytes(b"\xff\xfe\x00\x93NUMPY\x80")
-        with pytest.raises(UserError, match="0 to 783"):
-            load_permutation(f"file:{tmp_path / name}")
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    for path in (tmp_path / "absent.npy", tmp_path / "absent.txt", tmp_path):
-        with pytest.raises(UserError, match="cannot be read") as error:
-            load_permutation(f"file:{path}")
-        assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "name", ["seed1", "bitreversal", "", "random", "file", "random:<seed>", "file:<path>x?", "BITREV"]
-)
+@pytest.mark.parametrize("name", ["seed1", "bitreversal", "", "file:order.npy", "<seed>", "BITREV"])
 def test_unknown_names_are_refused_with_the_choices(name):
     with pytest.raises(UserError) as error:
         load_permutation(name)
-    if not name.startswith(("random:", "file:")):
-        for choice in ("seed92916", "bitrev", "torch12008", "torch5544", "numpy0", "random:<seed>", "file:<path>"):
-            assert choice in str(error.value)
+    for choice in (*RULES, "random:<seed>"):
+        assert choice in str(error.value)
 
 
-@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "", str(2**32), "²"])
+@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "", str(2**32), "²", "<seed>"])
 def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(UserError, match=r"from 0 to 4294967295"):
+    with pytest.raises(UserError, match="from 0 to 4294967295"):
         load_permutation(f"random:{seed}")

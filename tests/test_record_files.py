@@ -1,4 +1,4 @@
-"""What a run writes into its folder: metrics, TensorBoard events, the result, where it ran; and reading it again."""
+"""metrics.csv, result.json and provenance: written, read again, damaged."""
 
 import dataclasses
 import json
@@ -6,18 +6,15 @@ import math
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import indrnn
 from indrnn.errors import RunError, UserError
-from indrnn.files import replacing
+from indrnn.files import expanded, replacing, write_atomically
 from indrnn.record.metrics import MetricsWriter, read_metrics
 from indrnn.record.result import (
     Result,
@@ -26,12 +23,12 @@ from indrnn.record.result import (
     environment,
     git,
     read_result,
-    running_code,
     wilson_interval,
     write_result,
-)
+)  # fmt: skip
 
 HEADER = "step,epoch,seconds,split,loss,accuracy,lr,grad_norm\n"
+ROW = "1,0.1,1.000,train,0.5,0.5,0.0002,1.0\n"
 RESULT = Result(
     model="indrnn", task="mnist5k", name="indrnn", seed=0, parameters=86_410, best_step=20, steps=30, epochs=0.27,
     val_accuracy=0.5, val_loss=1.2, test_accuracy=0.4, test_loss=1.3, test_ci95=(0.37, 0.43), seconds=9.5,
@@ -42,75 +39,59 @@ RESULT = Result(
 
 
 def full_disk(path):
-    """Whatever is written to ``path`` next meets a full disk, for real."""
+    """Whatever is written to ``path`` next meets a full disk."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     path.symlink_to("/dev/full")
 
 
-def test_metrics_can_be_followed_row_by_row(tmp_path):
-    path = tmp_path / "metrics.csv"
-    with MetricsWriter(path, None) as metrics:
-        assert path.read_text() == HEADER
-        metrics.row(100, 0.058, 14.21, "train", 2.25, 0.125, 2e-4, 0.75)
-        assert path.read_text() == HEADER + "100,0.058,14.210,train,2.25,0.125,0.0002,0.75\n"
-        metrics.row(100, 0.058, 15.0, "val", 1 / 3, None)
-        assert path.read_text().endswith("\n100,0.058,15.000,val,0.3333333333333333,,,\n")
-
-
-def test_metrics_are_read_as_columns(tmp_path):
+def test_metrics_are_readable_row_by_row(tmp_path):
     path = tmp_path / "metrics.csv"
     with MetricsWriter(path, None) as metrics:
         assert read_metrics(path)["step"].shape == (0,)
-        metrics.row(1, 0.1, 1.0, "train", 1 / 3, None, 1e-7, math.inf)
-        metrics.row(2, 0.2, 2.0, "val", math.nan, 0.1)
+        metrics.row(100, 0.058, 14.21, "train", 2.25, 0.125, 2e-4, math.inf)
+        assert path.read_text() == HEADER + "100,0.058,14.210,train,2.25,0.125,0.0002,inf\n"
+        metrics.row(100, 0.058, 15.0, "val", 1 / 3, None)
+        assert path.read_text().endswith("\n100,0.058,15.000,val,0.3333333333333333,,,\n")
     read = read_metrics(path)
-    assert read["step"].tolist() == [1, 2]
+    assert read["step"].tolist() == [100, 100]
     assert read["split"].tolist() == ["train", "val"]
-    assert read["loss"][0] == 1 / 3
-    assert np.isnan(read["loss"][1])
+    assert read["loss"].tolist() == [2.25, 1 / 3]
+    np.testing.assert_array_equal(read["accuracy"], [0.125, math.nan])
     assert read["grad_norm"][0] == math.inf
-    np.testing.assert_array_equal(read["accuracy"], [math.nan, 0.1])
+    MetricsWriter(path, None).close()
+    assert path.read_text() == HEADER
 
 
-def test_a_resumed_run_writes_the_same_metrics_as_an_unbroken_one(tmp_path):
+def test_resumed_metrics_equal_uninterrupted_ones(tmp_path):
     def write(metrics, first, last):
         for step in range(first, last + 1):
             metrics.row(step, step / 10, step / 7, "train", 1 / step, 0.5, 2e-4, 1.0)
             if step % 5 == 0:
                 metrics.row(step, step / 10, step / 7, "val", 2 / step, 0.4)
 
-    unbroken, broken = tmp_path / "unbroken.csv", tmp_path / "broken.csv"
-    with MetricsWriter(unbroken, None) as metrics:
+    whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
+    with MetricsWriter(whole, None) as metrics:
         write(metrics, 1, 30)
-    with MetricsWriter(broken, None) as metrics:
+    with MetricsWriter(resumed, None) as metrics:
         write(metrics, 1, 17)
-    with open(broken, "a") as file:
+    with open(resumed, "a") as file:
         file.write("18,1.8,2.57")  # the kill came here; the last checkpoint was at step 10
-    with MetricsWriter(broken, 10) as metrics:
+    with MetricsWriter(resumed, 10) as metrics:
         write(metrics, 11, 30)
-    assert broken.read_bytes() == unbroken.read_bytes()
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("cut", range(1, 40))
-def test_a_last_line_cut_anywhere_is_dropped(tmp_path, cut):
+@pytest.mark.parametrize("cut", [1, 5, 25, 37, 39])
+def test_incomplete_last_line_is_dropped(tmp_path, cut):
     path = tmp_path / "metrics.csv"
-    row = "2,0.2,2.000,train,0.9734,0.5,0.0002,1.75\n"
-    path.write_text(HEADER + "1,0.1,1.000,train,0.5,0.5,0.0002,1.0\n" + row[:cut])
+    path.write_text(HEADER + ROW + "2,0.2,2.000,train,0.9734,0.5,0.0002,1.75\n"[:cut])
     assert read_metrics(path)["step"].tolist() == [1]
     MetricsWriter(path, 2).close()
-    assert path.read_text() == HEADER + "1,0.1,1.000,train,0.5,0.5,0.0002,1.0\n"
+    assert path.read_text() == HEADER + ROW
 
 
-def test_starting_again_empties_the_metrics(tmp_path):
-    path = tmp_path / "metrics.csv"
-    with MetricsWriter(path, None) as metrics:
-        metrics.row(1, 0.1, 1.0, "train", 1.0)
-    MetricsWriter(path, None).close()
-    assert path.read_text() == HEADER
-
-
-def test_metrics_that_are_gone_do_not_stop_a_resumed_run_but_are_missed(tmp_path, caplog):
+def test_missing_metrics_are_a_warning_for_a_resumed_run(tmp_path, caplog):
     path = tmp_path / "metrics.csv"
     MetricsWriter(path, 10).close()
     assert path.read_text() == HEADER
@@ -118,98 +99,79 @@ def test_metrics_that_are_gone_do_not_stop_a_resumed_run_but_are_missed(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("step,loss\n1,2\n", "does not begin with"),
         ("", "does not begin with"),
         (HEADER + "1,0.1,1.0,train,x,,,\n", "line 2"),
         (HEADER + "1,0.1\n", "line 2"),
-        (HEADER + "1,0.1,1.0,train,1.0,,,\n\n", "line 3"),
+        (HEADER + ROW + "1,0.1,1.0,training,1.0,,,\n", "line 3"),
+        (HEADER + ROW + "\n", "line 3"),
     ],
 )
-def test_damaged_metrics_are_named_and_kept(tmp_path, text, said):
+def test_damaged_metrics_are_named_and_kept(tmp_path, text, message):
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     for read in (lambda: read_metrics(path), lambda: MetricsWriter(path, 5)):
-        with pytest.raises(UserError, match=said) as failure:
+        with pytest.raises(UserError, match=message) as error:
             read()
-        assert str(path) in str(failure.value)
-        assert "\n" not in str(failure.value)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
     assert path.read_text() == text
 
 
-def test_a_row_that_no_longer_fits_leaves_whole_rows(tmp_path, limited_file_size):
+def test_full_disk_is_one_line_and_leaves_complete_rows(tmp_path, limited_file_size):
     path = tmp_path / "metrics.csv"
-    with MetricsWriter(path, None) as metrics:
-        metrics.row(1, 0.1, 1.0, "train", 1 / 3)
-        size = path.stat().st_size
-        with limited_file_size(size + 10), pytest.raises(RunError, match=re.escape(str(path))) as failure:
-            metrics.row(2, 0.2, 2.0, "train", 1 / 3)
-        assert "\n" not in str(failure.value)
-        assert path.stat().st_size == size
 
+    def fill():
+        with MetricsWriter(path, None) as metrics:
+            for step in range(1, 10):
+                metrics.row(step, 0.1, 1.0, "train", 1 / 3)
 
-def test_a_full_disk_stops_the_metrics_with_one_line(tmp_path):
-    path = tmp_path / "metrics.csv"
+    with limited_file_size(150), pytest.raises(RunError, match=re.escape(str(path))) as error:
+        fill()
+    assert "\n" not in str(error.value)
+    assert read_metrics(path)["step"].tolist() == [1, 2]
     full_disk(tmp_path / "metrics.csv.tmp")
     with pytest.raises(RunError, match=r"metrics\.csv: No space left on device; free some space"):
         MetricsWriter(path, None)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["metrics.csv"]
 
 
-def test_a_result_is_read_as_written(tmp_path):
+@pytest.mark.parametrize("changes", [{}, dict.fromkeys(("val_accuracy", "test_accuracy", "test_ci95"))])
+def test_result_is_read_as_written_or_keeps_the_old_one(tmp_path, changes):
     path = tmp_path / "result.json"
-    write_result(path, RESULT)
-    assert read_result(path) == RESULT
-    written = json.loads(path.read_text())
-    assert next(iter(written)) == "schema_version"
-    assert written["schema_version"] == 1
-    assert os.listdir(tmp_path) == ["result.json"]
-
-
-def test_a_task_without_classes_has_no_accuracies(tmp_path):
-    path = tmp_path / "result.json"
-    result = dataclasses.replace(RESULT, val_accuracy=None, test_accuracy=None, test_ci95=None)
+    result = dataclasses.replace(RESULT, **changes)
     write_result(path, result)
     assert read_result(path) == result
-
-
-def test_a_result_from_before_there_were_segments_is_read(tmp_path):
-    path = tmp_path / "result.json"
-    values = {"schema_version": 1, **dataclasses.asdict(RESULT)}
-    del values["segments"]
-    path.write_text(json.dumps(values))
-    assert read_result(path) == RESULT
+    assert next(iter(json.loads(path.read_text()).items())) == ("schema_version", 1)
+    full_disk(tmp_path / "result.json.tmp")
+    with pytest.raises(RunError, match="No space left on device"):
+        write_result(path, dataclasses.replace(RESULT, test_accuracy=0.9))
+    assert read_result(path) == result
+    assert os.listdir(tmp_path) == ["result.json"]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("text", "message"),
     [
-        ("git", []), ("data", None), ("versions", "3.11"), ("test_ci95", 5), ("test_ci95", [0.1]),
-        ("test_ci95", [0.1, "a"]), ("val_loss", None), ("test_loss", "1.3"), ("steps", 1.5), ("seed", True),
-        ("model", 1), ("segments", {}), ("segments", [1]), ("seconds", math.inf), ("epochs", math.nan),
+        ("{", "damaged"), ("[]", "damaged"), ("[" * 100_000, "damaged"), ("\xff", "damaged"),
+        ('{"schema_version": 2}', "schema_version 2"), ('{"schema_version": 1, "model": "lstm"}', "damaged.*'task'"),
+        ('{"schema_version": 1, "accuracy": 1}', "damaged.*'accuracy'"), (None, "No such file"),
     ],
+    ids=range(8),
 )  # fmt: skip
-def test_a_result_with_a_value_of_the_wrong_kind_is_named(tmp_path, name, value):
+def test_damaged_or_missing_result_is_named(tmp_path, text, message):
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"schema_version": 1, **dataclasses.asdict(RESULT), name: value}))
-    with pytest.raises(UserError, match=f"result\\.json is damaged: {name} is .*; move it away") as failure:
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message) as error:
         read_result(path)
-    assert "\n" not in str(failure.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_result_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "result.json"
-    write_result(path, RESULT)
-    full_disk(tmp_path / "result.json.tmp")
-    with pytest.raises(RunError, match="No space left on device") as failure:
-        write_result(path, dataclasses.replace(RESULT, test_accuracy=0.9))
-    assert "\n" not in str(failure.value)
-    assert read_result(path) == RESULT
-    assert os.listdir(tmp_path) == ["result.json"]
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path):
+def test_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"old")
 
@@ -222,65 +184,43 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
         interrupted()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    write_atomically(path, b"\xc3\xa9".decode("ascii", "surrogateescape"))  # an argument in an ASCII locale
+    assert path.read_text(encoding="utf-8") == "é"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "damaged"),
-        ("[]", "schema_version None"),
-        ("[" * 100_000, "damaged"),
-        ('{"schema_version": 2}', "schema_version 2"),
-        ('{"schema_version": 1, "model": "lstm"}', "lacks task, name"),
-        ("\xff", "damaged"),
-    ],
-)
-def test_a_damaged_result_is_named(tmp_path, text, said):
-    path = tmp_path / "result.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=said) as failure:
-        read_result(path)
-    assert str(path) in str(failure.value)
+def test_no_home_folder_is_named(monkeypatch):
+    def fail(_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", fail)
+    with pytest.raises(UserError, match=r"output_root=~/runs: .*HOME"):
+        expanded("output_root", "~/runs")
 
 
-def test_a_missing_result_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"result\.json: No such file"):
-        read_result(tmp_path / "result.json")
-
-
-def test_wilson_interval_of_known_cases():
+def test_wilson_interval():
     # Newcombe 1998 (Statistics in Medicine 17, table I, method 3)
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    known = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for (correct, n), interval in known.items():
+        assert wilson_interval(correct, n) == pytest.approx(interval, abs=5e-5)
+        low, high = wilson_interval(n - correct, n)
+        assert (1 - high, 1 - low) == pytest.approx(interval, abs=5e-5)
+    assert (wilson_interval(0, 7)[0], wilson_interval(7, 7)[1]) == (0, 1)
+    for correct, n in ((1, 0), (0, 0), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match=f"correct={correct}, n={n}"):
+            wilson_interval(correct, n)
 
 
-@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_holds_the_share(case):
-    correct, n = case
-    low, high = wilson_interval(correct, n)
-    assert 0 <= low <= correct / n <= high <= 1
-    assert low < high
-    mirrored = wilson_interval(n - correct, n)
-    assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-12)
-
-
-@pytest.mark.parametrize(("correct", "n"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
-def test_wilson_interval_of_nonsense(correct, n):
-    with pytest.raises(ValueError, match=f"correct={correct}, n={n}"):
-        wilson_interval(correct, n)
-
-
-def test_the_environment_has_every_version():
+def test_environment_has_every_version(tmp_path):
     found = environment("cpu")
     assert set(found["versions"]) == {"python", "torch", "cuda", "numba", "triton", "indrnn"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["indrnn"] == indrnn.__version__
-    assert re.fullmatch(r"[0-9.]+\S*", found["versions"]["numba"])
     assert found["num_threads"] == torch.get_num_threads()
     assert found["device_name"]
     json.dumps(found)
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Other\n")
+    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
+    assert cpu_name(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -291,96 +231,91 @@ def test_the_environment_has_every_version():
         ({}, torch.backends.cpu.get_cpu_capability()),
     ],
 )
-def test_the_environment_names_the_instructions_for_products(monkeypatch, flags, expected):
+def test_environment_names_the_instructions_for_products(monkeypatch, flags, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert environment("cpu")["instruction_set"] == expected
 
 
 @pytest.mark.gpu
-def test_the_environment_names_the_gpu():
+def test_environment_names_the_gpu():
     assert environment("cuda")["device_name"] == torch.cuda.get_device_name()
 
 
-def test_the_cpu_is_named_also_without_proc(tmp_path):
-    listing = tmp_path / "cpuinfo"
-    listing.write_text(
-        "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor\t: 1\nmodel name\t: Some CPU @ 2 GHz\n"
-    )
-    assert cpu_name(listing) == "Some CPU @ 2 GHz"
-    assert cpu_name(tmp_path / "absent")
-
-
-def checkout(root):
-    package = root / "src" / "indrnn"
+@pytest.fixture
+def checkout(tmp_path):
+    """The package's folder in a repository with one commit."""
+    package = tmp_path / "src" / "indrnn"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    for command in (
-        ["init", "-q"],
-        ["add", "."],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "-m", "a"],
-    ):
-        subprocess.run(["git", "-C", str(root), *command], check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     return package
 
 
-def test_git_tells_the_commit_and_whether_the_code_was_changed(tmp_path, monkeypatch):
-    package = checkout(tmp_path)
+def program(tmp_path, monkeypatch, script):
+    """Put a shell script called git first on the path."""
+    file = tmp_path / "bin" / "git"
+    file.parent.mkdir()
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(file.parent), prepend=os.pathsep)
+
+
+def test_git_reports_the_commit_and_changes_of_the_code(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    found = git(package)
+    found = git(checkout)
     assert re.fullmatch("[0-9a-f]{40}", found["commit"])
     assert found["dirty"] is False
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "result.json").write_text("")
-    assert git(package)["dirty"] is False  # a run's own files are no change of the code
-    (package / "new.py").write_text("")
-    assert git(package) == {"commit": found["commit"], "dirty": True}
+    assert git(checkout)["dirty"] is False
+    (checkout / "new.py").write_text("")
+    assert git(checkout) == {"commit": found["commit"], "dirty": True}
+    # A repository around an installed package is another project's.
+    assert git(tmp_path / ".venv" / "lib" / "site-packages" / "indrnn") == {"commit": None, "dirty": None}
 
 
-def test_a_commit_made_while_the_process_runs_is_not_the_code_it_runs(monkeypatch):
-    commits = iter(["a" * 40, "b" * 40])
-    monkeypatch.setattr(sys.modules[running_code.__module__], "git", lambda: {"commit": next(commits), "dirty": False})
-    running_code.cache_clear()
-    try:
-        assert [running_code()["commit"] for _ in range(2)] == ["a" * 40] * 2
-    finally:
-        running_code.cache_clear()
+def test_git_in_the_checkout_of_another_user(checkout, tmp_path, monkeypatch):
+    real = subprocess.run(["which", "git"], capture_output=True, text=True).stdout.strip()
+    program(tmp_path, monkeypatch, f'GIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {real} "$@"')
+    assert subprocess.run(["git", "-C", str(tmp_path), "status"], capture_output=True).returncode
+    assert re.fullmatch("[0-9a-f]{40}", git(checkout)["commit"])
 
 
-def test_ctrl_c_does_not_reach_git(tmp_path, monkeypatch):
-    package = checkout(tmp_path)
-    program = tmp_path / "bin" / "git"
-    program.parent.mkdir()
+@pytest.mark.parametrize("script", ["echo 'fatal: bad object' >&2; exit 128", None])
+def test_failing_or_missing_git_is_a_warning(checkout, tmp_path, monkeypatch, caplog, script):
+    if script is None:
+        monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    else:
+        program(tmp_path, monkeypatch, script)
+    assert git(checkout) == {"commit": None, "dirty": None}
+    [message] = caplog.messages
+    assert "is not recorded: " in message
+    assert script is None or message.endswith("fatal: bad object")
+
+
+def test_ctrl_c_does_not_reach_git(checkout, tmp_path, monkeypatch):
     # Ctrl-C goes to a process group; here git's sends itself one, which must not be ours.
-    program.write_text("#!/bin/sh\ntrap '' INT\nkill -INT 0\necho 0a\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    assert git(package)["commit"] == "0a"
+    program(tmp_path, monkeypatch, "trap '' INT\nkill -INT 0\necho 0a")
+    assert git(checkout)["commit"] == "0a"
 
 
-def test_git_does_not_take_the_surrounding_project_for_ours(tmp_path):
-    checkout(tmp_path)
-    installed = tmp_path / ".venv" / "lib" / "python3.11" / "site-packages" / "indrnn"
-    installed.mkdir(parents=True)
-    assert git(installed) == {"commit": None, "dirty": None}
-
-
-def test_git_may_be_missing(tmp_path, monkeypatch):
-    package = checkout(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert git(package) == {"commit": None, "dirty": None}
-
-
-def test_the_command_is_told_without_the_programs_path():
-    argv = ["/home/someone/.venv/bin/indrnn-train", "model=indrnn", "tag=two words"]
-    assert command_line(argv) == "indrnn-train model=indrnn 'tag=two words'"
-
-
-def test_the_command_of_a_module_can_be_typed_again(monkeypatch):
-    argv = ["/home/someone/indrnn/__main__.py", "model=indrnn"]
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert command_line(argv) == "python -m indrnn model=indrnn"
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command_line(argv) == "torchrun --nproc-per-node=2 -m indrnn model=indrnn"
-    monkeypatch.setenv("WORLD_SIZE", "6")
-    assert command_line(argv) == "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn model=indrnn"
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({}, "python -m indrnn"),
+        ({"WORLD_SIZE": "", "LOCAL_WORLD_SIZE": ""}, "python -m indrnn"),
+        ({"WORLD_SIZE": "", "LOCAL_WORLD_SIZE": "2"}, "python -m indrnn"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "0"}, "python -m indrnn"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nnodes=1 --nproc-per-node=2 -m indrnn"),
+        ({"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn"),
+    ],
+)
+def test_command_can_be_typed_again(monkeypatch, variables, start):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert command_line(["/home/someone/indrnn/__main__.py", "model=indrnn"]) == f"{start} model=indrnn"
+    assert command_line(["/opt/bin/indrnn-train", "tag=two words"]) == "indrnn-train 'tag=two words'"

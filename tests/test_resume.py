@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from indrnn.data.permutations import load_permutation, permutation_sha256
 from indrnn.errors import UserError
 from indrnn.record.metrics import MetricsWriter
 from indrnn.record.result import read_result
@@ -22,11 +21,9 @@ from small_runs import (
     folder_of,
     rows_of,
     run_small,
-    small_config,
     small_splits,
     small_task,
     task_with,
-    trained,
 )
 
 PROGRAM = Path(__file__).with_name("small_runs.py")
@@ -298,21 +295,6 @@ def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path, monkeypatch
     assert f"of another run: data.{key}{'.a.npz' if key == 'sha256' else ''}: 0a -> 0b" in refusal(tmp_path, path)
     with_hash("0a")
     assert run_small(tmp_path).steps == 30
-
-
-def test_a_finished_run_whose_permutation_file_changed_is_not_taken_for_the_same(tmp_path, monkeypatch):
-    file = tmp_path / "order.txt"
-    file.write_text(" ".join(map(str, range(784))))
-    digest = permutation_sha256(load_permutation(f"file:{file}"))
-    provenance = {**small_splits().provenance, "permutation_sha256": digest}
-    monkeypatch.setattr(state, "make_task", lambda data: task_with(provenance=provenance))
-    overrides = (f"data.permutation=file:{file}", "trainer.max_steps=10", f"output_root={tmp_path}")
-    cfg = small_config(tmp_path, *overrides)
-    first = trained(cfg)
-    assert trained(cfg) == first
-    file.write_text(" ".join(map(str, reversed(range(784)))))
-    with pytest.raises(UserError, match=r"order\.txt holds another order than the finished run in .* had; keep both"):
-        trained(cfg)
 
 
 ALTERATIONS = {

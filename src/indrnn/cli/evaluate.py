@@ -38,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..record.folder import CONFIG, WEIGHTS
+    from ..record.folder import CONFIG, RESULT, WEIGHTS, find_run_folders
 
     runs = [path for path in options.run if (path / CONFIG).is_file()]
-    finished = [file.parent for path in options.run if path not in runs for file in sorted(path.rglob("result.json"))]
+    found = [folder for path in options.run if path not in runs for folder in find_run_folders(path)]
+    finished = [path for path in found if (path / RESULT).is_file()]
     kept = [path for path in finished if (path / WEIGHTS).is_file()]
     if len(finished) > len(kept):
         print(f"{len(finished) - len(kept)} finished runs have no {WEIGHTS} (made before it was written): left out")

@@ -167,7 +167,7 @@ class MNISTConfig(DataConfig):
     validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
     split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(
-        "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>, file:<path>"
+        "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>"
     )
 
 

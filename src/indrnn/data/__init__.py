@@ -33,10 +33,10 @@ TASKS: dict[str, Callable[[Any], Task]] = {
 
 
 def make_task(data: DataConfig) -> Task:
-    """The task that ``cfg.data`` asks for: an entry of TASKS by name, or the return value of its ``_target_``.
+    """The task of ``cfg.data``: an entry of TASKS by name, or the return value of its ``_target_``.
 
     Raises:
-        UserError: there is no such task, permutation or import, or ``_target_`` returns no task.
+        UserError: the task, permutation or import does not exist, or ``_target_`` returns no task.
     """
     target = getattr(data, "_target_", None)
     if target is not None:
@@ -50,7 +50,7 @@ def make_task(data: DataConfig) -> Task:
 
 
 def _checked(task: Task, target: str, device: torch.device) -> Splits:
-    """Load a task from outside. Raises UserError if that fails, or if its batches are not as `Split` describes."""
+    """Load a custom task. Raises UserError if that fails, or if its batches are not as `Split` describes."""
     import torch
 
     where = f"data._target_={target}"

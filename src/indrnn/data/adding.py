@@ -1,13 +1,11 @@
 """The adding problem (Hochreiter & Schmidhuber 1997; as in Li et al. 2018, section 5.1), generated on the fly.
 
 x (B, T, 2): a value from U[0, 1) at every step, and a marker that is 1 at two steps, one in each half of the sequence,
-and 0 elsewhere. y (B,): the sum of the two marked values. Always answering their mean, 1, has an expected squared error
+and 0 elsewhere. y (B,): the sum of the two marked values. The predict-the-mean baseline has an expected squared error
 of 1/6; for a split of finite size, `AddingSplit.mean_answer_error` computes it.
 
-Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. So
-a resumed run sees the same numbers as an uninterrupted one, on any device, and a batch can be part of a CUDA graph.
-
-Only the splits import torch, so a command can name its run folder without it.
+Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. A
+resumed run sees the same numbers as an uninterrupted one, on any device, and a batch can be part of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 
     from ..config.schema import AddingConfig
 
-# Of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4) as signed
-# 64-bit numbers: the odd increment 0x9E3779B97F4A7C15 and the multipliers of its variant-13 finaliser.
+# SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4) in signed 64-bit
+# numbers: the increment and the multipliers of its variant-13 finalizer.
 _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
@@ -37,7 +35,7 @@ _FIRST_VALUE = 2
 
 
 def _wrap(number: int) -> int:
-    """`number` modulo 2^64 as a signed 64-bit number."""
+    """``number`` modulo 2^64 as a signed 64-bit number."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -47,7 +45,7 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser: a bijection of the 64-bit numbers; int64 products wrap as unsigned ones do."""
+    """SplitMix64's finalizer: a bijection of the 64-bit numbers; int64 products wrap as unsigned ones do."""
     z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1
     z = (z ^ _shift_right(z, 27)) * _MULTIPLIER_2
     return z ^ _shift_right(z, 31)
@@ -67,7 +65,7 @@ def _uniform(draws: Tensor) -> Tensor:
 
 
 class AddingSplit:
-    """Sequences `start`, `start` + 1, ... of the stream that `data_seed` selects; `size` None: endless."""
+    """Sequences ``start``, ``start`` + 1, ... of the stream that ``data_seed`` selects; ``size`` None: endless."""
 
     def __init__(self, length: int, data_seed: int, start: int, size: int | None) -> None:
         import torch
@@ -75,7 +73,7 @@ class AddingSplit:
         self.size = size
         self._length = length
         # The key of sequence i is mix(seed key + (start + i) * increment), so no two sequences of a seed share a key.
-        seed_key = int(_mix(torch.tensor([_wrap(data_seed * _INCREMENT + 1)])))
+        seed_key = int(_mix(torch.tensor([_wrap(data_seed * _INCREMENT + 1)], device="cpu")))
         self._base = _wrap(seed_key + start * _INCREMENT)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,12 +87,12 @@ class AddingSplit:
         return torch.stack((values, markers), 2), values.gather(1, positions).sum(1)
 
     def mean_answer_error(self) -> float:
-        """The mean squared error of always answering the mean of this split's targets, which takes no learning."""
+        """The mean squared error of predicting the mean of this split's targets."""
         import torch
 
         if self.size is None:
             return 1 / 6
-        keys = _mix(torch.arange(self.size) * _INCREMENT + self._base)
+        keys = _mix(torch.arange(self.size, device="cpu") * _INCREMENT + self._base)
         # Draws are numbered from 1.
         counters = (self._positions(keys) + _FIRST_VALUE + 1) * _INCREMENT
         targets = _uniform(_mix(keys.unsqueeze(1) + counters)).sum(1)

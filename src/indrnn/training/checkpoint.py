@@ -23,8 +23,8 @@ from ..data import make_task
 from ..errors import UserError
 from ..files import replacing
 from ..models import build_model
+from ..record.config_diff import fingerprint_differences
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
-from ..record.same_run import fingerprint_differences
 
 FORMAT = 2
 REMEDY = "move the file away, or start the run again with overwrite=true"

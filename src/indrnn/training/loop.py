@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..config.checks import check
 from ..config.schema import Config
-from ..data import Split, make_task
-from ..errors import RunError, UserError
+from ..data import Split
+from ..errors import RunError
 from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, write_result
 from .checkpoint import (
@@ -64,7 +64,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
         check_memory(cfg, device)
         with _open(cfg, list(overrides), command, processes) as folder:
             if folder.state == "finished":
-                return processes.from_leader(lambda: _finished(cfg, folder))
+                return processes.from_leader(lambda: _finished(folder))
             if processes.leads:
                 print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
             return Training(cfg, folder, device, processes).run()
@@ -77,16 +77,10 @@ def _open(cfg: Config, overrides: list[str], command: str, processes: Processes)
     return folder or RunFolder(run_folder(cfg), state, cfg, overrides, command)
 
 
-def _finished(cfg: Config, folder: RunFolder) -> Result:
-    """The result of a finished run, after a check that no data file in its configuration has changed since."""
-    result, path = read_result(folder.result_path), folder.path
-    changed = make_task(cfg.data).changed
-    words = changed(result.data) if changed else None
-    if words is not None:
-        raise UserError(
-            f"{words} than the finished run in {path} had; keep both with tag=<word>, or replace it with overwrite=true"
-        )
-    print(f"{path} is finished: nothing to do", file=sys.stderr)
+def _finished(folder: RunFolder) -> Result:
+    """The result of a finished run."""
+    result = read_result(folder.result_path)
+    print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
     return result
 
 

@@ -9,10 +9,11 @@ from tqdm import tqdm
 
 from ..config.checks import result_keys
 from ..models import recurrent_weights
+from ..record.figures import confusion_matrix, digits_page, drawing
 from ..record.folder import RunFolder
 from ..record.metrics import MetricsWriter, read_metrics
 from ..record.result import Result
-from ..record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
+from ..record.tensorboard import TensorBoardWriter
 from .evaluation import Evaluation, spread_indices
 from .state import TrainingState
 
@@ -91,7 +92,9 @@ class Recorder:
         if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():
             self._row("test", loss, accuracy)
         self._scalars({"test/loss": loss, "test/accuracy": accuracy})
-        self._pictures(test)
+        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})
+        with drawing("pictures of the test split"):
+            self._pictures(test)
         self._tensorboard.hparams({**result_keys(self._state.cfg), "parameters": result.parameters})
         self._tensorboard.text("command", f"`{result.command}`")
         configuration = self._folder.config_path.read_text(encoding="utf-8")

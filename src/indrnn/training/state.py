@@ -16,9 +16,9 @@ from ..config.schema import Config
 from ..data import make_task
 from ..layers import recurrent_layers
 from ..models import build_model
+from ..record.config_diff import Difference, fingerprint
 from ..record.folder import RunFolder
 from ..record.result import Result, environment, running_code, wilson_interval
-from ..record.same_run import Difference, fingerprint
 from ..recurrence import resolve_backend
 from ..recurrence.dispatch import auto_backend
 from .checkpoint import (

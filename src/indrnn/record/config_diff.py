@@ -1,0 +1,59 @@
+"""Compare configurations key by key, without the keys that cannot change a result."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..config.checks import as_typed, flatten, result_keys
+from ..config.schema import Config, all_keys
+
+ABSENT = "(absent)"
+# These schedules depend on max_steps at every step, so a larger value is a different run from the first step.
+SCHEDULES_OF_MAX_STEPS = ("cosine", "one_cycle")
+
+
+class Difference(NamedTuple):
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {as_typed(self.old)} -> {as_typed(self.new)}"
+
+
+def neutral_keys() -> frozenset[str]:
+    """The keys that the schema declares with affects_result=False, such as data.root."""
+    return frozenset(key for key, field in all_keys() if not field.metadata.get("affects_result", True))
+
+
+def differences(old: Mapping[str, Any], cfg: Config) -> list[Difference]:
+    """The keys of a stored configuration (dotted) and of ``cfg`` that affect the result and differ.
+
+    A key that only one of the two has is a difference.
+    """
+    new = result_keys(cfg)
+    keys = dict.fromkeys([*new, *(key for key in old if key not in neutral_keys())])
+    pairs = (Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys)
+    return [pair for pair in pairs if pair.old != pair.new]
+
+
+def continues(differ: list[Difference], cfg: Config) -> bool:
+    """Whether ``cfg`` is the same run with a larger max_steps and a schedule that does not depend on it."""
+    return (
+        [difference.key for difference in differ] == ["trainer.max_steps"]
+        and isinstance(differ[0].old, int)
+        and differ[0].new > differ[0].old
+        and cfg.schedule.name not in SCHEDULES_OF_MAX_STEPS
+    )
+
+
+def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What identifies a run: the keys that affect its result (including the seed) and the hashes of its data."""
+    return {"config": result_keys(cfg), "data": flatten(provenance)}
+
+
+def fingerprint_differences(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
+    """The differences between a stored `fingerprint` and this run, ignoring hashes that only one of the two has."""
+    differ = differences(stored["config"], cfg)
+    data = flatten(provenance)
+    hashes = [Difference(f"data.{key}", old, data.get(key, old)) for key, old in stored["data"].items()]
+    return ([] if continues(differ, cfg) else differ) + [pair for pair in hashes if pair.old != pair.new]
