@@ -1,9 +1,16 @@
-"""IndRNN, its cell and its layers: drop-in for torch.nn.RNN, bounds, initial values, refusals."""
+"""IndRNN, its cell and its layers: definition, bounds, initial values, dtypes, devices, pickling, hooks, errors."""
+
+import copy
+import doctest
+import io
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import naive
 from indrnn.layers import (
@@ -16,18 +23,9 @@ from indrnn.layers import (
     recurrent_layers,
     recurrent_max,
 )
+from indrnn.layers import rnn as rnn_module
 
-
-def test_the_published_example_has_three_parameters_and_an_lstms_shape():
-    rnn = IndRNN(200, 100, batch_first=True)
-    assert {name: tuple(p.shape) for name, p in rnn.named_parameters()} == {
-        "layers.0.weight_ih": (100, 200),
-        "layers.0.weight_hh": (100,),
-        "layers.0.bias": (100,),
-    }
-    output, h_n = rnn(torch.randn(64, 40, 200))
-    assert output.shape == (64, 40, 100)
-    assert h_n.shape == (1, 64, 100)
+EXACT = {"rtol": 1e-12, "atol": 1e-13}  # float64
 
 
 @pytest.mark.parametrize("max_abs", [None, 0.7])
@@ -42,33 +40,8 @@ def test_equals_the_published_per_step_formula(max_abs):
         kernel = layer.weight_ih.detach().numpy().T
         recurrent_kernel, bias = layer.weight_hh.detach().numpy(), layer.bias.detach().numpy()
         expected, last = naive.tensorflow_layer(expected, kernel, recurrent_kernel, bias, state.numpy(), max_abs)
-        np.testing.assert_allclose(final.detach().numpy(), last, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(output.detach().numpy(), expected, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("with_h0", [False, True])
-def test_shapes_are_those_of_torch_nn_rnn(batch_first, with_h0):
-    ours = IndRNN(4, 6, 3, batch_first=batch_first)
-    torchs = nn.RNN(4, 6, 3, batch_first=batch_first)
-    for shape, state in (((5, 2, 4), (3, 2 if not batch_first else 5, 6)), ((5, 4), (3, 6))):
-        arguments = (torch.randn(shape), torch.randn(state)) if with_h0 else (torch.randn(shape),)
-        for a, e in zip(ours(*arguments), torchs(*arguments), strict=True):
-            assert a.shape == e.shape
-
-
-def test_layouts_agree():
-    first = IndRNN(4, 6, 2, batch_first=True, norm="batch").eval()
-    second = IndRNN(4, 6, 2, norm="batch").eval()
-    second.load_state_dict(first.state_dict())
-    x, h0 = torch.randn(3, 9, 4), torch.rand(2, 3, 6)
-    output, h_n = first(x, h0)
-    transposed, transposed_h_n = second(x.transpose(0, 1), h0)
-    torch.testing.assert_close(transposed.transpose(0, 1), output)
-    torch.testing.assert_close(transposed_h_n, h_n)
-    single, single_h_n = first(x[1], h0[:, 1])
-    torch.testing.assert_close(single, output[1])
-    torch.testing.assert_close(single_h_n, h_n[:, 1])
+        np.testing.assert_allclose(final.detach().numpy(), last, **EXACT)
+    np.testing.assert_allclose(output.detach().numpy(), expected, **EXACT)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -80,39 +53,42 @@ def test_a_carried_state_continues_the_sequence(norm):
     whole, final = rnn(x)
     first, carried = rnn(x[:, :7])
     second, end = rnn(x[:, 7:], carried)
-    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(end, final, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, **EXACT)
+    torch.testing.assert_close(end, final, **EXACT)
 
 
 @pytest.mark.parametrize("nonlinearity", ["relu", "tanh", "identity", "leaky_relu"])
-def test_the_cell_walks_as_the_layer_does(nonlinearity):
+def test_the_cell_equals_the_layer(nonlinearity):
     rnn = IndRNN(4, 6, nonlinearity=nonlinearity, recurrent_max_abs=0.5, dtype=torch.float64)
     cell = IndRNNCell(4, 6, nonlinearity=nonlinearity, recurrent_max_abs=0.5, dtype=torch.float64)
     cell.load_state_dict({name.removeprefix("layers.0."): value for name, value in rnn.state_dict().items()})
     x = torch.randn(9, 3, 4, dtype=torch.float64)
     state, steps = None, []
     for x_t in x:
-        state = cell(x_t, state)
+        state = cell(x_t, hx=state)
         steps.append(state)
-    torch.testing.assert_close(torch.stack(steps), rnn(x)[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torch.stack(steps), rnn(x)[0], **EXACT)
     torch.testing.assert_close(cell(x[0, 0]), steps[0][0])
 
 
-def test_one_dropout_mask_a_sequence():
+def test_dropout_draws_one_mask_per_sequence():
     layer = IndRNNLayer(4, 200, dropout=0.5)
-    x = torch.randn(3, 9, 4)
-    sequence, _ = layer(x)
-    kept = sequence.materialise() != 0
-    assert torch.equal(sequence.materialise(), sequence.h * sequence.mask.unsqueeze(1))
+    sequence, _ = layer(torch.randn(3, 9, 4))
+    z = sequence.materialise()
+    assert torch.equal(z, sequence.h * sequence.mask.unsqueeze(1))
     assert set(sequence.mask.unique().tolist()) == {0.0, 2.0}
     assert 0.4 < (sequence.mask > 0).float().mean() < 0.6
-    assert not torch.equal(kept[0, 5], kept[1, 5])
-    assert layer.eval()(x)[0].mask is None
+    assert layer.eval()(torch.randn(3, 9, 4))[0].mask is None
 
 
-def test_dropout_stands_between_layers_only():
-    rnn = IndRNN(4, 6, 3, dropout=0.5)
-    assert [layer.dropout for layer in rnn.layers] == [0.5, 0.5, 0.0]
+def test_dropout_is_between_layers_and_can_be_changed():
+    rnn = IndRNN(4, 6, 3, dropout=0.5, bidirectional=True)
+    assert [layer.dropout for layer in rnn.layers] == [0.5] * 4 + [0.0] * 2
+    rnn.dropout = 0
+    x = torch.randn(5, 2, 4)
+    assert torch.equal(rnn(x)[0], rnn(x)[0])
+    with pytest.raises(ValueError, match="dropout must be in"):
+        rnn.dropout = 1.0
 
 
 class TestBounds:
@@ -120,7 +96,10 @@ class TestBounds:
         assert recurrent_max(784) == pytest.approx(2 ** (1 / 784))
         assert recurrent_max(784, gamma=5) == pytest.approx(1.00205, abs=1e-5)
         assert last_layer_lower_bound(784) == pytest.approx(1 / recurrent_max(784))
-        assert recurrent_max(10) > recurrent_max(100) > 1 > last_layer_lower_bound(100) > last_layer_lower_bound(10)
+        with pytest.raises(ValueError, match="T must be at least 1"):
+            recurrent_max(0)
+        with pytest.raises(ValueError, match="gamma must be positive"):
+            last_layer_lower_bound(784, gamma=0)
 
     def test_the_minimum_keeps_the_sign_and_comes_first(self):
         u = torch.tensor([-2.0, -0.5, -0.1, -0.0, 0.0, 0.1, 0.5, 2.0])
@@ -129,22 +108,18 @@ class TestBounds:
 
     def test_no_gradient_outside(self):
         layer = IndRNNLayer(2, 4, recurrent_max_abs=1.0, recurrent_min_abs=0.2)
-        with torch.no_grad():
-            layer.weight_hh.copy_(torch.tensor([1.5, 0.5, -0.1, -0.9]))
-        layer(torch.ones(1, 5, 2) + torch.rand(1, 5, 2))[0].h.sum().backward()
-        assert torch.equal(layer.recurrent_weight(), torch.tensor([1.0, 0.5, -0.2, -0.9]))
+        layer.weight_hh.data = torch.tensor([1.5, 0.5, -0.1, -0.9])
+        layer(torch.rand(1, 5, 2))[0].h.sum().backward()
         layer.recurrent_weight().sum().backward()
-        gradient = layer.weight_hh.grad
-        assert gradient[0] == 0
-        assert gradient[2] == 0
-        assert gradient[1] != 0
+        assert (layer.weight_hh.grad != 0).tolist() == [False, True, False, True]
 
-    def test_project_clamps_the_stored_weight_and_clip_does_not(self):
+    @pytest.mark.parametrize("module", [IndRNNLayer, IndRNNCell])
+    def test_project_clamps_the_stored_weight_and_clip_does_not(self, module):
         model = nn.ModuleDict(
-            {name: IndRNNLayer(2, 3, recurrent_max_abs=1.0, constraint=name) for name in ("project", "clip", "none")}
+            {name: module(2, 3, recurrent_max_abs=1.0, constraint=name) for name in ("project", "clip", "none")}
         )
         u = torch.tensor([3.0, -3.0, 0.5])
-        for _, layer in recurrent_layers(model):
+        for layer in model.values():
             layer.weight_hh.data.copy_(u)
         project_recurrent_weights_(model)
         assert torch.equal(model["project"].weight_hh.data, u.clamp(-1, 1))
@@ -152,32 +127,49 @@ class TestBounds:
         assert torch.equal(model["clip"].recurrent_weight(), u.clamp(-1, 1))
         assert torch.equal(model["none"].recurrent_weight(), u)
 
+    def test_project_refuses_a_parametrized_weight(self):
+        rnn = IndRNN(2, 3, recurrent_max_abs=1.0, constraint="project")
+        parametrize.register_parametrization(rnn.layers[0], "weight_hh", nn.Softplus())
+        with pytest.raises(ValueError, match=r"layers\.0\.weight_hh"):
+            project_recurrent_weights_(rnn)
+
 
 class TestInitialValues:
-    def test_names(self):
-        layer = IndRNNLayer(400, 300, input_init="small_uniform", recurrent_max_abs=1.5)
-        assert 0.0009 < layer.weight_ih.abs().max() <= 0.001
-        assert layer.weight_hh.min() >= 0
-        assert 1.4 < layer.weight_hh.max() <= 1.5
-        assert (layer.bias == 0).all()
-        layer = IndRNNLayer(400, 300, input_init="small_normal", recurrent_init="symmetric")
-        assert layer.weight_ih.std().item() == pytest.approx(0.001, rel=0.05)
-        assert -1 <= layer.weight_hh.min() < -0.9
-        kaiming = IndRNNLayer(400, 300, input_init="kaiming").weight_ih
-        assert kaiming.abs().max().item() == pytest.approx((6 / (65 * 400)) ** 0.5, rel=0.02)
-        assert IndRNNLayer(400, 300).weight_ih.abs().max().item() == pytest.approx(0.05, rel=0.02)
+    @pytest.mark.parametrize(
+        ("how", "largest"),
+        [("linear", 0.05), ("small_uniform", 0.001), ("kaiming", (6 / (65 * 400)) ** 0.5), ((-0.2, 0.2), 0.2)],
+    )
+    def test_of_the_input_weight(self, how, largest):
+        weight = IndRNNLayer(400, 300, input_init=how).weight_ih
+        assert weight.abs().max().item() == pytest.approx(largest, rel=0.02)
+        assert weight.min() < -0.9 * largest
 
-    def test_one_for_each_layer(self):
-        rnn = IndRNN(4, 6, 2, recurrent_init=["positive", lambda u: nn.init.constant_(u, 0.25)])
-        assert (rnn.layers[1].weight_hh == 0.25).all()
-        assert not (rnn.layers[0].weight_hh == 0.25).all()
+    @pytest.mark.parametrize(
+        ("how", "low", "high"),
+        [
+            ("positive", 0, 1.5),
+            ("symmetric", -1.5, 1.5),
+            ("last_layer", 1 / 1.5, 1.5),
+            ((0.2, 0.4), 0.2, 0.4),
+            ((1, 1), 1, 1),
+        ],
+    )
+    def test_of_the_recurrent_weight(self, how, low, high):
+        rnn = IndRNN(4, 500, recurrent_max_abs=1.5, recurrent_init=how)
+        u = rnn.layers[0].weight_hh
+        assert low <= u.min() <= low + 0.05
+        assert high - 0.05 <= u.max() <= high
+        assert (rnn.layers[0].bias == 0).all()
 
-    def test_the_seed_decides(self):
-        weights = []
-        for _ in range(2):
-            torch.manual_seed(3)
-            weights.append(IndRNN(4, 6).layers[0].weight_ih)
-        assert torch.equal(*weights)
+    @pytest.mark.parametrize("how", ["last_layer", [(0, 1.2), (1 / 1.2, 1.2)], [nn.init.zeros_, "last_layer"]])
+    def test_per_layer_and_pickled(self, how):
+        rnn = pickle.loads(pickle.dumps(IndRNN(4, 99, 2, recurrent_max_abs=1.2, recurrent_init=how)))
+        rnn.reset_parameters()
+        assert rnn.layers[0].weight_hh.min() < 0.5
+        assert rnn.layers[1].weight_hh.min() > 0.8
+
+    def test_of_the_tutorials_small_normal(self):
+        assert IndRNNLayer(400, 300, input_init="small_normal").weight_ih.std().item() == pytest.approx(0.001, rel=0.05)
 
 
 def test_state_dict_keys_are_stable():
@@ -191,18 +183,18 @@ def test_state_dict_keys_are_stable():
         "layers.0.norm.running_var",
         "layers.0.norm.num_batches_tracked",
     ]
-    assert list(IndRNNLayer(None, 6).state_dict()) == ["weight_hh"]
     assert list(IndRNNLayer(4, 6, bias=False).state_dict()) == ["weight_ih", "weight_hh"]
 
 
-def test_a_recurrence_alone():
+def test_a_recurrence_without_input_weights():
     layer = IndRNNLayer(None, 6, dtype=torch.float64)
     x = torch.randn(3, 9, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(x)[0].h, naive.recurrence(x, layer.weight_hh)[0])
+    assert list(layer.state_dict()) == ["weight_hh"]
 
 
 def test_layers_are_listed_in_depth_order():
-    model = nn.Sequential(IndRNN(4, 6, 2), nn.ModuleDict({"last": IndRNNLayer(6, 3)}))
+    model = nn.Sequential(IndRNN(4, 6, 2), nn.ModuleDict({"last": IndRNNLayer(6, 3)}), IndRNNCell(3, 3))
     assert [name for name, _ in recurrent_layers(model)] == ["0.layers.0", "0.layers.1", "1.last"]
 
 
@@ -212,15 +204,99 @@ def test_repr_names_what_matters():
         assert part in text
 
 
-def test_compiles_into_one_graph_with_folded_norm_and_dropout():
+def test_compiles_into_one_graph_and_trains():
     rnn = IndRNN(4, 6, 2, norm="batch", recurrent_max_abs=1.0, recurrent_min_abs=0.1)
-    x = torch.randn(5, 3, 4)
-    expected = rnn.eval()(x)[0]
-    actual = torch.compile(rnn, fullgraph=True, backend="aot_eager")(x)[0]
-    torch.testing.assert_close(actual, expected)
+    twin, x = copy.deepcopy(rnn), torch.randn(5, 3, 4)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        twin.train(training)
+        rnn.train(training)
+        expected, actual = twin(x)[0], compiled(x)[0]
+        torch.testing.assert_close(actual, expected)
+        gradients = [
+            torch.autograd.grad(y.square().sum(), list(m.parameters())) for m, y in ((rnn, actual), (twin, expected))
+        ]
+        torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(rnn.state_dict(), twin.state_dict())
 
 
-class TestBadInput:
+def test_func_transforms_train_an_ensemble():
+    models = [IndRNN(2, 3, 2, batch_first=True, norm="batch", dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    x = torch.randn(4, 5, 2, dtype=torch.float64)
+
+    def loss(parameters, buffers):
+        return torch.func.functional_call(models[0], (parameters, buffers), (x,))[0].sin().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    for k, model in enumerate(models):
+        expected = torch.autograd.grad(model(x)[0].sin().sum(), list(model.parameters()))
+        torch.testing.assert_close([gradient[k] for gradient in gradients.values()], list(expected))
+        torch.testing.assert_close({name: buffer[k] for name, buffer in buffers.items()}, dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["dense", "lengths", "packed", "bidirectional"])
+def test_states_have_the_dtype_of_the_module(dtype, form):
+    rnn = IndRNN(2, 3, 2, norm="batch", dropout=0.5, bidirectional=form == "bidirectional").to(dtype)
+    x, lengths = torch.randn(5, 4, 2, dtype=dtype), [5, 4, 2, 1]
+    given = pack_padded_sequence(x, lengths) if form == "packed" else x
+    options = {"lengths": lengths} if form == "lengths" else {}
+    output, h_n = rnn(given, **options)
+    output, h_n = rnn(given, hx=h_n, **options)
+    output = output.data if form == "packed" else output
+    assert output.dtype == h_n.dtype == dtype
+    (nn.Linear(3, 1).to(dtype)(h_n).sum() + output.sum()).backward()
+    assert all(parameter.grad.dtype == dtype for parameter in rnn.parameters())
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("meta", torch.float32)])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_default_device_and_dtype_do_not_matter(device, dtype, norm):
+    rnn = IndRNN(2, 3, 2, norm=norm, dropout=0.5, bidirectional=True, device="cpu", dtype=torch.float32)
+    x = torch.randn(5, 4, 2)
+    lengths = torch.tensor([5, 4, 2, 1])
+    packed, head = pack_padded_sequence(x, lengths), nn.Linear(6, 1)
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        for output, h_n in (rnn(x), rnn(x, lengths=[5, 4, 2, 1]), rnn(packed)):
+            data = output.data if output is not rnn else output
+            (head(data).sum() + h_n.sum()).backward()
+            assert (h_n.device.type, h_n.dtype, data.dtype) == ("cpu", torch.float32, torch.float32)
+        assert all(parameter.grad.isfinite().all() for parameter in rnn.parameters())
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_saved_module_is_the_same_module():
+    rnn, file = IndRNN(2, 3, 2, norm="batch", dropout=0.5, recurrent_init="symmetric"), io.BytesIO()
+    torch.save(rnn, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False).eval()
+    x = torch.randn(5, 4, 2)
+    assert torch.equal(loaded(x)[0], rnn.eval()(x)[0])
+    assert torch.equal(copy.deepcopy(rnn)(x)[0], rnn(x)[0])
+
+
+def test_backward_hooks_fire_or_are_refused():
+    rnn, seen = IndRNN(2, 3, 2), []
+    rnn.register_full_backward_hook(lambda *arguments: seen.append(arguments))
+    rnn(torch.randn(5, 4, 2, requires_grad=True))[0].sum().backward()
+    assert len(seen) == 1
+    for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
+        with pytest.raises(NotImplementedError, match="register one on the IndRNN"):
+            getattr(rnn.layers[0], name)(print)
+
+
+def test_the_examples_in_the_docstrings_run():
+    results = doctest.testmod(rnn_module)
+    assert results.attempted >= 8
+    assert results.failed == 0
+
+
+class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -230,39 +306,50 @@ class TestBadInput:
             ({"nonlinearity": "gelu"}, "nonlinearity must be one of relu"),
             ({"norm": "group"}, "norm must be one of none, batch, got 'group'"),
             ({"constraint": "hope"}, "constraint must be one of clip"),
-            ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\), got 1.0"),
+            ({"backend": "cuda"}, "backend must be one of auto, .*, got 'cuda'"),
+            ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
             ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, "at least recurrent_min_abs=0.6, got 0.5"),
-            ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be at least 0, and finite, got -0.1"),
-            ({"input_init": "magic"}, "input_init must be a function or one of linear"),
-            ({"recurrent_init": "magic"}, "recurrent_init must be a function or one of positive"),
+            ({"recurrent_max_abs": torch.inf}, "must be finite, got inf"),
+            ({"recurrent_max_abs": torch.nan}, "recurrent_max_abs must be at least"),
+            ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be finite and at least 0, got -0.1"),
+            ({"input_init": "magic"}, "input_init must be one of linear"),
+            ({"input_init": (1, -1)}, r"input_init .* range \(low, high\) .*got \(1, -1\)"),
+            ({"recurrent_init": "magic"}, "recurrent_init must be one of positive"),
+            ({"recurrent_init": "last_layer"}, "'last_layer' needs recurrent_max_abs"),
             ({"recurrent_init": ["positive"], "num_layers": 2}, "one entry for each of 2 layers, got 1"),
         ],
     )
-    def test_arguments(self, arguments, message):
+    def test_of_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             IndRNN(**{"input_size": 4, "hidden_size": 6, **arguments})
 
     @pytest.mark.parametrize(
-        ("shape", "h0", "message"),
+        ("call", "message"),
         [
-            ((5,), None, "input must have 2 dimensions"),
-            ((9, 3, 5), None, r"input must have 4 features, got shape \(9, 3, 5\)"),
-            ((9, 3, 4), (2, 3, 6), r"h0 must have shape \(1, 3, 6\), got \(2, 3, 6\)"),
-            ((9, 4), (1, 3, 6), r"h0 must have shape \(1, 6\)"),
+            (lambda x, h: IndRNN(3, 5)(x[0, 0]), "input must have 2 dimensions"),
+            (lambda x, h: IndRNN(4, 5)(x), r"input must have 4 features, got shape \(6, 4, 3\)"),
+            (lambda x, h: IndRNN(3, 5)(x, h[:, :2]), r"hx must have shape \(1, 4, 5\), got \(1, 2, 5\)"),
+            (lambda x, h: IndRNN(3, 5)(x[:, 0], h), r"hx must have shape \(1, 5\)"),
+            (lambda x, h: IndRNN(3, 5)(x, (h, h)), "hx must be a tensor, got tuple; an IndRNN has no cell state"),
+            (lambda x, h: IndRNN(3, 5)(x.double()), r"input is torch\.float64, but the weights are torch\.float32"),
+            (lambda x, h: IndRNN(3, 5)(x, h.double()), r"hx is torch\.float64, .*hx\.to\(torch\.float32\)"),
+            (lambda x, h: IndRNN(3, 5)(x.long()), r"input is torch\.int64, .*input\.to\(torch\.float32\)$"),
+            (lambda x, h: IndRNN(3, 5)([1.0]), "input must be a tensor, got list"),
+            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2]), "lengths must be 4 integers"),
+            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2, 3, 0]), r"lengths must be in 1…6, got 0…3"),
+            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2, 3, 7]), r"lengths must be in 1…6, got 1…7"),
+            (lambda x, h: IndRNN(3, 5)(x[:0]), "at least one time step"),
+            (lambda x, h: IndRNN(3, 5)(pack_padded_sequence(x, [6] * 4), lengths=[6] * 4), "has its own"),
+            (lambda x, h: IndRNNLayer(3, 5)(x.double()), "but the weights are"),
+            (lambda x, h: IndRNNLayer(3, 5)(pack_padded_sequence(x, [6] * 4)), "must be a tensor"),
+            (lambda x, h: IndRNNLayer(3, 5)(x, (h, h)), "has no cell state"),
+            (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"input must have shape \(B, T, 3\), got \(4, 3\)"),
+            (lambda x, h: IndRNNCell(3, 5)(x[0].double()), "but the weights are"),
+            (lambda x, h: IndRNNCell(3, 5)(x[0], (h[0], h[0])), "has no cell state"),
+            (lambda x, h: IndRNNCell(4, 5)(x[0]), r"input must be \(B, 4\)"),
+            (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must have shape \(4, 5\)"),
         ],
     )
-    def test_shapes(self, shape, h0, message):
+    def test_of_calls(self, call, message):
         with pytest.raises(ValueError, match=message):
-            IndRNN(4, 6)(torch.randn(shape), None if h0 is None else torch.randn(h0))
-
-    def test_the_cell(self):
-        with pytest.raises(ValueError, match=r"input must be \(B, 4\)"):
-            IndRNNCell(4, 6)(torch.randn(3, 5))
-        with pytest.raises(ValueError, match=r"h must have shape \(3, 6\)"):
-            IndRNNCell(4, 6)(torch.randn(3, 4), torch.randn(6))
-
-    def test_bounds(self):
-        with pytest.raises(ValueError, match="T must be at least 1"):
-            recurrent_max(0)
-        with pytest.raises(ValueError, match="gamma must be positive"):
-            last_layer_lower_bound(784, gamma=0)
+            call(torch.randn(6, 4, 3), torch.randn(1, 4, 5))

@@ -1,10 +1,8 @@
-"""IndRNN against torch.nn.RNN, whose recurrent matrix is made diagonal: outputs, states and every gradient, packed,
-padded, in both directions, unbatched and empty; PyTorch's own inputs for RNN; the layouts of other checkpoints."""
+"""IndRNN against torch.nn.RNN with a diagonal recurrent matrix: outputs, states and every gradient, packed, padded, in
+both directions, unbatched and empty; and the checkpoints of the paper's authors."""
 
-import doctest
 import inspect
 import textwrap
-import warnings
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import indrnn.layers
 from indrnn.layers import IndRNN, IndRNNCell
-from indrnn.layers import rnn as rnn_module
 
 D, H = 3, 5
 EXACT = {"rtol": 1e-11, "atol": 1e-12}  # float64
@@ -222,67 +219,6 @@ class TestReverse:
         torch.testing.assert_close(program.module()(longer)[0], rnn(longer)[0])
 
 
-def pytorchs(which):
-    """PyTorch's own inputs and errors for a module."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.testing._internal import common_modules
-    # Its import freezes PyTorch's switches for the whole process, which a training run sets.
-    torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
-    info = next(info for info in common_modules.module_db if info.module_cls is which)
-    arguments = (info, "cpu", torch.float64)
-    inputs = info.module_inputs_func(*arguments, requires_grad=True, training=True, **packed(which))
-    return inputs, info.module_error_inputs_func(*arguments, requires_grad=True, training=True)
-
-
-def packed(which):
-    return {"with_packed_sequence": True} if which is nn.RNN else {}
-
-
-def test_pytorchs_own_inputs_for_rnn():
-    inputs, _ = pytorchs(nn.RNN)
-    assert len(inputs) == 64
-    for sample in inputs:
-        keywords = {**sample.constructor_input.kwargs, "dtype": torch.float64}
-        ours, torchs = IndRNN(**keywords), nn.RNN(**keywords)
-        copy_to_torch(ours, torchs)
-        output, h_n = ours(*sample.forward_input.args)
-        expected, expected_h_n = torchs(*sample.forward_input.args)
-        if not isinstance(output, torch.Tensor):
-            output, expected = output.data, expected.data
-        torch.testing.assert_close(output, expected, **EXACT)
-        torch.testing.assert_close(h_n, expected_h_n, **EXACT)
-        assert_same_gradients(ours, torchs, weighted(output, h_n), weighted(expected, expected_h_n), [], [])
-
-
-def test_pytorchs_own_inputs_for_the_cell():
-    inputs, _ = pytorchs(nn.RNNCell)
-    assert len(inputs) == 3
-    for sample in inputs:
-        made = sample.constructor_input
-        keywords = {"nonlinearity": "tanh", **made.kwargs, "dtype": torch.float64}
-        ours, torchs = IndRNNCell(*made.args, **keywords), nn.RNNCell(*made.args, **keywords)
-        with torch.no_grad():
-            torchs.weight_ih.copy_(ours.weight_ih)
-            torchs.weight_hh.copy_(ours.weight_hh.diag())
-            torchs.bias_ih.copy_(ours.bias)
-            torchs.bias_hh.zero_()
-        x, h = sample.forward_input.args
-        torch.testing.assert_close(ours(x, h), torchs(x, h), **EXACT)
-        torch.testing.assert_close(ours(x), torchs(x), **EXACT)
-
-
-@pytest.mark.parametrize(("which", "ours"), [(nn.RNN, IndRNN), (nn.RNNCell, IndRNNCell)])
-def test_what_torch_refuses_is_refused(which, ours):
-    _, errors = pytorchs(which)
-    assert len(errors) >= 6
-    for error in errors:
-        made, called = error.module_error_input.constructor_input, error.module_error_input.forward_input
-        # three of the cell's samples give the nonlinearity where the bias stands, which PyTorch does not notice
-        with pytest.raises((ValueError, TypeError)):
-            ours(*made.args, **made.kwargs)(*called.args, **called.kwargs)
-
-
 def test_positional_arguments_are_in_torchs_order():
     torchs = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:9]  # without self and mode
     torchs.insert(3, "nonlinearity")
@@ -292,54 +228,27 @@ def test_positional_arguments_are_in_torchs_order():
     assert list(inspect.signature(IndRNNCell).parameters)[:4] == cell
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("call", "message"),
-        [
-            (lambda x, h: IndRNN(D, H)(x, (h, h)), "h0 must be a tensor, got tuple; an IndRNN has no cell state"),
-            (lambda x, h: IndRNN(D, H)(x.double()), r"input is torch\.float64, but the weights are torch\.float32"),
-            (lambda x, h: IndRNN(D, H)(x, h.double()), r"h0 is torch\.float64, .*h0\.to\(torch\.float32\)"),
-            (lambda x, h: IndRNN(D, H)(x.long()), r"input is torch\.int64, .*input\.to\(torch\.float32\)$"),
-            (lambda x, h: IndRNN(D, H)([1.0]), "input must be a tensor, got list"),
-            (lambda x, h: IndRNN(D, H)(x, lengths=[1, 2]), "lengths must be 4 integers"),
-            (lambda x, h: IndRNN(D, H)(x, lengths=[1, 2, 3, 0]), r"lengths must be in 1…6, got 0…3"),
-            (lambda x, h: IndRNN(D, H)(x, lengths=[1, 2, 3, 7]), r"lengths must be in 1…6, got 1…7"),
-            (lambda x, h: IndRNN(D, H)(x[:0]), "at least one time step"),
-            (lambda x, h: IndRNN(D, H, backend="cuda"), "backend must be one of auto, .*, got 'cuda'"),
-            (lambda x, h: IndRNN(D, H, recurrent_max_abs=torch.inf), "must be finite, got inf; None is for no bound"),
-            (lambda x, h: IndRNN(D, H, recurrent_max_abs=torch.nan), "recurrent_max_abs must be at least"),
-            (lambda x, h: indrnn.layers.IndRNNLayer(D, H)(x.double()), "but the weights are"),
-            (lambda x, h: indrnn.layers.IndRNNLayer(D, H)(pack_padded_sequence(x, [6] * 4)), "must be a tensor"),
-            (lambda x, h: indrnn.layers.IndRNNLayer(D, H)(x, (h, h)), "has no cell state"),
-            (lambda x, h: indrnn.layers.IndRNNLayer(D, H)(x[0]), r"input must have shape \(B, T, 3\), got \(4, 3\)"),
-            (lambda x, h: IndRNNCell(D, H)(x[0].double()), "but the weights are"),
-            (lambda x, h: IndRNNCell(D, H)(x[0], (h[0], h[0])), "has no cell state"),
-            (lambda x, h: IndRNN(D, H)(pack_padded_sequence(x, [6] * 4), lengths=[6] * 4), "has its own"),
-        ],
-    )
-    def test_in_words(self, call, message):
-        with pytest.raises(ValueError, match=message):
-            call(torch.randn(6, 4, D), torch.randn(1, 4, H))
-
-    def test_autocast_may_cast(self):
-        with torch.autocast("cpu", torch.bfloat16):
-            IndRNN(D, H, backend="reference")(torch.randn(6, 4, D))
+def test_calls_written_for_torch():
+    """Keyword hx, flatten_parameters and attributes; what cannot be changed raises."""
+    arguments = {"num_layers": 2, "nonlinearity": "tanh", "bias": False, "dropout": 0.1, "bidirectional": True}
+    ours, torchs = IndRNN(D, H, **arguments), nn.RNN(D, H, **arguments)
+    ours.flatten_parameters()
+    x, h0 = torch.randn(4, 2, D), torch.randn(4, 2, H)
+    for a, e in zip(ours(x, hx=h0), torchs(x, hx=h0), strict=True):
+        assert a.shape == e.shape
+    names = "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional proj_size"
+    for name in names.split():
+        assert getattr(ours, name) == getattr(torchs, name)
+    for name in ("nonlinearity", "bias"):
+        with pytest.raises(AttributeError):
+            setattr(ours, name, getattr(ours, name))
 
 
-def test_the_examples_in_the_docstrings_run():
-    results = doctest.testmod(rnn_module, extraglobs={"torch": torch})
-    assert results.attempted >= 8
-    assert results.failed == 0
-
-
-def documented(name):
-    """A function from the code in the package's docstring."""
-    text = inspect.cleandoc(indrnn.layers.__doc__)
-    lines = text[text.index(f"    def {name}(") :].splitlines()
-    end = next((k for k, line in enumerate(lines) if line and not line.startswith("    ")), len(lines))
-    namespace = {}
-    exec(textwrap.dedent("\n".join(lines[:end])), namespace)
-    return namespace[name]
+def test_autocast_may_cast():
+    with torch.autocast("cpu", torch.bfloat16):
+        output, h_n = IndRNN(D, H, norm="batch", num_layers=2)(torch.randn(6, 4, D))
+    (output.sum() + h_n.sum()).backward()
+    assert h_n.dtype == torch.float32
 
 
 def shuffled(state):
@@ -369,48 +278,8 @@ def test_the_authors_checkpoints_load(kernel):
         parts = [state[f"RNNs.{k}.norm1.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
         expected = F.batch_norm(torch.stack(steps).flatten(0, 1), *parts).view(9, 4, H)
     rnn = IndRNN(D, H, 2, norm="batch", dtype=torch.float64).eval()
-    rnn.load_state_dict(documented("from_authors")(state))
-    torch.testing.assert_close(rnn(x)[0], expected, **EXACT)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_stefoes_checkpoints_load(bidirectional):
-    directions = 2 if bidirectional else 1
-    state = {"h0": torch.zeros(H * directions)}
-    for k, size in enumerate((D, H * directions)):
-        for cells in ("cells", "cells_bi"):
-            weights = {
-                f"{cells}.{k}.weight_ih": torch.empty(H, size, dtype=torch.float64),
-                f"{cells}.{k}.weight_hh": torch.empty(H, dtype=torch.float64),
-                f"{cells}.{k}.bias_ih": torch.empty(H, dtype=torch.float64),
-            }
-            state |= shuffled(weights)
-        state |= shuffled(nn.BatchNorm1d(H * directions, dtype=torch.float64).state_dict(prefix=f"bns.{k}."))
-    x = torch.randn(9, 4, D, dtype=torch.float64)
-
-    def walk(cell, x):
-        h, steps = torch.zeros(4, H, dtype=torch.float64), []
-        for x_t in x:
-            h = torch.relu(F.linear(x_t, state[f"{cell}.weight_ih"], state[f"{cell}.bias_ih"]))
-            h = (
-                h
-                if not steps
-                else torch.relu(
-                    F.linear(x_t, state[f"{cell}.weight_ih"], state[f"{cell}.bias_ih"])
-                    + state[f"{cell}.weight_hh"] * steps[-1]
-                )
-            )
-            steps.append(h)
-        return torch.stack(steps)
-
-    expected = x
-    for k in range(2):
-        outputs = [walk(f"cells.{k}", expected)]
-        if bidirectional:
-            outputs.append(walk(f"cells_bi.{k}", expected.flip(0)).flip(0))
-        expected = torch.cat(outputs, 2)
-        parts = [state[f"bns.{k}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
-        expected = F.batch_norm(expected.flatten(0, 1), *parts).view_as(expected)
-    rnn = IndRNN(D, H, 2, norm="batch", bidirectional=bidirectional, dtype=torch.float64).eval()
-    rnn.load_state_dict(documented("from_stefoe")(state, bidirectional))
+    code = indrnn.layers.__doc__
+    namespace = {}
+    exec(textwrap.dedent(code[code.index("    def from_authors(") :]), namespace)
+    rnn.load_state_dict(namespace["from_authors"](state))
     torch.testing.assert_close(rnn(x)[0], expected, **EXACT)

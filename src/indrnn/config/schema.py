@@ -145,6 +145,20 @@ class RNNConfig(ModelConfig):
 
 
 @dataclass
+class GRUConfig(ModelConfig):
+    name: str = setting(choices=("gru",))
+    hidden_size: int = setting("recurrent units per layer", minimum=1, maximum=MAX_WIDTH)
+    num_layers: int = setting("layers of torch.nn.GRU", minimum=1, maximum=MAX_LAYERS)
+
+
+@dataclass
+class MinGRUConfig(ModelConfig):
+    name: str = setting(choices=("mingru",))
+    hidden_size: int = setting("recurrent units per layer", minimum=1, maximum=MAX_WIDTH)
+    num_layers: int = setting("minGRU layers", minimum=1, maximum=MAX_LAYERS)
+
+
+@dataclass
 class DataConfig:
     name: str = setting(doc="the task, or the name of a task from outside")
 
@@ -305,6 +319,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "indrnn_dense": IndRNNDenseConfig,
         "lstm": LSTMConfig,
         "rnn": RNNConfig,
+        "gru": GRUConfig,
+        "mingru": MinGRUConfig,
         "external": ExternalModelConfig,
     },
     "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig, "external": ExternalDataConfig},

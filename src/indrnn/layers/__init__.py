@@ -1,24 +1,23 @@
-"""IndRNN layers. `IndRNN` drops in where torch.nn.RNN stood; models are built from `IndRNNLayer`.
+"""IndRNN layers: `IndRNN`, a drop-in replacement for torch.nn.RNN, and `IndRNNLayer`, from which networks are built.
 
 A layer takes a tensor (B, T, D) or an `AffineSequence` and returns an `AffineSequence` and the state (B, H) after the
-last step. The sequence stands for z = mask ⊙ (scale ⊙ h + shift), that is h after batch norm and dropout, which is
-never computed where its reader multiplies it by a matrix:
+last step. The sequence is z = mask ⊙ (scale ⊙ h + shift), h after batch norm and dropout, which is folded into the
+next matrix instead of being computed:
 
     first = IndRNNLayer(1, 128, norm="batch", dropout=0.1, recurrent_max_abs=recurrent_max(784))
     second = IndRNNLayer(128, 128, norm="batch")
     sequence, _ = first(x)                      # x (B, T, 1)
     sequence, _ = second(sequence)              # the norm and the mask fold into second.weight_ih
-    logits = classifier(sequence.last())        # normalises the last step only
+    logits = classifier(sequence.last())        # normalizes the last step only
 
     y = linear(sequence, weight, bias)          # z Wᵀ + b as a tensor (B, T, K), for a residual sum
     both = concatenate([sequence, other])       # side by side, for a dense network
-    z = sequence.materialise()                  # a tensor (B, T, H), where nothing else will do
+    z = sequence.materialise()                  # the tensor (B, T, H)
 
-``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights (one parameter, weight_hh), for networks whose
-Linear stands elsewhere. Initialisers are names or functions that fill a tensor in place (see `init`).
+``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights: its only parameter is weight_hh.
 
-Checkpoints of other implementations load by renaming. That of the paper's authors (Sunnydreamrain/IndRNN_pytorch,
-pixelMNIST/Indrnn_plainnet.py) is an `IndRNN(..., norm="batch")`; its classifier's weights are left out here:
+A checkpoint of the paper's authors (Sunnydreamrain/IndRNN_pytorch, pixelMNIST/Indrnn_plainnet.py), without its
+classifier, loads into an `IndRNN(..., norm="batch")` after renaming:
 
     def from_authors(state):
         names = {}
@@ -32,23 +31,6 @@ pixelMNIST/Indrnn_plainnet.py) is an `IndRNN(..., norm="batch")`; its classifier
                     "norm1": f"layers.{k}.norm.{last}",
                 }[part]
         return {new: state[old] for old, new in names.items()}
-
-That of StefOe/indrnn-pytorch (class IndRNN) has a batch norm over both directions, and cells for both even where one is
-used:
-
-    def from_stefoe(state, bidirectional):
-        directions, renamed = (2 if bidirectional else 1), {}
-        for name, value in state.items():
-            kind, _, rest = name.partition(".")
-            k, _, last = rest.partition(".")
-            if kind == "cells" or (kind == "cells_bi" and bidirectional):
-                layer = directions * int(k) + (kind == "cells_bi")
-                renamed[f"layers.{layer}.{last.replace('bias_ih', 'bias')}"] = value
-            elif kind == "bns":
-                for d in range(directions):
-                    part = value if value.dim() == 0 else value.chunk(directions)[d]
-                    renamed[f"layers.{directions * int(k) + d}.norm.{last}"] = part
-        return renamed
 """
 
 from .folding import AffineSequence, concatenate, linear, materialise, sequences_in

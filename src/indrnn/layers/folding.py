@@ -1,22 +1,19 @@
-"""Batch norm and dropout folded into the matrix that reads them: what one hidden layer hands to the next.
+"""Batch norm and dropout, folded into the matrix that reads a layer's output.
 
 Letters: B batch, T time steps, H features of the sequence, K features of the product.
 
-Batch norm after a recurrence is z = scale ⊙ h + shift, one pair a unit, and dropout shared over time multiplies z by
-a mask (B, H). Neither needs its own pass over memory, because every reader of z multiplies it by a matrix first:
+Batch norm after a recurrence is z = scale ⊙ h + shift, one pair per unit. Dropout shared over time multiplies z by a
+mask (B, H). Neither needs its own pass over memory, because every reader of z first multiplies it by a matrix:
 
     W (mask ⊙ (scale ⊙ h + shift)) + b = (W ⊙ scale ⊙ mask) h + (W (shift ⊙ mask) + b).
 
-`AffineSequence` keeps h, scale, shift and mask apart until then. Autograd differentiates the small factors.
-
-Within `sequences_in(torch.bfloat16)` h is bfloat16, and so are the factors of its products, which are summed in
-float32; scale, shift, mask, the folded matrix until it is multiplied, h_last and everything else keep their dtype.
+An `AffineSequence` keeps h, scale, shift and mask until then.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +24,11 @@ _dtype: ContextVar[torch.dtype | None] = ContextVar("sequences_in", default=None
 
 @contextmanager
 def sequences_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within it the layers compute their sequences in `dtype`; None: in that of their input and weights."""
+    """Compute the layers' sequences in `dtype` within the block; None: in the dtype of their input and weights.
+
+    With bfloat16, h and the factors of its products are bfloat16, and products are summed in float32. Scale, shift,
+    mask, the folded matrix before its product, and h_last keep their dtype.
+    """
     before = _dtype.set(dtype)
     try:
         yield
@@ -35,13 +36,11 @@ def sequences_in(dtype: torch.dtype | None) -> Iterator[None]:
         _dtype.reset(before)
 
 
-@dataclass(frozen=True)
-class AffineSequence:
-    """z = mask ⊙ (scale ⊙ h + shift), not yet computed. What is None is left out.
+class AffineSequence(NamedTuple):
+    """z = mask ⊙ (scale ⊙ h + shift), not yet computed. Factors that are None are left out.
 
-    h (B, T, H), or (N, H), the N steps there are, where sequences differ in length; h_last (B, H), a copy of the last
-    step, unrounded (reading that, not ``h[:, -1]``, keeps the gradient of h from being materialised); scale and shift
-    (H,), both or neither; mask (B, H), one a sequence for all time steps.
+    h: (B, T, H), or (N, H) for sequences of different lengths. h_last: (B, H), a copy of the last step; reading it
+    instead of ``h[:, -1]`` never materializes a gradient of h. scale, shift: (H,), both or neither. mask: (B, H).
     """
 
     h: Tensor
@@ -51,57 +50,55 @@ class AffineSequence:
     mask: Tensor | None = None
 
     def materialise(self) -> Tensor:
-        """z for every step (B, T, H), in the dtype of h."""
-        return _apply(self, self.h, 1)
+        """Return z at every step (B, T, H), in the dtype of h."""
+        z = self.h if self.scale is None or self.shift is None else torch.addcmul(self.shift, self.h, self.scale)
+        return (z if self.mask is None else z * self.mask.unsqueeze(1)).to(self.h.dtype)
 
     def last(self) -> Tensor:
-        """z at the last step (B, H), in the dtype of h_last; the other steps are not computed."""
-        return _apply(self, self.h_last, 0)
-
-
-def _apply(sequence: AffineSequence, h: Tensor, time_dims: int) -> Tensor:
-    z = h
-    if sequence.scale is not None and sequence.shift is not None:
-        z = torch.addcmul(sequence.shift, z, sequence.scale)
-    if sequence.mask is not None:
-        z = z * (sequence.mask.unsqueeze(1) if time_dims else sequence.mask)
-    return z.to(h.dtype)
+        """Return z at the last step (B, H), in the dtype of h_last, without computing the other steps."""
+        z = self.h_last if self.scale is None or self.shift is None else self.h_last * self.scale + self.shift
+        return (z if self.mask is None else z * self.mask).to(self.h_last.dtype)
 
 
 def materialise(sequence: Tensor | AffineSequence) -> Tensor:
-    """The tensor (B, T, H) of a sequence in either form."""
+    """Return the tensor (B, T, H) of a sequence in either form."""
     return sequence.materialise() if isinstance(sequence, AffineSequence) else _cast(sequence)
 
 
 def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """z Wᵀ + b for every step: (B, T, H) with weight (K, H) and bias (K,) gives (B, T, K)."""
-    if not isinstance(sequence, AffineSequence):
-        return _product(sequence, weight, bias)
-    if sequence.mask is None:
-        return _product(sequence.h, *_fold(sequence, weight, bias))
-    y, added = project(sequence, weight, bias)
-    return y if added is None else y + (added.unsqueeze(1) if added.dim() == 2 else added)
+    """Return z Wᵀ + b for every step: (B, T, H) with weight (K, H) and bias (K,) gives (B, T, K)."""
+    h, weight, bias = factors(sequence, weight, bias)
+    bias = None if bias is None else bias.to(h.dtype)
+    if weight.dim() == 2:
+        return F.linear(h, weight, bias)
+    y = torch.bmm(h, weight.mT)
+    return y if bias is None else y + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
 
 
 def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`linear` with the last addition left to the reader: y (B, T, K) and what to add, (K,) or (B, K) or None."""
-    if not isinstance(sequence, AffineSequence):
-        return _product(sequence, weight), bias
-    if sequence.mask is None:
-        weight, bias = _fold(sequence, weight, bias)
-        return _product(sequence.h, weight), bias
-    mask = sequence.mask
-    factor = mask if sequence.scale is None else mask * sequence.scale
-    folded = (weight * factor.unsqueeze(1)).to(weight.dtype)  # (B, K, H): a matrix a sequence
-    y = torch.bmm(_cast(sequence.h), _cast(folded).mT)
-    if sequence.shift is None:
-        return y, bias
-    return y, F.linear((sequence.shift * mask).to(weight.dtype), weight, bias)
+    """`linear` without its last addition: returns y (B, T, K) and what to add to it, (K,), (B, K) or None."""
+    h, weight, bias = factors(sequence, weight, bias)
+    return F.linear(h, weight) if weight.dim() == 2 else torch.bmm(h, weight.mT), bias
 
 
-def factors(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x (B, T, D) and weight (K, D) as `project` would multiply them, for a recurrence that does so itself."""
-    return _cast(x), _cast(weight)
+def factors(
+    sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The factors h and weight of a product, cast, and the bias. With a mask, one weight (B, K, H) per sequence."""
+    if isinstance(sequence, Tensor):
+        return _cast(sequence), _cast(weight), bias
+    h, scale, shift, mask = _cast(sequence.h), sequence.scale, sequence.shift, sequence.mask
+    if scale is not None and shift is not None:
+        weight = weight.to(scale.dtype)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(scale.dtype)
+        if mask is None:
+            weight, bias = Fold.apply(weight, bias, scale, shift)
+        else:
+            bias = F.linear(shift * mask, weight, bias)
+            mask = mask * scale
+    if mask is not None:
+        weight = weight * mask.unsqueeze(1)
+    return h, weight.to(h.dtype), bias
 
 
 def _cast(value: Tensor) -> Tensor:
@@ -109,30 +106,59 @@ def _cast(value: Tensor) -> Tensor:
     return value if dtype is None else value.to(dtype)
 
 
-def _product(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(_cast(h), _cast(weight), None if bias is None else _cast(bias))
-
-
-def _fold(sequence: AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """(W ⊙ scale, W shift + b)."""
-    if sequence.scale is None or sequence.shift is None:
-        return weight, bias
-    return (weight * sequence.scale).to(weight.dtype), F.linear(sequence.shift.to(weight.dtype), weight, bias)
-
-
 def concatenate(sequences: Sequence[AffineSequence]) -> AffineSequence:
-    """The sequences side by side along their features, still unnormalised: (B, T, H1 + H2 + …)."""
-    h = torch.cat([sequence.h for sequence in sequences], dim=-1)
-    last = torch.cat([sequence.h_last for sequence in sequences], dim=-1)
-    scale = shift = mask = None
-    if any(sequence.scale is not None for sequence in sequences):
-        scale = torch.cat([_or_full(sequence.scale, sequence, 1.0) for sequence in sequences])
-        shift = torch.cat([_or_full(sequence.shift, sequence, 0.0) for sequence in sequences])
-    if any(sequence.mask is not None for sequence in sequences):
-        masks = [torch.ones_like(part.h_last) if part.mask is None else part.mask for part in sequences]
-        mask = torch.cat(masks, -1)
-    return AffineSequence(h, last, scale, shift, mask)
+    """Join sequences along their features: (B, T, H1 + H2 + …). Factors stay folded if all or none have them."""
+    columns: Any = list(zip(*sequences, strict=True))
+    if any(len({part is None for part in column}) > 1 for column in columns):
+        return concatenate([AffineSequence(sequence.materialise(), sequence.last()) for sequence in sequences])
+    return AffineSequence(*[None if column[0] is None else torch.cat(column, -1) for column in columns])  # type: ignore
 
 
-def _or_full(value: Tensor | None, sequence: AffineSequence, default: float) -> Tensor:
-    return sequence.h.new_full((sequence.h.shape[-1],), default) if value is None else value
+class Fold(torch.autograd.Function):
+    """(W ⊙ scale, W shift + b). Written out, because autograd would take more operations, as for `Affine`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        return weight * scale, torch.addmv(bias, weight, shift).to(bias.dtype)  # which autocast would round
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        weight, _, scale, shift = inputs
+        ctx.save_for_backward(weight, scale, shift)
+
+    @staticmethod
+    def backward(ctx: Any, dfolded: Tensor, dadded: Tensor) -> tuple[Tensor, ...]:
+        weight, scale, shift = ctx.saved_tensors
+        dweight = torch.addr(dfolded * scale, dadded, shift)
+        return dweight, dadded, (dfolded * weight).sum(0), torch.mv(weight.mT, dadded)
+
+
+class Affine(torch.autograd.Function):
+    """scale = γ / √(variance + ε) and shift = β − mean ⊙ scale; third, 1 / √(variance + ε)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inverse = torch.rsqrt(variance + eps)
+        scale = inverse * weight
+        return scale, torch.addcmul(bias, mean, scale, value=-1), inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        scale, _, inverse = output
+        ctx.save_for_backward(inputs[0], scale, inverse)
+        ctx.mark_non_differentiable(inverse)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dscale: Tensor | None, dshift: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        mean, scale, inverse = ctx.saved_tensors
+        dscale = torch.zeros_like(mean) if dscale is None else dscale
+        dshift = torch.zeros_like(mean) if dshift is None else dshift
+        dweight = torch.addcmul(dscale, mean, dshift, value=-1) * inverse
+        return -(scale * dshift), dweight * inverse * scale * -0.5, dweight, dshift, None

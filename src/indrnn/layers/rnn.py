@@ -1,6 +1,7 @@
-"""IndRNN: a stack of layers with the interface of torch.nn.RNN; IndRNNCell: one step, as torch.nn.RNNCell."""
+"""IndRNN: a stack of layers with the interface of torch.nn.RNN. IndRNNCell: one step, as torch.nn.RNNCell."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,57 +9,77 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..recurrence.reference import activate
 from .folding import AffineSequence, concatenate, materialise
-from .init import Initialiser
-from .layer import IndRNNLayer, Steps, Weights, check_flag, check_size, check_tensor, recurrent_layers
+from .init import Initializer, check_dropout, check_flag, check_size, check_tensor, is_range
+from .layer import IndRNNLayer, Steps, Update, Weights, recurrent_layers, update_running_statistics
 
 
 class IndRNN(nn.Module):
-    """A stack of IndRNN layers (Li et al. 2018, arXiv 1803.04831), used as torch.nn.RNN is.
+    """A stack of IndRNN layers (Li et al. 2018, arXiv 1803.04831), a drop-in replacement for torch.nn.RNN.
 
         h_t = σ(W x_t + b + u ⊙ h_{t-1})
 
+    The tutorial's layer: three parameters, and an output shaped like an LSTM's.
+
     >>> import torch
     >>> from indrnn import IndRNN, recurrent_max
-    >>> rnn = IndRNN(200, 100, num_layers=2, batch_first=True, recurrent_max_abs=recurrent_max(40))
-    >>> output, h_n = rnn(torch.randn(64, 40, 200))
-    >>> output.shape, h_n.shape
-    (torch.Size([64, 40, 100]), torch.Size([2, 64, 100]))
+    >>> x = torch.randn(64, 40, 200)
+    >>> rnn = IndRNN(200, 100, batch_first=True, recurrent_max_abs=recurrent_max(40))
+    >>> [(name, tuple(parameter.shape)) for name, parameter in rnn.layers[0].named_parameters()]
+    [('weight_ih', (100, 200)), ('weight_hh', (100,)), ('bias', (100,))]
+    >>> output, h_n = rnn(x)
+    >>> output.shape
+    torch.Size([64, 40, 100])
 
-    Below B are sequences, T time steps, D input features, H hidden units, L layers; K is H, or 2H if bidirectional.
+    Its initialization of several layers: u ~ U[0, RECURRENT_MAX], in the last layer U[LAST_LAYER_LOWER_BOUND,
+    RECURRENT_MAX]. ``recurrent_init="last_layer"`` is short for this list:
+
+    >>> from indrnn import last_layer_lower_bound
+    >>> high, low = recurrent_max(40), last_layer_lower_bound(40)
+    >>> rnn = IndRNN(200, 100, 2, recurrent_max_abs=high, recurrent_init=[(0, high), (low, high)])
+    >>> bool((rnn.layers[1].weight_hh >= low).all())
+    True
+
+    B are sequences, T time steps, D input features, H hidden units, L layers; K is H, or 2H if bidirectional.
 
     Args:
         input_size: D.
         hidden_size: H.
-        num_layers: L; each layer reads the output of the one before it.
-        nonlinearity: σ: "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
+        num_layers: L. Each layer reads the output of the one before it.
+        nonlinearity: σ, "relu", "tanh", "identity" or "leaky_relu" (slope 0.01).
         bias: whether b exists.
-        batch_first: (B, T, …) instead of (T, B, …) for input and output.
-        dropout: probability in [0, 1) after each layer but the last, in training; all steps of a sequence share a mask.
-        bidirectional: every layer reads the sequence in both directions; the next layer reads the outputs of both.
-        norm: of each layer's output: "none", or "batch", over batch and time. Each direction has its own.
+        batch_first: use (B, T, …) instead of (T, B, …) for input and output.
+        dropout: probability in [0, 1) after each layer but the last, in training. All steps of a sequence share a mask.
+        bidirectional: read the sequence in both directions in every layer. The next layer reads both outputs.
+        norm: "none", or "batch" for batch norm of each layer's output over batch and time, per direction.
         recurrent_max_abs: largest |u|, or None for no bound. ``recurrent_max(T)`` suits sequences of T steps.
         recurrent_min_abs: smallest |u|.
-        constraint: how the bounds are kept: "clip" in the forward pass (no gradient reaches a weight outside);
-            "project", stored weights are clamped whenever you call `indrnn.layers.project_recurrent_weights_`; "none",
-            they only set the range of initial values.
-        input_init: W: "linear", U(±1/√D) as nn.Linear; "kaiming", Kaiming uniform with a = 8; "small_uniform",
-            U(±0.001); "small_normal", N(0, 0.001²); or a function that fills a tensor in place. b starts at 0.
-        recurrent_init: u: "positive", U[0, m]; "symmetric", U[−m, m], with m = recurrent_max_abs or 1; or a function;
-            or a list of these, one for each layer.
+        constraint: how the bounds are enforced. "clip": in the forward pass (no gradient reaches a weight outside).
+            "project": `indrnn.layers.project_recurrent_weights_` clamps the stored weights when you call it. "none":
+            the bounds only set the range of initial values.
+        input_init: W. "linear": U(±1/√D) as nn.Linear; "kaiming": Kaiming uniform with a = 8; "small_uniform":
+            U(±0.001); "small_normal": N(0, 0.001²); a range (low, high); or a function that fills a tensor in place.
+            b starts at 0.
+        recurrent_init: u, with m = recurrent_max_abs or 1. "positive": U[0, m]; "symmetric": U[−m, m]; "last_layer":
+            U[1/m, m] in the last layer and "positive" below it; a range (low, high); a function; or a list with one of
+            these per layer.
         backend: of the recurrence: "auto", "reference", "scan", "numba" (CPU) or "triton" (CUDA).
-        device, dtype: of the parameters, as for every torch module.
+        device, dtype: of the parameters.
 
-    Parameters: ``rnn.layers[k]`` is layer k with weight_ih (H, D), weight_hh (H,), which is u, and bias (H,), and its
-    module ``norm``. If bidirectional, ``layers[2 * k]`` reads layer k's input forwards and ``layers[2 * k + 1]``
-    backwards. The states h0 and h_n are in the order of ``layers``.
+    Parameters: ``rnn.layers[k]`` is layer k with weight_ih (H, D), weight_hh (H,), which is u, bias (H,), and module
+    ``norm``. If bidirectional, ``layers[2 * k]`` reads layer k's input forwards and ``layers[2 * k + 1]`` backwards.
+    The states hx and h_n are in the order of ``layers``.
 
-    What differs from torch.nn.RNN: one recurrent weight per unit instead of a matrix; one bias; relu is the default;
+    Differences from torch.nn.RNN: one recurrent weight per unit instead of a matrix; one bias; relu is the default;
     dropout keeps its mask over time; lengths, norm, bounds, initial values and backend are new; shapes that do not fit
-    raise ValueError instead of RuntimeError; dropout=1 is refused; there is no proj_size.
+    raise ValueError instead of RuntimeError; dropout=1 and proj_size are not supported. For one time step per call,
+    `IndRNNCell` has less overhead.
 
     Raises:
-        ValueError: an argument outside what is listed here. TypeError: a size that is no int, a flag that is no bool.
+        ValueError: an argument is outside the values listed here. TypeError: a size is no int, or a flag no bool.
     """
+
+    proj_size = 0
+    _dropout_after_last = False
 
     def __init__(
         self,
@@ -75,8 +96,8 @@ class IndRNN(nn.Module):
         recurrent_max_abs: float | None = None,
         recurrent_min_abs: float = 0.0,
         constraint: str = "clip",
-        input_init: Initialiser = "linear",
-        recurrent_init: Initialiser | Sequence[Initialiser] = "positive",
+        input_init: Initializer = "linear",
+        recurrent_init: Initializer | Sequence[Initializer] = "positive",
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -92,12 +113,7 @@ class IndRNN(nn.Module):
         self.batch_first = batch_first
         self.bidirectional = bidirectional
         self.num_directions = 2 if bidirectional else 1
-        if isinstance(recurrent_init, str) or callable(recurrent_init):
-            recurrent_init = [recurrent_init] * num_layers
-        if len(recurrent_init) != num_layers:
-            raise ValueError(
-                f"recurrent_init must hold one entry for each of {num_layers} layers, got {len(recurrent_init)}"
-            )
+        initializers = _per_layer(recurrent_init, num_layers)
         self.layers = nn.ModuleList(
             IndRNNLayer(
                 input_size if k == 0 else hidden_size * self.num_directions,
@@ -105,12 +121,11 @@ class IndRNN(nn.Module):
                 nonlinearity=nonlinearity,
                 bias=bias,
                 norm=norm,
-                dropout=dropout if k < num_layers - 1 else 0.0,
                 recurrent_max_abs=recurrent_max_abs,
                 recurrent_min_abs=recurrent_min_abs,
                 constraint=constraint,
                 input_init=input_init,
-                recurrent_init=recurrent_init[k],
+                recurrent_init=initializers[k],
                 backend=backend,
                 reverse=reverse,
                 device=device,
@@ -119,11 +134,34 @@ class IndRNN(nn.Module):
             for k in range(num_layers)
             for reverse in (False, True)[: self.num_directions]
         )
-        if not 0 <= dropout < 1:  # with a single layer, no layer has checked it
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.dropout = dropout
+
+    @property
+    def dropout(self) -> float:
+        """Probability after each layer but the last. Assigning it changes the layers."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, dropout: float) -> None:
+        check_dropout(dropout)
+        self._dropout = dropout
+        for k, (_, layer) in enumerate(recurrent_layers(self)):
+            last = k >= len(self.layers) - self.num_directions
+            layer.dropout = dropout if not last or self._dropout_after_last else 0.0
+
+    @property
+    def nonlinearity(self) -> str:
+        return self._first().nonlinearity
+
+    @property
+    def bias(self) -> bool:
+        return self._first().bias is not None
+
+    def flatten_parameters(self) -> None:
+        """Do nothing, as torch.nn.RNN does on a CPU: there is no cuDNN weight buffer."""
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters again."""
+        """Initialize all parameters again."""
         for _, layer in recurrent_layers(self):
             layer.reset_parameters()
 
@@ -135,7 +173,7 @@ class IndRNN(nn.Module):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        h0: Tensor | None = None,
+        hx: Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run all layers over the sequences.
@@ -143,31 +181,30 @@ class IndRNN(nn.Module):
         Args:
             input: (T, B, D), or (B, T, D) if batch_first, or unbatched (T, D), in the dtype of the weights; or a
                 PackedSequence, sorted or not. B may be 0.
-            h0: states before the first step, (L, B, H), (2L, B, H) if bidirectional, without B if unbatched; None:
+            hx: states before the first step, (L, B, H), (2L, B, H) if bidirectional, without B if unbatched. None:
                 zeros.
-            lengths: how many steps each of the B sequences has, 1 to T, where the rest of `input` is padding. Padding
-                is never read: it changes no state and no batch-norm statistics, and its gradient is 0.
+            lengths: number of steps of each of the B sequences, 1 to T, if the rest of `input` is padding. Padding is
+                never read: it changes no state and no batch-norm statistics, and its gradient is 0.
 
         Returns:
-            output: the last layer's, normalised if there is a norm, shaped as the input with K features, 0 in padding;
-                a PackedSequence for a PackedSequence.
+            output: the last layer's output, normalized if there is a norm, shaped as the input with K features, 0 in
+                padding; a PackedSequence for a PackedSequence.
             h_n: the state of every layer after each sequence's own last step (first step, if it reads backwards),
-                shaped as h0. Passing it on as h0 continues the sequences.
+                shaped as hx and in the dtype of the weights. Pass it as hx to continue the sequences.
 
         Raises:
-            ValueError: shapes, dtypes, devices or lengths that do not fit.
+            ValueError: shapes, dtypes, devices or lengths do not fit.
         """
         dtype = self._first().weight_hh.dtype
         if isinstance(input, PackedSequence):
             if lengths is not None:
-                raise ValueError("lengths: a PackedSequence has its own, leave them out")
+                raise ValueError("lengths: a PackedSequence has its own; omit them")
             x, batch_sizes, order, back = input
             check_tensor("input", x, dtype)
-            counts = batch_sizes.tolist()
-            B = counts[0]
-            own = (batch_sizes.unsqueeze(1) > torch.arange(B)).sum(0)
-            steps = Steps.of(own.to(x.device), len(counts))
-            states = self._initial_states(h0, B, batched=True)
+            B = int(batch_sizes[0])
+            own = (batch_sizes.unsqueeze(1) > torch.arange(B, device=batch_sizes.device)).sum(0)
+            steps = Steps.of(own.to(x.device), len(batch_sizes))
+            states = self._initial_states(hx, B, batched=True)
             if order is not None:
                 states = [None if state is None else state.index_select(0, order) for state in states]
             sequence, last = self.run(x, states, steps)
@@ -182,10 +219,10 @@ class IndRNN(nn.Module):
         if input.shape[-1] != self.input_size:
             raise ValueError(f"input must have {self.input_size} features, got shape {tuple(input.shape)}")
         batched = input.dim() == 3
-        # (B, T, D) internally: batch-major memory is the fast one
+        # (B, T, D) internally: batch-major memory is the fast path
         x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
         B, T = x.shape[:2]
-        states = self._initial_states(h0, B, batched)
+        states = self._initial_states(hx, B, batched)
         if lengths is None:
             sequence, last = self.run(x, states)
             output = materialise(sequence)
@@ -201,50 +238,63 @@ class IndRNN(nn.Module):
     def run(
         self, x: Tensor, states: Sequence[Tensor | None] | None = None, steps: Steps | None = None
     ) -> tuple[AffineSequence, list[Tensor]]:
-        """The last layer's output, norm and dropout still folded (see `indrnn.layers.folding`), and every layer's last
-        state (B, H), from x (B, T, D), or (N, D) with `steps`."""
+        """Map x (B, T, D), or (N, D) with `steps`, to the last layer's output, its norm and dropout still folded, and
+        every layer's last state (B, H)."""
         if states is None:
             states = [None] * len(self.layers)
         sequence: Tensor | AffineSequence = x
         last: list[Tensor] = []
+        together = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+        updates: list[Update] | None = [] if together else None
         for k in range(0, len(self.layers), self.num_directions):
             outputs = []
             for layer, state in zip(self.layers[k:][: self.num_directions], states[k:], strict=False):
-                output, final = layer(sequence, state, steps) if steps is not None else layer(sequence, state)
+                output, final = layer(sequence, state, steps, updates)
                 outputs.append(output)
                 last.append(final)
             sequence = outputs[0] if len(outputs) == 1 else concatenate(outputs)
+        if updates:
+            update_running_statistics(updates)
         assert isinstance(sequence, AffineSequence)
         return sequence, last
 
-    def _initial_states(self, h0: Tensor | None, B: int, batched: bool) -> Sequence[Tensor | None]:
+    def _initial_states(self, hx: Tensor | None, B: int, batched: bool) -> Sequence[Tensor | None]:
         layers = len(self.layers)
-        if h0 is None:
+        if hx is None:
             return [None] * layers
-        check_tensor("h0", h0, self._first().weight_hh.dtype)
+        check_tensor("hx", hx, self._first().weight_hh.dtype)
         expected = (layers, B, self.hidden_size) if batched else (layers, self.hidden_size)
-        if tuple(h0.shape) != expected:
-            raise ValueError(f"h0 must have shape {expected}, got {tuple(h0.shape)}")
-        return (h0 if batched else h0.unsqueeze(1)).unbind(0)
+        if tuple(hx.shape) != expected:
+            raise ValueError(f"hx must have shape {expected}, got {tuple(hx.shape)}")
+        return (hx if batched else hx.unsqueeze(1)).unbind(0)
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
         return f"{text}, bidirectional=True" if self.bidirectional else text
 
 
+def _per_layer(init: Initializer | Sequence[Initializer], num_layers: int) -> Sequence[Initializer]:
+    """One initializer of u per layer."""
+    if init == "last_layer":
+        return ["positive"] * (num_layers - 1) + ["last_layer"]
+    if isinstance(init, str) or callable(init) or is_range(init):
+        return [init] * num_layers  # type: ignore[list-item]
+    if len(init) != num_layers:
+        raise ValueError(f"recurrent_init must have one entry for each of {num_layers} layers, got {len(init)}")
+    return init  # type: ignore[return-value]
+
+
 def _checked_lengths(lengths: Tensor | Sequence[int], B: int, T: int, device: torch.device) -> Tensor:
     lengths = torch.as_tensor(lengths, device=device)
     if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(
-            f"lengths must be {B} integers, one for each sequence, got {lengths.dtype} {tuple(lengths.shape)}"
-        )
+        raise ValueError(f"lengths must be {B} integers, one per sequence, got {lengths.dtype} {tuple(lengths.shape)}")
     if B > 0 and not 1 <= int(lengths.min()) <= int(lengths.max()) <= T:
         raise ValueError(f"lengths must be in 1…{T}, got {int(lengths.min())}…{int(lengths.max())}")
     return lengths.long()
 
 
 class IndRNNCell(Weights):
-    """One step, h' = σ(W x + b + u ⊙ h), used as torch.nn.RNNCell is.
+    """One step, h' = σ(W x + b + u ⊙ h), a drop-in replacement for torch.nn.RNNCell.
 
     >>> import torch
     >>> from indrnn import IndRNNCell
@@ -254,46 +304,33 @@ class IndRNNCell(Weights):
     >>> h.shape
     torch.Size([3, 20])
 
-    Args and parameters as for one layer of `IndRNN`; the bounds on u are kept by clipping in the forward pass.
+    Args and parameters: as one layer of `IndRNN`, with the arguments in the order of RNNCell. |u| is clipped in the
+    forward pass.
 
     Raises:
         ValueError, TypeError: as `IndRNN`.
     """
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "relu",
-        *,
-        recurrent_max_abs: float | None = None,
-        recurrent_min_abs: float = 0.0,
-        input_init: Initialiser = "linear",
-        recurrent_init: Initialiser = "positive",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "relu", **options: Any
     ) -> None:
-        bounds = (recurrent_max_abs, recurrent_min_abs, "clip")
-        initialisers = (input_init, recurrent_init)
         check_size("input_size", input_size)
-        super().__init__(input_size, hidden_size, nonlinearity, bias, bounds, initialisers, device, dtype)
-        self.reset_parameters()
+        super().__init__(input_size, hidden_size, bias, nonlinearity, **options)
 
-    def forward(self, input: Tensor, h: Tensor | None = None) -> Tensor:
-        """Input (B, D) or (D,) and h (B, H) or (H,), None for zeros, to the next h.
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Map input (B, D) or (D,) and hx (B, H) or (H,), None for zeros, to the next state.
 
         Raises:
-            ValueError: shapes or dtypes that do not fit.
+            ValueError: shapes or dtypes do not fit.
         """
         assert self.weight_ih is not None
         check_tensor("input", input, self.weight_ih.dtype)
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(f"input must be (B, {self.input_size}) or ({self.input_size},), got {tuple(input.shape)}")
         a = nn.functional.linear(input, self.weight_ih, self.bias)
-        if h is not None:
-            check_tensor("h", h, self.weight_ih.dtype)
-            if h.shape != a.shape:
-                raise ValueError(f"h must have shape {tuple(a.shape)}, got {tuple(h.shape)}")
-            a = a + self.recurrent_weight() * h
+        if hx is not None:
+            check_tensor("hx", hx, self.weight_ih.dtype)
+            if hx.shape != a.shape:
+                raise ValueError(f"hx must have shape {tuple(a.shape)}, got {tuple(hx.shape)}")
+            a = a + self.recurrent_weight() * hx
         return activate(a, self.nonlinearity)

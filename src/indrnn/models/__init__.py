@@ -1,6 +1,6 @@
-"""Sequence classifiers and their registry: each maps x (B, T, D) to logits (B, K), read at the last time step.
+"""Sequence classifiers: each maps x (B, T, D) to logits (B, K), read at the last time step.
 
-`MODELS` maps the name in the configuration to a class that takes the model's configuration and the task.
+`MODELS` maps ``model.name`` to a class that takes the model's configuration and the task.
 """
 
 import copy
@@ -16,13 +16,15 @@ from indrnn.errors import UserError
 from indrnn.external import call_target, explained
 from indrnn.layers import recurrent_layers
 
-from .baselines import LSTMClassifier, RNNClassifier
+from .baselines import GRUClassifier, LSTMClassifier, MinGRUClassifier, RNNClassifier
 from .indrnn import DenseIndRNN, PlainIndRNN, ResidualIndRNN
 
 __all__ = [
     "MODELS",
     "DenseIndRNN",
+    "GRUClassifier",
     "LSTMClassifier",
+    "MinGRUClassifier",
     "PlainIndRNN",
     "RNNClassifier",
     "ResidualIndRNN",
@@ -36,18 +38,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "indrnn_dense": DenseIndRNN,
     "lstm": LSTMClassifier,
     "rnn": RNNClassifier,
+    "gru": GRUClassifier,
+    "mingru": MinGRUClassifier,
 }
 
 
 def build_model(model: ModelConfig, task: Task) -> nn.Module:
     """Build the network that ``model`` (cfg.model) describes for ``task``, in float32 on the CPU.
 
-    The initial values depend on torch's random state alone, which the caller seeds. ``model`` names an entry of
-    `MODELS` or, with ``_target_``, a class from anywhere on Python's path.
+    ``model`` names an entry of `MODELS` or, with ``_target_``, a class on Python's path. The initial values depend only
+    on torch's random state, which the caller seeds.
 
     Raises:
-        UserError: there is no model of that name, or the class cannot be imported, called, or does not map x (B, T, D)
-            to (B, K).
+        UserError: unknown name, or a class that cannot be imported or called, or does not map x (B, T, D) to (B, K).
     """
     target = getattr(model, "_target_", None)
     if target is not None:
@@ -55,13 +58,16 @@ def build_model(model: ModelConfig, task: Task) -> nn.Module:
         _check_network(network, target, task)
         return network
     if model.name not in MODELS:
-        raise UserError(f"model.name={model.name} does not exist; the choices are {', '.join(MODELS)}")
+        raise UserError(f"model.name={model.name} is unknown; choose one of {', '.join(MODELS)}")
     return MODELS[model.name](model, task)
 
 
 def _check_network(network: Any, target: str, task: Task) -> None:
-    """Try a copy of a network from outside, in evaluation mode; the random state stays as it was. Raises UserError with
-    one line."""
+    """Run a copy of a custom model once in evaluation mode, without changing the random state.
+
+    Raises:
+        UserError: its output does not fit the task.
+    """
     where = f"model._target_={target}"
     if not isinstance(network, nn.Module):
         raise UserError(f"{where}: it must return a torch.nn.Module, not {network!r}")
@@ -82,11 +88,13 @@ def _check_network(network: Any, target: str, task: Task) -> None:
 
 
 def recurrent_weights(model: nn.Module) -> list[Tensor]:
-    """Layer by layer, u as it is used (H,), or the recurrent matrix of an LSTM, GRU or RNN; what the model's own
-    ``recurrent_weights()`` returns, if it has one."""
-    shown = getattr(model, "recurrent_weights", None)
-    if callable(shown):
-        return list(shown())
+    """Return the recurrent weights per layer: u (H,) as the recurrence uses it, or the matrix of an LSTM, GRU or RNN.
+
+    A model's own method ``recurrent_weights()`` takes precedence.
+    """
+    custom = getattr(model, "recurrent_weights", None)
+    if callable(custom):
+        return list(custom())
     weights = [layer.recurrent_weight() for _, layer in recurrent_layers(model)]
     for module in model.modules():
         if isinstance(module, nn.RNNBase):

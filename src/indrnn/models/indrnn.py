@@ -1,12 +1,10 @@
-"""The IndRNN networks: plain, residual and dense stacks, with the initial values of the protocols.
+"""The IndRNN networks: plain, residual and dense stacks, initialized as the protocols prescribe.
 
 B: sequences, T: time steps, D: input features, H: hidden units, K: outputs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from indrnn.config.schema import IndRNNBaseConfig, IndRNNConfig, IndRNNDenseConfig, IndRNNResidualConfig
@@ -18,13 +16,9 @@ from indrnn.layers import (
     concatenate,
     last_layer_lower_bound,
     linear,
-    recurrent_layers,
     recurrent_max,
 )
 from indrnn.layers.init import fill_input
-
-# Where the TensorFlow port starts the output of the adding problem, for every network (batzner/indrnn).
-REGRESSION_BIAS = 0.1
 
 
 def recurrent_layer(
@@ -36,12 +30,12 @@ def recurrent_layer(
     last: bool = False,
     dropout: float | None = None,
 ) -> IndRNNLayer:
-    """One recurrence with its norm and dropout, as the configuration describes them.
+    """One recurrence with its norm and dropout, as configured.
 
     Args:
         input_size: None for a recurrence without input weights.
-        last: the layer that the classifier reads, whose u has its own initial range.
-        dropout: instead of ``model.dropout``.
+        last: whether the classifier reads this layer, whose u has its own initial range.
+        dropout: replaces ``model.dropout``.
     """
     return IndRNNLayer(
         input_size,
@@ -53,7 +47,7 @@ def recurrent_layer(
 
 
 def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
-    """What all recurrences of a network share."""
+    """Arguments shared by all recurrences of a network."""
     return {
         "nonlinearity": model.nonlinearity,
         "norm": model.norm,
@@ -64,38 +58,30 @@ def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | Callable[[Tensor], Tensor]:
-    """Initial u of the last layer: one value; or U[gamma^(-1/T), gamma^(1/T)], with which it remembers the whole
+def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | tuple[float, float]:
+    """Initial u of the last layer: a fixed value; U[gamma^(-1/T), gamma^(1/T)], with which it remembers the whole
     sequence from the start (Li et al. 2018, section 5); or as in the lower layers."""
-    fixed = model.last_layer_fixed
-    if fixed is not None:
-        return lambda u: nn.init.constant_(u, fixed)
+    if model.last_layer_fixed is not None:
+        return model.last_layer_fixed, model.last_layer_fixed
     if not model.last_layer_min:
         return model.recurrent_init
-    low = last_layer_lower_bound(task.length, model.gamma)
-    high = recurrent_max(task.length, model.gamma)
-    return lambda u: nn.init.uniform_(u, low, high)
+    return last_layer_lower_bound(task.length, model.gamma), recurrent_max(task.length, model.gamma)
 
 
 def inner_linear(model: IndRNNBaseConfig, input_size: int, output_size: int) -> nn.Linear:
-    """A Linear between recurrences: its weight is drawn like the input weights of the layers, its bias is 0."""
+    """A Linear between recurrences, whose weight is initialized as the layers' input weights. Its bias is 0."""
     linear = nn.Linear(input_size, output_size)
-    with torch.no_grad():
-        fill_input(linear.weight, model.weight_init)
-        nn.init.zeros_(linear.bias)
+    fill_input(linear.weight, model.weight_init)
+    nn.init.zeros_(linear.bias)
     return linear
 
 
 def classifier(input_size: int, task: Task, *, kaiming: bool = False) -> nn.Linear:
     """The output layer: Glorot uniform (the tutorial) or Kaiming normal (the authors' release). Its bias is 0, or 0.1
-    for a regression (the port's adding problem)."""
+    for a regression, as in the TensorFlow port's adding problem (batzner/indrnn)."""
     head = nn.Linear(input_size, task.output_size)
-    with torch.no_grad():
-        if kaiming:
-            nn.init.kaiming_normal_(head.weight)
-        else:
-            nn.init.xavier_uniform_(head.weight)
-        nn.init.constant_(head.bias, REGRESSION_BIAS if task.loss == "mse" else 0.0)
+    (nn.init.kaiming_normal_ if kaiming else nn.init.xavier_uniform_)(head.weight)
+    nn.init.constant_(head.bias, 0.1 if task.loss == "mse" else 0.0)
     return head
 
 
@@ -105,6 +91,8 @@ class PlainIndRNN(IndRNN):
     [Linear, recurrence, norm, dropout] × num_layers. On MNIST with 128 units and batch norm: 86,410 parameters with 6
     layers, 187,786 with 12.
     """
+
+    _dropout_after_last = True  # before the classifier
 
     def __init__(self, model: IndRNNConfig, task: Task) -> None:
         super().__init__(
@@ -116,8 +104,6 @@ class PlainIndRNN(IndRNN):
             recurrent_init=[model.recurrent_init] * (model.num_layers - 1) + [_last_layer(model, task)],
             **_settings(model, task),
         )
-        # The classifier follows the last layer, which therefore has dropout like the others.
-        recurrent_layers(self)[-1][1].dropout = model.dropout
         self.head = classifier(model.hidden_size, task, kaiming=model.weight_init == "kaiming")
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -147,7 +133,6 @@ class ResidualIndRNN(nn.Module):
     """`indrnn_residual`: pre-activation residual blocks (Li et al. 2019, arXiv 1910.06251, section IV).
 
     Linear, num_blocks residual blocks, [recurrence, norm, dropout], and a classifier on the last step.
-
     On MNIST with 128 units, 5 blocks and batch norm: 170,890 parameters, eleven recurrences.
     """
 
@@ -166,7 +151,7 @@ class ResidualIndRNN(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """[Linear, recurrence, norm, dropout] to the bottleneck and again to ``growth`` features, beside the input."""
+    """[Linear, recurrence, norm, dropout] to the bottleneck and again to ``growth`` features, joined to the input."""
 
     def __init__(self, model: IndRNNDenseConfig, task: Task, input_size: int) -> None:
         super().__init__()
@@ -198,7 +183,6 @@ class DenseIndRNN(nn.Module):
     """`indrnn_dense`: densely connected recurrences (Li et al. 2019, arXiv 1910.06251, section IV).
 
     A recurrence as stem, dense blocks whose transitions halve the width, and a classifier on the last step.
-
     On MNIST with a stem of 96, blocks of (8, 6, 4) layers, growth 16 and batch norm: 256,514 parameters.
     """
 

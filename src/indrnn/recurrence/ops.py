@@ -197,7 +197,7 @@ def _autograd(
     if ctx.statistics and (dmean is not None or dvariance is not None):
         n = h.shape[0] * h.shape[1]
         slope = torch.zeros_like(mean) if dvariance is None else dvariance * (2 / n)
-        offset = -slope * mean if dmean is None else dmean / n - slope * mean
+        offset = -slope * mean if dmean is None else torch.addcmul(dmean / n, slope, mean, value=-1)
     operator = _recurrence_backward if torch.compiler.is_compiling() else _recurrence_backward_eager
     # The gradient of x needs δ itself, which is formed in memory only without a weight.
     through = weight is not None and ctx.needs_input_grad[0]

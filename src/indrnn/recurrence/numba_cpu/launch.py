@@ -48,7 +48,7 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
     h, h_last = torch.empty_like(x) if weight is None else x.new_empty(B, T, H), u.new_empty(B, H)
     nothing = u.new_zeros(H)
     # mean and Σ(h − mean)² of each sequence
-    mean, m2 = torch.empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
+    mean, m2 = x.new_empty(2, B, H, dtype=torch.float64).unbind() if statistics else (nothing, nothing)
     rows = [*(_row(value, nothing) for value in (u, bias, h0)), _features(transposed, nothing)]
     results = [_sequence(h, reverse, nothing), *(_row(value, nothing) for value in (h_last, mean, m2))]
     groups = _groups(B, H)
