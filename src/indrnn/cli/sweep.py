@@ -103,7 +103,7 @@ def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
     A failed job of the basic sweeper prints its error and returns None, so that the other jobs run. Other sweepers get
     a RunError.
     """
-    launcher = str(hydra.launcher._target_)
+    launcher = hydra.launcher._target_
     if "joblib" in launcher:
         # Outside of training, which handles signals itself.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,7 +112,7 @@ def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
         return None
     from ..record.folder import FolderInUseError
 
-    basic = str(hydra.sweeper._target_).endswith(".BasicSweeper")
+    basic = hydra.sweeper._target_.endswith(".BasicSweeper")
     single = os.environ.get("WORLD_SIZE", "") in ("", "1")
     try:
         result = train()
@@ -152,45 +152,44 @@ def print_table(completed: bool) -> bool:
     import pandas
 
     rows = [(number, *_row(cfg, before, completed)) for number, (cfg, before) in enumerate(_jobs)]
-    table = pandas.DataFrame(rows, columns=["job", "state", "validation", "test", "run folder"])
     _jobs.clear()
-    if completed or (table["state"] != "not run").any():
-        counts = table["state"].value_counts(sort=False)
+    table = pandas.DataFrame(rows, columns=["job", "state", "validation", "test", "run folder"])
+    counts = table["state"].value_counts(sort=False)
+    if completed or list(counts.index) != ["not run"]:
         print("sweep: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
         print(table.to_string(index=False), flush=True)
-    failed = bool((table["state"] == "failed").any())
-    if failed and _logs:
+    if "failed" in counts and _logs:
         print(f"output of the jobs: {_logs}")
-    return failed
+    return "failed" in counts
 
 
 def _row(cfg: Config, before: int | None, completed: bool) -> tuple[str, str, str, str]:
-    from ..record.folder import RESULT, FolderInUseError, open_run, run_folder
+    """State, validation and test figure, run folder."""
+    from ..record.folder import FolderInUseError, open_run, run_folder
     from ..record.result import read_result
 
-    folder, state = run_folder(cfg), "failed" if completed else "not run"
-    overwritten = cfg.overwrite and before == _written(cfg)
+    folder, now, state = run_folder(cfg), _written(cfg), "failed" if completed else "not run"
+    replaced = not cfg.overwrite or now != before
     cfg.overwrite, cfg.resume = False, "auto"
     try:
         if folder.exists():
-            with open_run(cfg, [], "") as run_now:
-                if run_now.state == "finished" and not overwritten:
-                    state = "done" if before != _written(cfg) else "skipped"
-                elif not completed and run_now.state == "resume":
+            with open_run(cfg, [], "") as found:
+                if found.state == "finished" and replaced:
+                    result = read_result(found.result_path)
+                    pairs = ((result.val_accuracy, result.val_loss), (result.test_accuracy, result.test_loss))
+                    validation, test = (f"{loss:.4g}" if share is None else f"{share:.2%}" for share, loss in pairs)
+                    return "done" if now != before else "skipped", validation, test, str(folder)
+                if found.state == "resume" and not completed:
                     state = "unfinished"
     except FolderInUseError:
         state = "running"  # in another process
     except UserError:
         pass  # the job has printed it
-    if state not in ("done", "skipped"):
-        return state, "", "", str(folder)
-    result = read_result(folder / RESULT)
-    if result.test_accuracy is None or result.val_accuracy is None:
-        return state, f"{result.val_loss:.4g}", f"{result.test_loss:.4g}", str(folder)
-    return state, f"{result.val_accuracy:.2%}", f"{result.test_accuracy:.2%}", str(folder)
+    return state, "", "", str(folder)
 
 
 def _written(cfg: Config) -> int | None:
+    """When the result.json of a job was written."""
     from ..record.folder import RESULT, run_folder
 
     file = run_folder(cfg) / RESULT

@@ -96,6 +96,8 @@ def _command() -> int:
         completed = True
     except (ValueError, OverflowError) as error:
         raise UserError(one_line(error)) from error
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder with output_root=") from error
     finally:
         failed = print_table(completed)
     return int(failed)
@@ -137,6 +139,8 @@ def _job(composed: DictConfig) -> float | None:
 
 
 def _train(composed: DictConfig, hydra: Any) -> "Result":
+    from hydra.types import RunMode
+
     from indrnn.config.compose import job_config, job_overrides
 
     cfg = job_config(composed, hydra)
@@ -150,29 +154,22 @@ def _train(composed: DictConfig, hydra: Any) -> "Result":
     logging.getLogger("indrnn").setLevel(logging.INFO)
     overrides = job_overrides(hydra)
     command = command_line()
-    if hydra.mode.name == "MULTIRUN":  # the command that repeats this job alone
-        command = shlex.join([PROGRAM, *_flags(hydra), *overrides])
+    if hydra.mode == RunMode.MULTIRUN:  # the command that repeats this job alone
+        flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
+        for source in hydra.runtime.config_sources:
+            flags += ["--config-dir", source.path] if source.provider == "command-line" else []
+        command = shlex.join([PROGRAM, *flags, *overrides])
     result = train(cfg, overrides=overrides, command=command)
     if leads():
         print(_outcome(result, run_folder(cfg)), flush=True)
     return result
 
 
-def _flags(hydra: Any) -> list[str]:
-    """The flags of the command that a job's configuration depends on."""
-    flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    return [*flags, *(word for folder in folders for word in ("--config-dir", folder))]
-
-
 def _outcome(result: "Result", folder: Path) -> str:
-    """For example: indrnn seed 0 on mnist5k: test accuracy 84.30% (95% interval 81.92% to 86.42%) with the ..."""
     figures = f"test loss {result.test_loss:.4g}"
-    if result.test_accuracy is not None:
-        figures = f"test accuracy {result.test_accuracy:.2%}"
-        if result.test_ci95 is not None:
-            low, high = result.test_ci95
-            figures += f" (95% interval {low:.2%} to {high:.2%})"
+    if result.test_accuracy is not None and result.test_ci95 is not None:
+        low, high = result.test_ci95
+        figures = f"test accuracy {result.test_accuracy:.2%} (95% interval {low:.2%} to {high:.2%})"
     return (
         f"{result.name} seed {result.seed} on {result.task}: {figures} with the checkpoint of step {result.best_step} "
         f"of {result.steps}, {result.parameters:,} parameters; {folder}"

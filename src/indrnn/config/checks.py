@@ -158,12 +158,13 @@ def as_typed(value: object) -> str:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """One line about a key that is not among the ``known`` keys of a configuration."""
     group, _, name = key.partition(".")
-    known = {*known, *SCHEMAS, "experiment"}
-    having = [
-        choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {key.name for key in fields(schema)}
-    ]
+    known = {*(other for other in known if group == "hydra" or not other.startswith("hydra.")), *SCHEMAS, "experiment"}
+    args = [other for other in known if other.startswith(f"{group}.args.")]
+    having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
     having = [choice for choice in having if choice not in ("external", "base")]  # these are no files to choose
-    if f"{group}.args.{name}" in known:
+    if args and name.startswith("args."):
+        return f"{key}: {group}.args has no such key{suggestion(key, args)}; to add it, write +{key}=..."
+    if f"{group}.args.{name}" in args:
         return f"{key}: unknown key; did you mean {group}.args.{name}"
     if having:
         return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
@@ -172,7 +173,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``"; did you mean <known word>"`` for the closest known word, or an empty string."""
-    known = sorted(key for key in known if "." in key or "." not in word)
+    known = sorted(key for key in known if key != word and ("." in key or "." not in word))
     # lr -> optimizer.lr, layers -> model.num_layers: perhaps only the last part is given.
     last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
     matches = get_close_matches(word, known, n=1)

@@ -164,25 +164,16 @@ def one_line(error: BaseException) -> str:
             return f"{choice[1]}={choice[2]}: unknown choice{hint}; choices: {', '.join(error.options)}"
         return text.strip().splitlines()[0]
     unknown = next((e for e in (error, cause) if isinstance(e, ConfigKeyError | ConfigAttributeError)), None)
-    if unknown is not None:
+    if unknown is not None and unknown.parent_node is not None:
         override = re.match(r"Could not override '(.*)'", text)
         file = re.match(r"In '(.*)': ", text)
-        return (f"{file[1]}.yaml: " if file else "") + _unknown_key(override[1] if override else None, unknown)
+        known = flatten(OmegaConf.to_container(unknown.parent_node._get_root(), resolve=False))
+        line = unknown_key(override[1] if override else str(unknown.full_key), known)
+        return f"{file[1]}.yaml: {line}" if file else line
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         reason = str(cause).splitlines()[0]
         text = f"{text.removeprefix('Error merging override ')}: {reason}" if str(error) else reason
     return " ".join(text.split()) or type(error).__name__
-
-
-def _unknown_key(key: str | None, error: OmegaConfBaseException) -> str:
-    key = key or str(error.full_key)
-    root = error.parent_node._get_root()
-    known = flatten(OmegaConf.to_container(root, resolve=False))
-    group, _, name = key.partition(".")
-    args = [name for name in known if name.startswith(f"{group}.args.")]
-    if args and name.startswith("args."):
-        return f"{key}: {group}.args has no such key{suggestion(key, args)}; to add it, write +{key}=..."
-    return unknown_key(key, [name for name in known if not name.startswith("hydra.") or group == "hydra"])
 
 
 # Registered with Hydra.

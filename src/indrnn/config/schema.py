@@ -17,14 +17,10 @@ from omegaconf import MISSING
 def setting(
     doc: str = "", *, choices: tuple[str | bool, ...] | None = None, affects_result: bool = True, **bounds: float
 ) -> Any:
-    """Declare one key.
+    """Declare one key; ``doc`` is for ``--help``.
 
-    Args:
-        doc: its meaning, for ``--help``.
-        choices: the allowed values.
-        affects_result: whether it can change what a run computes.
-        bounds: ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
-            element of a list, and not to None.
+    The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
+    element of a list, and not to None.
     """
     return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
 
