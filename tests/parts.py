@@ -5,9 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from indrnn.config.compose import Composer
-
-_COMPOSER = Composer()
+from indrnn.config.compose import load_config
 
 
 def part(group: str, choice: str, **values: Any) -> Any:
@@ -17,7 +15,7 @@ def part(group: str, choice: str, **values: Any) -> Any:
 
 @cache
 def _composed(group: str, choice: str) -> Any:
-    return getattr(_COMPOSER.compose([f"{group}={choice}"]), group)
+    return getattr(load_config([f"{group}={choice}"]), group)
 
 
 mnist, mnist5k, adding = (partial(part, "data", name) for name in ("mnist", "mnist5k", "adding"))

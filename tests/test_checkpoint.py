@@ -56,7 +56,7 @@ def test_a_finished_run_keeps_the_chosen_weights_and_their_statistics_until_it_g
 
 def test_the_committed_run_gives_its_result_again(published, capsys):
     code, said = evaluated(capsys, published.parents[2])
-    assert (code, "622 of 1,000 right; result.json 62.20%" in said, "1 of 1 agree" in said) == (0, True, True)
+    assert (code, "622 of 1,000 correct; result.json 62.20%" in said, "1 of 1 agree" in said) == (0, True, True)
 
 
 def test_weights_that_are_not_those_of_the_result_are_noticed(published, capsys):

@@ -1,4 +1,4 @@
-"""Networks and tasks from outside: a folder of YAML and an importable file are enough."""
+"""Custom models and tasks: a folder of YAML and an importable file are enough."""
 
 import re
 import sys
@@ -15,7 +15,6 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.models import build_model, recurrent_weights
-from indrnn.report.table import write_report
 from indrnn.training import load_run, train
 
 MODEL_YAML = """\
@@ -99,15 +98,6 @@ def make_task(length, bits=Bits, **changes):
     )
     return Task(**known | changes)
 
-class Sum(Bits):
-    def batch(self, indices):
-        x = self.x[indices]
-        return x, x.sum((1, 2))
-
-def regression(length):
-    changes = dict(folder=f"bitsum-T{length}", title=f"The sum of {length} bits", output_size=1, loss="mse")
-    return make_task(length, Sum, name="bitsum", series="Sums of bits", **changes)
-
 def strange(length):
     return make_task(length, Strange)
 
@@ -125,7 +115,7 @@ SMALL = (
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """The folder for --config-dir; the modules beside it are importable."""
+    """The folder for --config-dir; the modules next to it are importable."""
     folder = tmp_path / "mine"
     for file, text in {"model/mygru.yaml": MODEL_YAML, "data/firstbit.yaml": DATA_YAML}.items():
         (folder / file).parent.mkdir(parents=True)
@@ -149,7 +139,7 @@ def composed(mine, *overrides):
     return load_config(["model=mygru", "data=firstbit", root, *SMALL, *overrides], config_dir=str(mine))
 
 
-def test_a_network_and_a_task_from_outside_train_resume_and_are_loaded_again(mine):
+def test_custom_model_and_task_train_resume_and_load(mine):
     result = train(composed(mine, "model.args.hidden_size=8"))
     assert (result.model, result.task, result.name) == ("mygru", "firstbit", "mygru")
     folder = mine.parent / "outputs" / "firstbit-T12" / "mygru" / "seed0"
@@ -160,7 +150,7 @@ def test_a_network_and_a_task_from_outside_train_resume_and_are_loaded_again(min
     assert [segment["step"] for segment in longer.segments] == [0, 20]
 
 
-def test_commands_know_both_by_what_is_importable(mine, monkeypatch, capsys):
+def test_commands_import_custom_code(mine, monkeypatch, capsys):
     """Training, evaluation and report, as a user runs them."""
     monkeypatch.chdir(mine.parent)
 
@@ -182,25 +172,24 @@ def test_commands_know_both_by_what_is_importable(mine, monkeypatch, capsys):
     code, out, err = run(report_command.main, "outputs", "--out", "report")
     assert code == 0, err
     table = (mine.parent / "report" / "table.md").read_text()
-    assert "## The first of 12 bits" in table
-    assert "| mygru" in table
-    assert (mine.parent / "report" / "firstbit-T12" / "accuracy.png").exists()
+    assert "The first of 12 bits" in table
+    assert "mygru" in table
     forget(mine, monkeypatch)
     code, out, err = run(evaluate_command.main, "outputs")
     assert code == 2
-    assert "there is no module mytask; add its folder to PYTHONPATH" in err.splitlines()[-1]
+    assert "No module named 'mytask'" in err.splitlines()[-1]
 
 
-def test_a_key_of_args_is_settable_checked_and_part_of_what_a_run_is(mine, monkeypatch):
+def test_args_are_settable_checked_and_part_of_the_config(mine):
     for key in ("model.args.hiden_size=8", "model.hidden_size=8"):
         with pytest.raises(UserError, match=r"did you mean model\.args\.hidden_size"):
             composed(mine, key)
-    train(composed(mine))
-    with pytest.raises(UserError, match=r"another config: model\.args\.hidden_size: 64 -> 8"):
-        train(composed(mine, "model.args.hidden_size=8"))
+    train(composed(mine, "+model.args.dropout=0.1"))
+    with pytest.raises(UserError, match=r"model\.args\.hidden_size: 64 -> 8"):
+        train(composed(mine, "+model.args.dropout=0.1", "model.args.hidden_size=8"))
 
 
-def test_a_network_is_tried_without_leaving_a_trace(mine):
+def test_trying_a_model_leaves_no_trace(mine):
     cfg = composed(mine)
     task = make_task(cfg.data)
     torch.manual_seed(3)
@@ -215,35 +204,21 @@ def test_a_network_is_tried_without_leaving_a_trace(mine):
     assert not model.norm.num_batches_tracked
 
 
-def test_recurrent_weights_are_those_that_a_network_shows(mine):
+def test_recurrent_weights_method_is_used(mine):
     for name, rows in (("GRUClassifier", 3 * 64), ("Shows", 3)):
         cfg = composed(mine, f"model._target_=mygru.{name}")
         (weight,) = recurrent_weights(build_model(cfg.model, make_task(cfg.data)))
         assert weight.shape == (rows, 64)
 
 
-def test_a_report_knows_a_task_by_its_object_alone(mine):
-    """A regression without a known error of the mean answer, in two lengths, and classes other than ten."""
-    for words in (["data.args.length=5"], ["data.args.length=6"]):
-        train(composed(mine, "data._target_=mytask.regression", "model.args.hidden_size=4", *words))
-    train(composed(mine, "model.args.hidden_size=4"))
-    tables, paths = write_report([mine.parent / "outputs"], mine.parent / "report")
-    assert "## The sum of 5 bits" in tables
-    assert "mse: mean squared error." in tables
-    written = {path.relative_to(mine.parent / "report").as_posix() for path in paths}
-    assert {"firstbit-T12/accuracy.svg", "bitsum-T5/error.svg", "bitsum-T6/error.svg"} <= written
-    assert "length_study.svg" not in written
-    assert "chance: 50 %" in (mine.parent / "report" / "firstbit-T12" / "accuracy.svg").read_text()
-
-
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: there is no module nowhere; add its folder to"),
-        (["model._target_=Net"], "model._target_=Net: write module.Name"),
-        (["model._target_=mygru.GRUClasifier"], "no class or function GRUClasifier; did you mean mygru.GRUClassifier"),
+        (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: .*No module named 'nowhere'; .*PYTHONPATH"),
+        (["model._target_=Net"], "model._target_=Net: .*write module.Name"),
+        (["model._target_=mygru.GRUClasifier"], "'mygru' has no attribute 'GRUClasifier'"),
         (["model._target_=mygru.not_a_module"], "must return a torch.nn.Module, not 3"),
-        (["data._target_=mytask.strange", "data._target_=mytask.other"], "no class or function other"),
+        (["model._target_=torch.nn"], "not a class or function"),
         (["model._target_=mygru.without"], "model.args: got an unexpected keyword .*without takes .task, ., size=3"),
         (["model.args.hidden_size=wide"], "with hidden_size=wide: TypeError: hidden_size should be of type int"),
         (["model._target_=mygru.Wrong"], r"its output must be \(3, 2\), not \(3, 12, 64\)"),
@@ -254,15 +229,15 @@ def test_a_report_knows_a_task_by_its_object_alone(mine):
         (["data._target_=mytask.strange"], r"y of two sequences of train must be \(2,\) torch.int64, not \(2,\)"),
     ],
 )
-def test_what_is_wrong_outside_is_one_line_before_training(mine, overrides, line):
+def test_mistake_in_custom_code_is_one_line_before_training(mine, overrides, line):
     with pytest.raises(UserError, match=line) as refused:
         train(composed(mine, *overrides))
     assert "\n" not in str(refused.value)
     assert not list(mine.parent.rglob("metrics.csv"))
 
 
-def test_the_recipes_of_contributing_work_as_written(tmp_path, monkeypatch):
-    """The files that its checklists for a network and for a task show, found by the names that stand before them."""
+def test_recipes_of_contributing_work_as_written(tmp_path, monkeypatch):
+    """The files of its checklists for a model and a task, found by the names in front of them."""
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     files = re.findall(r"Write `((?:mine/|my)[\w/.]+)`.*?```\w+\n(.*?)\n   ```", text, re.DOTALL)
     assert [name for name, _ in files] == ["mygru.py", "mine/model/mygru.yaml", "mytask.py", "mine/data/firstbit.yaml"]

@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from indrnn.config.compose import Composer, load_config
+from indrnn.config.compose import load_config
 from indrnn.errors import RunError, UserError
 from indrnn.record.folder import FolderInUseError, find_run_folders, load_config_file, open_run, run_folder
 from indrnn.record.metrics import MetricsWriter, read_metrics
 
-COMPOSER = Composer()
-
 
 def config(root, *overrides):
     data = [] if any(override.startswith("data=") for override in overrides) else ["data=mnist5k"]
-    cfg = COMPOSER.compose([*data, *overrides])
+    cfg = load_config([*data, *overrides])
     cfg.output_root = str(root)
     return cfg
 

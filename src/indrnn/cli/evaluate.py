@@ -1,4 +1,4 @@
-"""``indrnn-eval``: evaluate the weights of finished runs again and compare the outcome with their result.json."""
+"""``indrnn-eval``: evaluate the weights of finished runs again and compare with their result.json."""
 
 import argparse
 import os
@@ -10,11 +10,11 @@ from ..errors import UserError
 from . import command_parser, run
 
 DESCRIPTION = """\
-Read the test set again with the weights and batch-norm statistics of finished runs, and print accuracy and 95 %
-interval beside those in result.json. Exits with 1 if a run's right answers differ by more than 2 of 10,000 (where there
-are no classes, if its error differs by more than 1 %), with 2 if one cannot be evaluated.
+Evaluate the weights and batch-norm statistics of finished runs on the test set, and print accuracy and 95 % interval
+next to those in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000 (for a
+regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
 """
-# Of 10,000: other processors and backends round differently, which may change a close answer.
+# Of 10,000: other processors and backends round differently, which may change a close prediction.
 ALLOWED = 2
 ALLOWED_ERROR = 0.01
 
@@ -60,13 +60,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tuple[bool, str]:
-    """Whether a finished run's weights and batch-norm statistics reproduce its result, and a line with both.
+    """Whether a finished run's weights reproduce its result, and a line with both figures.
 
-    The backend is chosen for this device, not taken from the run; the precision is float32 if this device lacks the
-    run's. ``data_root`` replaces the run's data.root. Raises UserError if the folder is no finished run, or if its
-    weights or data are missing, damaged or another run's.
+    The backend is the one for this device; the precision is float32 if this device lacks the run's.
+
+    Raises:
+        UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
     """
-    # These import PyTorch, so not before there is something to do.
+    # These import PyTorch.
     from ..data import make_task
     from ..layers import recurrent_layers
     from ..record.folder import RESULT
@@ -92,7 +93,7 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
     set_precision(precision, device)
     with computing(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
-    note = "" if precision == recorded.precision else f" in float32, as there is no {recorded.precision} here"
+    note = "" if precision == recorded.precision else f" in float32, because {recorded.precision} is unavailable"
     if recorded.test_accuracy is None:
         agrees = abs(evaluation.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
         line = f"test error {evaluation.loss:.4g}{note}; result.json {recorded.test_loss:.4g}"
@@ -101,7 +102,7 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
         before = round(recorded.test_accuracy * n)
         agrees = abs(correct - before) <= ALLOWED * max(1.0, n / 10_000)
         low, high = wilson_interval(correct, n)
-        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} right{note}; result.json "
+        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} correct{note}; result.json "
         low, high = recorded.test_ci95 or (low, high)
-        line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} right"
+        line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} correct"
     return agrees, line + ("" if agrees else ": DIFFERENT")

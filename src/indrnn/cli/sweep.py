@@ -1,300 +1,196 @@
-"""A sweep (``indrnn-train -m``), whichever of Hydra's launchers runs the jobs: a thread budget for each job, the
-progress of all in one place, a table at the end.
+"""Sweeps (``indrnn-train -m``): all jobs are checked before the first one runs, concurrent jobs share the CPU cores, a
+table at the end lists the results. For any launcher and sweeper of Hydra; checks and table need the basic sweeper."""
 
-The command and its jobs, perhaps on other machines, communicate through the sweep's folder: ``job<k>.json`` holds the
-state of job k, and ``stopped`` tells the jobs that have not begun that the command was stopped.
-"""
-
-import json
 import os
 import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
-from ..config.schema import THREAD_VARIABLES
+from ..config.schema import THREAD_VARIABLES, Config
 from ..errors import RunError, UserError
-from . import leads
+from . import explain, leads, run, say
 
 if TYPE_CHECKING:
     from ..record.result import Result
 
-LINE_EVERY = 30.0  # seconds between two lines of progress
-STOPPED = "stopped"
+PROGRAM = "indrnn-train"
+# The jobs of this command's sweep, each with the time at which its result.json was written before the sweep.
+_jobs: list[tuple[Config, int | None]] = []
+_logs = ""  # where submitit's jobs print
+_stopped = False  # whether this process of a launcher has received a signal
 
 
-@dataclass
-class JobRecord:
-    """The state of a job: running, done, skipped (finished before, or run by another process), failed, stopped, or not
-    run."""
+class Sweep(Callback):
+    """Hydra's callback before the first job, in the command's process."""
 
-    job: int
-    folder: str
-    state: str = "not run"
-    code: int = 0
-    score: float | None = None
-    remark: str = ""
-    host: str = ""
-    pid: int = 0
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        # Hydra turns an exception of a callback into a warning, except for SystemExit.
+        run(PROGRAM, lambda: _begin(config))
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job of the sweep before it runs."""
-
-    folder: Path
-    max_steps: int
-
-
-class Sweep:
-    """The command's side of the sweep, within a ``with`` block, which prints the table of a sweep that has begun.
-
-    ``plans`` is empty if the sweeper chooses the jobs as it goes. ``code`` is the exit code, after the block: that of
-    the worst job, or of the signal that stopped the sweep.
-    """
-
-    current: "Sweep | None" = None
-
-    def __init__(self, plans: Sequence[PlannedJob]) -> None:
-        self.plans = plans
-        self.folder: Path | None = None
-        self.code = self.stopped_by = 0
-        self._finished = threading.Event()
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Sweep":
-        Sweep.current = self
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._finished.set()
-        try:
-            if self.folder is not None:
-                self._conclude()
-        finally:
-            Sweep.current = None
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-        # A launcher may fail because the sweep was stopped.
-        return bool(self.stopped_by) and kind is not None and issubclass(kind, Exception)
-
-    def _conclude(self) -> None:
-        """Print the table of all jobs and set the exit code."""
-        records = self.records()
-        for record in records:
-            if record.state == "running":
-                record.state, record.code, record.remark = "failed", 1, "its process ended without a message"
-        if leads() and any(record.state != "not run" for record in records):
-            print(table(records), flush=True)
-        self.code = 128 + self.stopped_by if self.stopped_by else max((job.code for job in records), default=0)
-
-    def begin(self, folder: Path, launcher: Any) -> None:
-        """Called before the first job, when Hydra has chosen the sweep's folder."""
-        self.folder = folder
-        kind = str(launcher.get("_target_", ""))
-        if kind.endswith(".BasicLauncher"):
-            return
-        # The processes of the jobs read these when they load PyTorch.
-        threads = thread_budget(kind, launcher, len(self.plans))
+def _begin(config: Any) -> None:
+    global _logs
+    _jobs.clear()
+    _logs = str(config.hydra.launcher.get("submitit_folder") or "")
+    if config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        _jobs.extend((cfg, _written(cfg)) for cfg in list(_planned(config)))
+    if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
+        threads = thread_budget(config.hydra.launcher, len(_jobs))
         if threads is not None:
             for name in THREAD_VARIABLES:
                 os.environ.setdefault(name, str(threads))
-        # Progress bars of several processes would overwrite each other on one terminal.
+        # Progress bars of several processes would overwrite each other.
         os.environ.setdefault("TQDM_DISABLE", "1")
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._stop)
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def records(self) -> list[JobRecord]:
-        """The record of every job, by number; jobs that have not begun are "not run"."""
-        records = {number: JobRecord(number, str(plan.folder)) for number, plan in enumerate(self.plans)}
-        if self.folder is not None:
-            for file in self.folder.glob("job*.json"):
-                record = JobRecord(**json.loads(file.read_text(encoding="utf-8")))
-                records[record.job] = record
-        return [records[number] for number in sorted(records)]
-
-    def _watch(self) -> None:
-        last = ""
-        while not self._finished.wait(LINE_EVERY):
-            line = self.progress()
-            if line != last:
-                print(line, file=sys.stderr, flush=True)
-                last = line
-
-    def progress(self) -> str:
-        """For example: 2 of 6 jobs over; running: outputs/mnist/lstm/seed0 step 300 of 800, val 83.20%"""
-        records = self.records()
-        over = sum(record.state not in ("running", "not run") for record in records)
-        running = [
-            f"{record.folder} {_position(self.plans[record.job] if record.job < len(self.plans) else None, record)}"
-            for record in records
-            if record.state == "running"
-        ]
-        return f"sweep: {over} of {len(records)} jobs over" + (f"; running: {'; '.join(running)}" if running else "")
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """The first signal lets every job save a checkpoint and end; the second stops the command at once."""
-        if self.stopped_by or self.folder is None:
-            raise KeyboardInterrupt(number)
-        self.stopped_by = number
-        (self.folder / STOPPED).touch()
-        # A terminal sends Ctrl-C to the jobs as well, and a second signal would end them without a checkpoint.
-        if number == signal.SIGTERM:
-            for record in self.records():
-                if record.state == "running" and record.host == socket.gethostname():
-                    os.kill(record.pid, signal.SIGTERM)
 
 
-class Begin(Callback):
-    """Hydra calls it before the first job, in the command's process."""
+def _planned(config: Any) -> Iterator[Config]:
+    """The checked configuration of every job of Hydra's basic sweeper.
 
-    def on_multirun_start(self, config: Any, **_: Any) -> None:
-        if Sweep.current is not None:
-            Sweep.current.begin(Path(str(config.hydra.sweep.dir)).absolute(), config.hydra.launcher)
-
-
-def thread_budget(kind: str, launcher: Any, jobs: int) -> int | None:
-    """CPU threads for each job, so that jobs that run at the same time share the cores; None leaves it to the cluster.
-
-    ``kind`` is the launcher's class, ``jobs`` the number of jobs (0: unknown).
+    Raises:
+        UserError: a job is refused, or two jobs with different settings share a run folder.
     """
-    kind = kind.lower()
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from ..config.checks import result_keys
+    from ..config.compose import job_config, job_overrides
+    from ..record.folder import run_folder
+
+    loader = GlobalHydra.instance().config_loader()
+    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*words, *job_overrides(config.hydra)])
+    seen: dict[Any, dict[str, Any]] = {}
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+        composed = loader.load_sweep_config(config, list(job))
+        cfg = job_config(composed, composed.hydra)
+        keys = result_keys(cfg)
+        before = seen.setdefault(run_folder(cfg), keys)
+        if before != keys:
+            key = next(key for key in {**before, **keys} if before.get(key) != keys.get(key))
+            raise UserError(
+                f"{key} differs between jobs of the same run folder {run_folder(cfg)}; keep them apart, "
+                f"for example with 'tag={key.rsplit('.', 1)[-1]}-${{{key}}}'"
+            )
+        yield cfg
+
+
+def thread_budget(launcher: Any, jobs: int) -> int | None:
+    """CPU threads per job, so that concurrent jobs share the cores; None leaves it to the cluster.
+
+    Args:
+        launcher: ``hydra.launcher``.
+        jobs: number of jobs, 0 if unknown.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if "submitit" in kind:
-        if launcher.cpus_per_task is not None:
-            return int(launcher.cpus_per_task)
-        # The local one starts all jobs at once.
-        return max(1, cores // max(jobs, 1)) if "local" in kind else None
-    if "ray" in kind:
-        return max(1, int(launcher.ray.remote.get("num_cpus") or 1))
+    if launcher.get("cpus_per_task"):
+        return int(launcher.cpus_per_task)
+    kind = launcher._target_.lower()
     if "joblib" in kind:
-        at_once = launcher.n_jobs if launcher.n_jobs > 0 else max(1, cores + 1 + launcher.n_jobs)
-        return max(1, cores // (min(at_once, jobs) if jobs else at_once))
-    return None
+        concurrent = launcher.n_jobs if launcher.n_jobs > 0 else cores + 1 + launcher.n_jobs
+    elif "submitit" in kind and "local" in kind:
+        concurrent = jobs
+    else:
+        return None
+    return max(1, cores // max(1, min(concurrent, jobs or concurrent)))
 
 
-def run_job(
-    cfg: Any, hydra: Any, train: Callable[[Any, Any], "Result"], report: Callable[[Exception], int]
-) -> float | None:
-    """One job, recorded in the sweep's folder. Returns the validation score (accuracy, or the negative loss of a task
-    without classes), which a sweeper may maximise.
+def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
+    """Run one job. Returns the validation score (accuracy, or the negative loss without classes), to be maximized.
 
-    ``report`` prints an error and returns the exit code. If a job of the basic sweeper fails, this returns None and the
-    other jobs go on; other sweepers get a RunError.
+    A failed job of the basic sweeper prints its error and returns None, so that the other jobs run. Other sweepers get
+    a RunError.
     """
-    if Sweep.current is None and "joblib" in hydra.launcher._target_:
-        _end_with(os.getppid())  # at once, for the parent may end while modules are imported
-    from ..record.folder import RESULT, FolderInUseError, run_folder
+    launcher = hydra.launcher._target_
+    if "joblib" in launcher:
+        # Outside of training, which handles signals itself.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _note)
+    if _stopped:
+        return None
+    from ..record.folder import FolderInUseError
 
-    with _busy:
-        folder = Path(str(hydra.sweep.dir)).absolute()
-        if (folder / STOPPED).exists():
-            return None
-        own_process = Sweep.current is None
-        # Otherwise this is one of several processes that torchrun started.
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-        run = run_folder(cfg)
-        record = JobRecord(hydra.job.num, str(run), host=socket.gethostname(), pid=os.getpid())
-        before = _written(run / RESULT)
-        _write(folder, record, "running")
-        try:
-            result = train(cfg, hydra)
-        except FolderInUseError:
-            if not alone:
-                raise
-            print(f"skipped, for run folder {run} is in use by another process", file=sys.stderr, flush=True)
-            _write(folder, record, "skipped", remark="another process has it")
-            return None
-        except BrokenPipeError:
+    basic = hydra.sweeper._target_.endswith(".BasicSweeper")
+    single = os.environ.get("WORLD_SIZE", "") in ("", "1")
+    try:
+        result = train()
+    except FolderInUseError as error:
+        if not (basic and single):
             raise
-        except Exception as error:
-            code = report(error)
-            number = code - 128
-            if number == getattr(signal, "SIGUSR2", None):
-                _write(folder, record, "stopped", code, "continues when it is requeued")
-                try:
-                    # submitit's handler requeues the job now that its checkpoint is saved, or raises if it cannot.
-                    signal.raise_signal(number)
-                except Exception as refusal:
-                    error, number = refusal, 0
-            _write(folder, record, "stopped" if number > 0 else "failed", code, " ".join(str(error).split()))
-            if not alone or (number > 0 and not own_process):
-                # After a signal, or with some of torchrun's processes gone, no further job can run.
-                sys.exit(code)
-            if str(hydra.sweeper._target_).endswith(".BasicSweeper"):
-                return None
-            raise RunError(record.remark) from None
-        record.score = result.val_accuracy if result.val_accuracy is not None else -result.val_loss
-        again = before is not None and before == _written(run / RESULT)
-        _write(folder, record, "skipped" if again else "done", remark="finished before" if again else "")
-        return record.score
+        say(PROGRAM, f"skipped: {error}")
+        return None
+    except Exception as error:
+        code = explain(PROGRAM, error) if leads() else getattr(error, "exit_code", 1)
+        if code - 128 == getattr(signal, "SIGUSR2", None):
+            # submitit's handler requeues the job now that its checkpoint is saved.
+            signal.raise_signal(signal.SIGUSR2)
+        if not single or (code > 128 and launcher.endswith(".BasicLauncher")):
+            raise SystemExit(code) from error
+        if code > 128:
+            _note()
+        if basic:
+            return None
+        raise RunError(" ".join(str(error).split())) from None
+    return result.val_accuracy if result.val_accuracy is not None else -result.val_loss
 
 
-def table(records: Sequence[JobRecord]) -> str:
-    """A line with the number of jobs in each state, then a line for each job."""
-    states = [record.state for record in records]
-    head = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
-    rows = [("job", "state", "validation", "run folder", "")]
-    for record in records:
-        score = "" if record.score is None else f"{record.score:.4g}" if record.score < 0 else f"{record.score:.2%}"
-        rows.append((str(record.job), record.state, score, record.folder, record.remark))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([f"sweep: {head}", *lines])
+def _note(*_: Any) -> None:
+    global _stopped
+    _stopped = True
 
 
-def _write(folder: Path, record: JobRecord, state: str, code: int = 0, remark: str = "") -> None:
-    from ..files import write_atomically
+def print_table(completed: bool) -> bool:
+    """Print the state and the figures of every job of the sweep; return whether one failed.
 
-    if not leads():
-        return
-    record.state, record.code, record.remark = state, code, remark
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"job{record.job}.json", json.dumps(asdict(record)) + "\n", UserError)
+    Args:
+        completed: whether the sweep ran to its end. Otherwise, jobs without a result did not necessarily fail.
+    """
+    if not _jobs or not leads():
+        return False
+    import pandas
+
+    rows = [(number, *_row(cfg, before, completed)) for number, (cfg, before) in enumerate(_jobs)]
+    _jobs.clear()
+    table = pandas.DataFrame(rows, columns=["job", "state", "validation", "test", "run folder"])
+    counts = table["state"].value_counts(sort=False)
+    if completed or list(counts.index) != ["not run"]:
+        print("sweep: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        print(table.to_string(index=False), flush=True)
+    if "failed" in counts and _logs:
+        print(f"output of the jobs: {_logs}")
+    return "failed" in counts
 
 
-def _written(file: Path) -> int | None:
+def _row(cfg: Config, before: int | None, completed: bool) -> tuple[str, str, str, str]:
+    """State, validation and test figure, run folder."""
+    from ..record.folder import FolderInUseError, open_run, run_folder
+    from ..record.result import read_result
+
+    folder, now, state = run_folder(cfg), _written(cfg), "failed" if completed else "not run"
+    replaced = not cfg.overwrite or now != before
+    cfg.overwrite, cfg.resume = False, "auto"
+    try:
+        if folder.exists():
+            with open_run(cfg, [], "") as found:
+                if found.state == "finished" and replaced:
+                    result = read_result(found.result_path)
+                    pairs = ((result.val_accuracy, result.val_loss), (result.test_accuracy, result.test_loss))
+                    validation, test = (f"{loss:.4g}" if share is None else f"{share:.2%}" for share, loss in pairs)
+                    return "done" if now != before else "skipped", validation, test, str(folder)
+                if found.state == "resume" and not completed:
+                    state = "unfinished"
+    except FolderInUseError:
+        state = "running"  # in another process
+    except UserError:
+        pass  # the job has printed it
+    return state, "", "", str(folder)
+
+
+def _written(cfg: Config) -> int | None:
+    """When the result.json of a job was written."""
+    from ..record.folder import RESULT, run_folder
+
+    file = run_folder(cfg) / RESULT
     return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _position(plan: PlannedJob | None, record: JobRecord) -> str:
-    """How far a run has come, from its metrics.csv."""
-    from ..record.metrics import read_metrics
-
-    metrics = Path(record.folder) / "metrics.csv"
-    if not metrics.exists():
-        return "starting"
-    columns = read_metrics(metrics)
-    if not len(columns["step"]):
-        return "starting"
-    total = "" if plan is None else f" of {plan.max_steps}"
-    text = f"step {int(columns['step'][-1])}{total}"
-    scores = columns["accuracy"][columns["split"] == "val"]
-    return text + (f", val {scores[-1]:.2%}" if len(scores) and scores[-1] == scores[-1] else "")
-
-
-_busy = threading.Lock()  # held while this process runs a job
-
-
-def _end_with(parent: int) -> None:
-    """End this process once ``parent`` has ended, and its job as SIGTERM does, with a checkpoint. joblib's processes
-    would survive a command that is killed, keep their run folders locked, and wait for jobs forever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        with _busy:
-            os._exit(128 + signal.SIGTERM)
-
-    if os.name == "posix" and not any(thread.name == "parent" for thread in threading.enumerate()):
-        threading.Thread(target=watch, name="parent", daemon=True).start()

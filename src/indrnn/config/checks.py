@@ -1,71 +1,75 @@
-"""Checks of a composed configuration: the ranges of the schema, and conditions that several keys must meet."""
+"""Checks of a composed configuration: unknown keys, the ranges of the schema, and conditions on several keys."""
 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
-from .schema import FOLDER_NAME, FOLDER_NAME_RULE, Config, IndRNNBaseConfig
+from .schema import FOLDER_NAME, FOLDER_NAME_RULE, SCHEMAS, Config, IndRNNBaseConfig, all_keys
 
-_TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-# The limit of int32 indices, if the schema has no maximum.
+_BOUNDS = {
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+# The limit of int32 indices, for integers without a maximum.
 _LARGEST_INTEGER = 2**31 - 1
 
 
 def check(cfg: Config) -> None:
-    """Check every value against the schema's ranges and choices, then against the other values.
+    """Check every key and value against the schema, then the values against each other.
 
     Raises:
         UserError: one line with the key, its value and what is allowed.
     """
-    for key, setting, value in settings(cfg):
-        # A network or task from outside checks its own arguments.
-        if setting.name != "args":
-            _check_range(key, value, setting.metadata)
+    for key, field, value in settings(cfg):
+        # Custom models, tasks and optimizers check their own arguments.
+        if field.name != "args":
+            _check_range(key, value, field.metadata)
     _check_together(cfg)
 
 
 def run_name(cfg: Config) -> str:
-    """The name of a run in the path of its folder and in reports: cfg.name, with cfg.tag if there is one.
+    """The name of a run in the path of its folder and in reports: cfg.name, followed by cfg.tag if it is set.
 
     Raises:
-        UserError: one of the two cannot be part of a folder's name.
+        UserError: one of the two cannot be part of a folder name.
     """
     name, tag = cfg.name, getattr(cfg, "tag", None)
     for key, value in (("name", name), ("tag", tag)):
         if value is not None and not re.fullmatch(FOLDER_NAME, value):
-            raise UserError(f"{key}={value!r}: it names a folder; {FOLDER_NAME_RULE}")
+            raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
     return name if tag is None else f"{name}-{tag}"
 
 
 def result_keys(cfg: Config) -> dict[str, Any]:
-    """The keys whose values can change what a run computes, dotted, with plain values."""
-    return {key: value for key, setting, value in settings(cfg) if setting.metadata.get("affects_result", True)}
+    """The dotted keys whose values can change what a run computes, with plain values."""
+    return {key: value for key, field, value in settings(cfg) if field.metadata.get("affects_result", True)}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"model": {"name": "lstm"}}`` -> ``{"model.name": "lstm"}``; lists stay values."""
+    """Flatten ``{"model": {"name": "lstm"}}`` to ``{"model.name": "lstm"}``; lists stay values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
 def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> Iterator[tuple[str, Field[Any], Any]]:
-    """Every key of a structured configuration: its dotted name, its field in the schema, its resolved value. Keys below
-    ``args``, which has no schema, come with the field of ``args``.
+    """Iterate over a structured configuration: dotted key, field of the schema, resolved value.
+
+    Keys below ``args``, which has no schema, come with the field of ``args``.
 
     Raises:
-        UserError: a value is missing or refers to something that does not exist.
+        UserError: a key is unknown, a value is missing or cannot be resolved.
     """
     schema = OmegaConf.get_type(cfg)
     if schema is not None and is_dataclass(schema):
@@ -74,14 +78,17 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
         own = dict.fromkeys(map(str, cfg), parent)
     else:
         raise UserError("the configuration is not composed from the schema in indrnn.config")
+    for name in cfg:
+        if name not in own:  # added with +
+            raise UserError(unknown_key(f"{prefix}{name}", [key for key, _ in all_keys()]))
     for name, field in own.items():
         key = f"{prefix}{name}"
-        if OmegaConf.is_missing(cfg, name):
-            raise UserError(f"{key}: it has no value; set {key}=...")
+        if name not in set(cfg) or OmegaConf.is_missing(cfg, name):
+            raise UserError(f"{key}: no value; set {key}=...")
         try:
             value = cfg[name]
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}={cfg._get_node(name)}: {type_problem(str(error))}") from error
+            raise UserError(f"{key}={cfg._get_node(name)}: {str(error).splitlines()[0]}") from error
         if isinstance(value, DictConfig):
             yield from settings(value, f"{key}.", field)
         else:
@@ -100,76 +107,75 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{key}={value}: choose one of {', '.join(map(as_typed, choices))}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, int):
+        limits = {"maximum": _LARGEST_INTEGER, **limits}
+    elif not math.isfinite(value):
         raise UserError(f"{key}={value}: it must be a finite number")
-    high = limits.get("maximum")
-    bounds: list[tuple[str, Any, Callable[[Any, Any], bool]]] = [
-        ("at least", limits.get("minimum"), operator.ge),
-        ("above", limits.get("above"), operator.gt),
-        ("at most", _LARGEST_INTEGER if high is None and isinstance(value, int) else high, operator.le),
-        ("below", limits.get("below"), operator.lt),
-    ]
-    bounds = [bound for bound in bounds if bound[1] is not None]
+    bounds = [(words, limits[kind], holds) for kind, (words, holds) in _BOUNDS.items() if kind in limits]
     if not all(holds(value, limit) for _, limit, holds in bounds):
         allowed = " and ".join(f"{words} {limit:,}" for words, limit, _ in bounds)
         raise UserError(f"{key}={value}: it must be {allowed}")
 
 
 def _check_together(cfg: Config) -> None:
-    """Conditions that several keys must meet."""
-    # Imported here, because --help must not wait for NumPy.
+    # Imported here because --help must not wait for NumPy.
     from ..data import make_task
 
-    for key, folder in (("output_root", cfg.output_root), ("data.root", getattr(cfg.data, "root", None))):
-        if folder == "":
-            raise UserError(f"{key}='': it names a folder; give one, or . for this one")
+    for key in ("output_root", "data.root"):
+        if OmegaConf.select(cast(DictConfig, cfg), key) == "":
+            raise UserError(f"{key}='': not a folder; . is the current one")
     run_name(cfg)
     task = make_task(cfg.data)
     count = task.training_samples
     for key in ("batch_size", "bn_samples"):
         value = getattr(cfg.trainer, key)
         if count is not None and value > count:
-            raise UserError(f"trainer.{key}={value}: there are only {count:,} training samples; use at most that many")
+            raise UserError(f"trainer.{key}={value}: it must be at most {count:,}, the number of training samples")
     minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
     if minimum >= cfg.optimizer.lr:
-        raise UserError(
-            f"schedule.minimum_lr={minimum}: the run would end at once; "
-            f"it must be below optimizer.lr={cfg.optimizer.lr}"
-        )
+        raise UserError(f"schedule.minimum_lr={minimum}: it must be below optimizer.lr={cfg.optimizer.lr}")
     fixed = getattr(cfg.model, "last_layer_fixed", None)
     if fixed is None:
         return
-    from ..layers import recurrent_max  # only if it is needed, because it imports PyTorch
+    from ..layers import recurrent_max  # imports PyTorch
 
     model = cast(IndRNNBaseConfig, cfg.model)
     bound = recurrent_max(task.length, model.gamma)
     if model.constraint != "none" and abs(fixed) > bound:
         raise UserError(
-            f"model.last_layer_fixed={fixed}: it must be at most {bound:.6g} in size, "
+            f"model.last_layer_fixed={fixed}: its absolute value must be at most {bound:.6g}, "
             f"which is model.gamma^(1/{task.length})"
         )
 
 
 def as_typed(value: object) -> str:
-    """A value as it would be typed on the command line."""
+    """A value as typed on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(as_typed, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def type_problem(text: str) -> str:
-    """OmegaConf's messages (``Value 'x' of type 'str' could not be converted to Float``) in plain words."""
-    first = text.strip().splitlines()[0] if text.strip() else "not a possible value"
-    first = re.sub(r"^While dereferencing interpolation '.*?': ", "", first)
-    wrong = re.match(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", first)
-    if wrong:
-        # For a reference to a group, the value would be the whole group.
-        value = "a group of keys" if wrong[2] == "DictConfig" else wrong[1]
-        return f"{value} is not {_TYPE_NAMES.get(wrong[3], wrong[3])}"
-    if "is not Optional" in first:
-        return "it must have a value, not null"
-    if "is not a ListConfig" in first:
-        return "a list is needed, as [1,2]"
-    if first.startswith("Cannot convert"):
-        return "a text is needed"
-    return first
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """One line about a key that is not among the ``known`` keys of a configuration."""
+    group, _, name = key.partition(".")
+    known = {*(other for other in known if group == "hydra" or not other.startswith("hydra.")), *SCHEMAS, "experiment"}
+    args = [other for other in known if other.startswith(f"{group}.args.")]
+    having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
+    having = [choice for choice in having if choice not in ("external", "base")]  # these are no files to choose
+    if args and name.startswith("args."):
+        return f"{key}: {group}.args has no such key{suggestion(key, args)}; to add it, write +{key}=..."
+    if f"{group}.args.{name}" in args:
+        return f"{key}: unknown key; did you mean {group}.args.{name}"
+    if having:
+        return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
+    return f"{key}: unknown key{suggestion(key, known) or '; indrnn-train --help lists all keys'}"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean <known word>"`` for the closest known word, or an empty string."""
+    known = sorted(key for key in known if key != word and ("." in key or "." not in word))
+    # lr -> optimizer.lr, layers -> model.num_layers: perhaps only the last part is given.
+    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    matches = get_close_matches(word, known, n=1)
+    matches = matches or [last[name] for name in get_close_matches(word.rsplit(".", 1)[-1], last, n=1)]
+    return f"; did you mean {matches[0]}" if matches else ""
