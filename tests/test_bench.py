@@ -97,16 +97,23 @@ def test_a_wrong_backend_is_found_and_nothing_is_written(monkeypatch, tmp_path, 
     assert not out.exists()
 
 
-def test_an_implementation_that_fails_does_not_stop_the_others(monkeypatch, tmp_path):
-    def fails(*_, backend):
-        raise RuntimeError(f"{backend} is out of memory\nmore text")
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_an_implementation_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, calls):
+    """It fails at once, or in the backward pass, or only when it is called again."""
+    left = {"scan": calls}
+
+    def fails(*inputs, backend):
+        left[backend] = left.get(backend, 10**9) - 1
+        if left[backend] < 0:
+            raise RuntimeError(f"{backend} is out of memory\nmore text")
+        return indrnn_recurrence(*inputs, backend=backend)
 
     monkeypatch.setattr(recurrence, "indrnn_recurrence", fails)
     rows = bench(tmp_path, "recurrence", "--batch", "2", "--length", "3", "--seconds", "1e-6")
     failed = rows[rows["status"] == "failed"]
-    assert set(failed["op"]) == {"recurrence"}
-    assert "RuntimeError: scan is out of memory" in set(failed["reason"])
-    assert {"copy", "loop", "lstm"} <= set(rows.loc[rows["status"] == "measured", "implementation"])
+    assert set(failed["implementation"]) == {"scan"}
+    assert set(failed["reason"]) == {"RuntimeError: scan is out of memory"}
+    assert {"copy", "loop", "lstm", "reference"} <= set(rows.loc[rows["status"] == "measured", "implementation"])
 
 
 def test_calls_take_turns():

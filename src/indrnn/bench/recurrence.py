@@ -54,8 +54,8 @@ def measure(sizes: Iterable[tuple[int, int, int]], device: torch.device, seconds
         for name, dtype in implementations(op, size[1], device):
             try:
                 for which, work in prepare(op, name, *tensors[dtype]).items():
-                    works[name, dtype, which, "eager"] = work
                     short = seconds_of(work, device) < LONGEST_GRAPH
+                    works[name, dtype, which, "eager"] = work
                     if short and device.type == "cuda" and name not in (LOOP, LOOP_UNBIND, "reference"):
                         works[name, dtype, which, "graph"] = capture(work)
             except Exception as error:  # out of memory, a compiler, a launch: each raises its own type

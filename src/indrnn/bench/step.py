@@ -12,7 +12,6 @@ import torch
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
-from indrnn.errors import RunError
 from indrnn.models import build_model
 from indrnn.training.device import precision_refusal, set_precision
 from indrnn.training.evaluation import Objective
@@ -55,8 +54,9 @@ def measure(batches: Sequence[int], device: torch.device, seconds: float) -> Ite
                 seconds_of(step, device)
                 works[network] = lambda step=step: [step() for _ in range(steps)]  # type: ignore[misc]
                 begun[network] = {**row, "status": "measured"}
-            except (RunError, torch.cuda.OutOfMemoryError) as error:
-                rows.append({**row, "status": "failed", "reason": str(error).partition("\n")[0]})
+            except Exception as error:  # out of memory, a capture, a compiler: each raises its own type
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                rows.append({**row, "status": "failed", "reason": reason})
         timed = time_interleaved(works, device, seconds)
         products = timed["products"]["median_seconds"]
         for network, row in begun.items():
