@@ -70,17 +70,11 @@ def test_numbers_are_those_of_splitmix64():
 
 
 def test_splits_and_seeds_share_no_sequence():
-    n = 2000
-    seen = []
-    for seed in (0, 1, 2**31):
-        task = adding(20, data_seed=seed)
-        seen += [getattr(task, part).batch(torch.arange(n))[0][..., 0] for part in SPLITS]
-    rows = torch.cat(seen)
-    assert len(torch.unique(rows, dim=0)) == len(rows)
-    # Nor is one the other moved by a few steps.
-    starts = rows[:, :4].contiguous()
-    shifted = torch.cat([rows[:, k : k + 4] for k in range(1, 17)])
-    assert len(torch.unique(torch.cat((starts, shifted)), dim=0)) == 17 * len(rows)
+    tasks = [adding(20, data_seed=seed) for seed in (0, 1, 2**31)]
+    rows = torch.cat([getattr(task, part).batch(torch.arange(2000))[0][..., 0] for task in tasks for part in SPLITS])
+    # Nor is one sequence another one shifted by a few steps.
+    starts = torch.cat([rows[:, k : k + 4] for k in range(17)])
+    assert len(torch.unique(starts, dim=0)) == 17 * len(rows)
 
 
 def chi_squared(counts: np.ndarray) -> float:
@@ -110,10 +104,7 @@ def test_values_are_uniform_and_independent(part):
 @pytest.mark.parametrize("length", [50, 51])
 def test_markers_are_uniform_over_their_half(length):
     x, _ = adding(length).train.batch(torch.arange(20_000))
-    counts = x[..., 1].sum(0).numpy()
     half = length // 2
-    assert abs(chi_squared(counts[:half])) < 5
-    assert abs(chi_squared(counts[half:])) < 5
     first, second = x[:, :half, 1].argmax(1), x[:, half:, 1].argmax(1)
     pairs = np.bincount((first * (length - half) + second).numpy(), minlength=half * (length - half))
     assert abs(chi_squared(pairs)) < 5

@@ -312,7 +312,7 @@ def test_a_signal_in_the_last_moments_lets_the_run_finish_and_then_stops(tmp_pat
 def test_a_damaged_result_is_not_called_finished(tmp_path, capsys):
     run_small(tmp_path, "trainer.max_steps=10")
     (folder_of(tmp_path) / "result.json").write_text('{"schema_version": 1}')
-    with pytest.raises(UserError, match=r"result\.json lacks model"):
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
         run_small(tmp_path, "trainer.max_steps=10")
     assert "finished" not in capsys.readouterr().err
 
