@@ -75,8 +75,8 @@ def test_tensorboard_has_the_same_tags_for_indrnn_and_lstm(tmp_path):
     assert tags[0] == tags[1]
     assert min(tags[0]) == "eval/accuracy", "what one sees first"
     assert tags[0] == {
-        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "test/loss", "test/accuracy", "optimizer/lr",
-        "optimizer/grad_norm", "speed/steps_per_second",
+        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "eval/best_loss", "eval/best_accuracy",
+        "test/loss", "test/accuracy", "optimizer/lr", "optimizer/grad_norm", "speed/steps_per_second",
     }  # fmt: skip
 
 
