@@ -88,15 +88,15 @@ def test_each_run_folder_is_one_run_with_its_hyperparameters(tmp_path):
 
 
 def test_full_disk_is_one_line_and_no_traceback(tmp_path, limited_file_size, capfd):
-    writer = TensorBoardWriter(tmp_path, "indrnn", "mnist", None)
-    writer.scalars(1, {"train/loss": 1.0})
-    [file] = tmp_path.iterdir()
-
     def fill():
-        for step in range(2, 10):
-            writer.scalars(step, {"train/loss": 1.0})
+        with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
+            writer.scalars(1, {"train/loss": 1.0})
+            [file] = tmp_path.iterdir()
+            with limited_file_size(file.stat().st_size + 10):
+                for step in range(2, 10):
+                    writer.scalars(step, {"train/loss": 1.0})
 
-    with limited_file_size(file.stat().st_size + 10), pytest.raises(RunError, match=re.escape(str(tmp_path))) as error:
+    with pytest.raises(RunError, match=re.escape(str(tmp_path))) as error:
         fill()
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""

@@ -69,7 +69,7 @@ class TensorBoardWriter:
         self._path = path
         self._identity = {"model": model_name, "task": task}
         with one_line("write", path):
-            self._writer = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+            self._writer: Any = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
         with self._written() as writer:
             writer.add_custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}})
 
@@ -125,7 +125,8 @@ class TensorBoardWriter:
                     self._writer.flush()
                 except OSError:
                     with suppress(OSError):
-                        self._writer.close()  # waits for the thread
+                        self._writer.file_writer.close()  # waits for the thread
+                    self._writer.all_writers = None
                     raise
         finally:
             threading.excepthook = previous
