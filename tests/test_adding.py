@@ -18,7 +18,7 @@ def adding(length=50, **keys):
 
 @pytest.mark.parametrize("length", [2, 3, 17, 100, 783])
 @pytest.mark.parametrize("part", SPLITS)
-def test_a_marker_in_each_half_and_their_values_sum_as_target(length, part):
+def test_one_marker_in_each_half_and_their_values_sum_to_the_target(length, part):
     x, y = getattr(adding(length), part).batch(torch.arange(64))
     assert x.shape == (64, length, 2)
     assert y.shape == (64,)
@@ -41,7 +41,7 @@ def test_sizes_and_shapes_are_declared():
 
 
 @pytest.mark.parametrize("part", SPLITS)
-def test_a_sequence_depends_on_its_index_alone(part):
+def test_sequence_depends_on_its_index_alone(part):
     """So a resumed run sees the same data, whatever the batches and whatever else drew random numbers."""
     split = getattr(adding(), part)
     x, y = split.batch(torch.arange(1000, 1040))
@@ -78,7 +78,7 @@ def test_splits_and_seeds_share_no_sequence():
 
 
 def chi_squared(counts: np.ndarray) -> float:
-    """In standard deviations from what equal chances give."""
+    """In standard deviations from a uniform distribution."""
     expected = counts.sum() / counts.size
     degrees = counts.size - 1
     return float((((counts - expected) ** 2).sum() / expected - degrees) / np.sqrt(2 * degrees))
@@ -90,7 +90,7 @@ def test_values_are_uniform_and_independent(part):
     values = x[..., 0].double().numpy()
     bins = (values * 256).astype(int)
     assert abs(chi_squared(np.bincount(bins.ravel(), minlength=256))) < 5
-    # Neighbours in time, neighbours in index, and the low bits of one value.
+    # Neighbors in time, neighbours in index, and the low bits of one value.
     coarse = (values * 16).astype(int)
     for a, b in ((coarse[:, :-1], coarse[:, 1:]), (coarse[:-1], coarse[1:])):
         assert abs(chi_squared(np.bincount((16 * a + b).ravel(), minlength=256))) < 5
