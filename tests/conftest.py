@@ -1,4 +1,4 @@
-"""Skips what this machine cannot run, and gives every test the same random numbers."""
+"""Skip GPU tests without a GPU, seed every test, and a limit on file sizes."""
 
 from contextlib import contextmanager
 
@@ -15,16 +15,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers():
+def _seed():
     torch.manual_seed(20180313)
 
 
 @pytest.fixture
 def limited_file_size():
-    """``with limited_file_size(bytes):`` the write that makes a file larger is cut short, as on a full disk.
-
-    A block and not the whole test, because pytest writes its own output, perhaps into a file, before fixtures end.
-    """
+    """``with limited_file_size(bytes):`` a write that makes a file larger is cut short, as on a full disk."""
     resource = pytest.importorskip("resource")
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Run folders as a training run would leave them, with curves made up to look like the published ones."""
+"""Run folders as training leaves them, with fabricated curves that resemble the published ones."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def fabricate(
     device: str = "NVIDIA H200",
     tag: str | None = None,
 ) -> Path:
-    """Write one run whose validation accuracy (error, for adding) goes from chance towards ``best``."""
+    """Write one run whose validation accuracy (error, for adding) improves from chance towards ``best``."""
     data = data or MNIST
     model = {"name": name, "hidden_size": 128, "num_layers": 1, **(model or {})}
     adding = data["name"] == "adding"

@@ -75,8 +75,8 @@ def test_tensorboard_has_the_same_tags_for_indrnn_and_lstm(tmp_path):
     assert tags[0] == tags[1]
     assert min(tags[0]) == "eval/accuracy", "what one sees first"
     assert tags[0] == {
-        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "test/loss", "test/accuracy", "optimizer/lr",
-        "optimizer/grad_norm", "speed/steps_per_second",
+        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "eval/best_loss", "eval/best_accuracy",
+        "test/loss", "test/accuracy", "optimizer/lr", "optimizer/grad_norm", "speed/steps_per_second",
     }  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def test_a_signal_in_the_last_moments_lets_the_run_finish_and_then_stops(tmp_pat
 def test_a_damaged_result_is_not_called_finished(tmp_path, capsys):
     run_small(tmp_path, "trainer.max_steps=10")
     (folder_of(tmp_path) / "result.json").write_text('{"schema_version": 1}')
-    with pytest.raises(UserError, match=r"result\.json lacks model"):
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
         run_small(tmp_path, "trainer.max_steps=10")
     assert "finished" not in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The built packages work without the checkout: configuration files and bundled data come with them."""
+"""The built packages work without the checkout: they include the configuration files and the bundled data."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory) -> Path:
-    """The wheel in a folder of its own; its dependencies are those of this environment."""
+    """The wheel, installed into its own folder without dependencies."""
     target = tmp_path_factory.mktemp("site")
     (wheel,) = built.glob("*.whl")
     subprocess.run(
@@ -39,7 +39,7 @@ def installed(built, tmp_path_factory) -> Path:
     return target
 
 
-def train(package: Path, cwd: Path, *words: str) -> str:
+def train(package: Path, cwd: Path, *arguments: str) -> str:
     """stdout of the console script of the package in the folder ``package``, started in ``cwd``."""
     # First on the path, so before the checkout that this environment installs.
     environment = {**os.environ, "PYTHONPATH": str(package)}
@@ -48,20 +48,20 @@ def train(package: Path, cwd: Path, *words: str) -> str:
         f"assert indrnn.__file__.startswith({str(package)!r}), indrnn.__file__; sys.argv[0] = 'indrnn-train'; main()"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd, env=environment
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
-def test_the_wheel_works_in_any_folder(installed, tmp_path):
+def test_wheel_works_in_any_folder(installed, tmp_path):
     assert "indrnn_12layer" in train(installed, tmp_path, "--help")
     shown = yaml.safe_load(train(installed, tmp_path, "experiment=demo", "model=lstm", "--cfg", "job", "--resolve"))
     assert (shown["name"], shown["data"]["name"]) == ("demo_lstm", "mnist5k")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_wheel_has_the_commands_and_the_files_they_need(built):
+def test_wheel_has_the_commands_and_their_files(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -77,7 +77,7 @@ def test_the_wheel_has_the_commands_and_the_files_they_need(built):
     assert wheel.stat().st_size < 2_000_000
 
 
-def test_the_sdist_is_a_checkout_that_works(built, tmp_path):
+def test_sdist_is_a_working_checkout(built, tmp_path):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")

@@ -14,7 +14,7 @@ import torch
 
 import indrnn
 from indrnn.errors import RunError, UserError
-from indrnn.files import expanded, replacing, write_atomically
+from indrnn.files import replacing, write_atomically
 from indrnn.record.metrics import MetricsWriter, read_metrics
 from indrnn.record.result import (
     Result,
@@ -45,7 +45,7 @@ def full_disk(path):
     path.symlink_to("/dev/full")
 
 
-def test_metrics_are_readable_row_by_row(tmp_path):
+def test_metrics_are_readable_row_by_row(tmp_path, caplog):
     path = tmp_path / "metrics.csv"
     with MetricsWriter(path, None) as metrics:
         assert read_metrics(path)["step"].shape == (0,)
@@ -61,6 +61,10 @@ def test_metrics_are_readable_row_by_row(tmp_path):
     assert read["grad_norm"][0] == math.inf
     MetricsWriter(path, None).close()
     assert path.read_text() == HEADER
+    path.unlink()
+    MetricsWriter(path, 10).close()
+    assert path.read_text() == HEADER
+    assert [str(path) in message and "step 10" in message for message in caplog.messages] == [True]
 
 
 def test_resumed_metrics_equal_uninterrupted_ones(tmp_path):
@@ -89,13 +93,6 @@ def test_incomplete_last_line_is_dropped(tmp_path, cut):
     assert read_metrics(path)["step"].tolist() == [1]
     MetricsWriter(path, 2).close()
     assert path.read_text() == HEADER + ROW
-
-
-def test_missing_metrics_are_a_warning_for_a_resumed_run(tmp_path, caplog):
-    path = tmp_path / "metrics.csv"
-    MetricsWriter(path, 10).close()
-    assert path.read_text() == HEADER
-    assert [str(path) in message and "step 10" in message for message in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize(
@@ -188,15 +185,6 @@ def test_interrupted_write_keeps_the_old_file(tmp_path):
     assert path.read_text(encoding="utf-8") == "é"
 
 
-def test_no_home_folder_is_named(monkeypatch):
-    def fail(_):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", fail)
-    with pytest.raises(UserError, match=r"output_root=~/runs: .*HOME"):
-        expanded("output_root", "~/runs")
-
-
 def test_wilson_interval():
     # Newcombe 1998 (Statistics in Medicine 17, table I, method 3)
     known = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
@@ -225,20 +213,11 @@ def test_environment_has_every_version(tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [
-        ({"amx_bf16": True, "avx512_bf16": True}, "AMX-BF16"),
-        ({"amx_bf16": False, "avx512_bf16": True}, "AVX512-BF16"),
-        ({}, torch.backends.cpu.get_cpu_capability()),
-    ],
+    [({"amx_bf16": True, "avx512_bf16": True}, "AMX-BF16"), ({"avx512_bf16": True}, "AVX512-BF16")],
 )
 def test_environment_names_the_instructions_for_products(monkeypatch, flags, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert environment("cpu")["instruction_set"] == expected
-
-
-@pytest.mark.gpu
-def test_environment_names_the_gpu():
-    assert environment("cuda")["device_name"] == torch.cuda.get_device_name()
 
 
 @pytest.fixture
@@ -304,18 +283,14 @@ def test_ctrl_c_does_not_reach_git(checkout, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "start"),
     [
-        ({}, "python -m indrnn"),
-        ({"WORLD_SIZE": "", "LOCAL_WORLD_SIZE": ""}, "python -m indrnn"),
-        ({"WORLD_SIZE": "", "LOCAL_WORLD_SIZE": "2"}, "python -m indrnn"),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "0"}, "python -m indrnn"),
-        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nnodes=1 --nproc-per-node=2 -m indrnn"),
-        ({"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn"),
+        (("", ""), "python -m indrnn"),
+        (("", "2"), "python -m indrnn"),
+        (("2", "0"), "python -m indrnn"),
+        (("6", "2"), "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn"),
     ],
 )
 def test_command_can_be_typed_again(monkeypatch, variables, start):
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
+    for name, value in zip(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), variables, strict=True):
         monkeypatch.setenv(name, value)
     assert command_line(["/home/someone/indrnn/__main__.py", "model=indrnn"]) == f"{start} model=indrnn"
     assert command_line(["/opt/bin/indrnn-train", "tag=two words"]) == "indrnn-train 'tag=two words'"

@@ -17,8 +17,14 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from indrnn.errors import RunError
-from indrnn.record.figures import confusion_matrix, digits_page, drawing
-from indrnn.record.tensorboard import TensorBoardWriter, tensorboard_command, tensorboard_link
+from indrnn.record.tensorboard import (
+    TensorBoardWriter,
+    confusion_matrix,
+    digits_page,
+    drawing,
+    tensorboard_command,
+    tensorboard_link,
+)  # fmt: skip
 
 
 def read(path):
@@ -82,15 +88,15 @@ def test_each_run_folder_is_one_run_with_its_hyperparameters(tmp_path):
 
 
 def test_full_disk_is_one_line_and_no_traceback(tmp_path, limited_file_size, capfd):
-    writer = TensorBoardWriter(tmp_path, "indrnn", "mnist", None)
-    writer.scalars(1, {"train/loss": 1.0})
-    [file] = tmp_path.iterdir()
-
     def fill():
-        for step in range(2, 10):
-            writer.scalars(step, {"train/loss": 1.0})
+        with TensorBoardWriter(tmp_path, "indrnn", "mnist", None) as writer:
+            writer.scalars(1, {"train/loss": 1.0})
+            [file] = tmp_path.iterdir()
+            with limited_file_size(file.stat().st_size + 10):
+                for step in range(2, 10):
+                    writer.scalars(step, {"train/loss": 1.0})
 
-    with limited_file_size(file.stat().st_size + 10), pytest.raises(RunError, match=re.escape(str(tmp_path))) as error:
+    with pytest.raises(RunError, match=re.escape(str(tmp_path))) as error:
         fill()
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
@@ -101,10 +107,9 @@ def test_full_disk_is_one_line_and_no_traceback(tmp_path, limited_file_size, cap
 
 DRAW = """
 import sys, numpy as np
-from indrnn.record.figures import confusion_matrix, digits_page, drawing
-from indrnn.record.tensorboard import TensorBoardWriter
+from indrnn.record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
 predictions, labels = np.array([1, 1, 0]), np.array([1, 0, 0])
-with TensorBoardWriter(sys.argv[1], "indrnn", "mnist", None) as writer, drawing("pictures"):
+with TensorBoardWriter(sys.argv[1], "indrnn", "mnist", None) as writer:
     writer.picture("test/confusion", confusion_matrix(predictions, labels, 2), 10)
     writer.picture("test/digits", digits_page(np.zeros((3, 4, 5)), predictions, np.ones(3), labels), 10)
 """
@@ -124,17 +129,13 @@ def test_pictures_are_independent_of_the_users_matplotlib(tmp_path, backend):
     assert read(events).Tags()["images"] == ["test/confusion", "test/digits"]
 
 
-def test_failed_picture_is_a_warning_and_settings_are_restored(caplog):
+def test_drawing_restores_the_users_settings():
     import matplotlib
 
-    before = matplotlib.rcParams["font.size"]
-    with drawing("the confusion matrix", {"font.size": before + 1}):
-        assert matplotlib.rcParams["font.size"] == before + 1
-        raise ValueError("two\nlines")
-    assert caplog.messages == ["the confusion matrix: not drawn (ValueError: two lines)"]
-    assert matplotlib.rcParams["font.size"] == before
-    with pytest.raises(RunError), drawing("the confusion matrix"):
-        raise RunError("the disk is full")
+    with matplotlib.rc_context({"font.size": 5, "text.usetex": True}):
+        with drawing({"font.size": 7}):
+            assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.usetex"]) == (7, False)
+        assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.usetex"]) == (5, True)
 
 
 def test_digits_page_marks_wrong_predictions():

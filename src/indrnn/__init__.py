@@ -1,7 +1,6 @@
-"""IndRNN: independently recurrent networks, fast and exact, compared honestly with the LSTM.
+"""IndRNN: independently recurrent networks, fast and exact, compared with the LSTM under equal budgets.
 
-The public names are loaded on first use, so that ``import indrnn`` (and every command's ``--help``) does not pay for
-importing torch.
+The public names are imported on first use, so that ``import indrnn`` and ``--help`` do not import torch.
 """
 
 from importlib import import_module
@@ -14,18 +13,6 @@ if TYPE_CHECKING:
     from .training import load_run, train
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "IndRNN": "layers",
-    "IndRNNCell": "layers",
-    "available_backends": "recurrence",
-    "build_model": "models",
-    "indrnn_recurrence": "recurrence",
-    "last_layer_lower_bound": "layers",
-    "load_run": "training",
-    "recurrent_max": "layers",
-    "train": "training",
-}
 
 __all__ = [
     "IndRNN",
@@ -41,9 +28,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in __all__:
+        # Each of these imports those before it.
+        for home in ("recurrence", "layers", "models", "training"):
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

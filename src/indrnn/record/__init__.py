@@ -1,1 +1,1 @@
-"""What a run leaves behind, written and read again: its folder, metrics, TensorBoard events and result."""
+"""The run folder: its files, metrics, TensorBoard events and result, written and read."""

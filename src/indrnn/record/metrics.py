@@ -85,7 +85,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
         try:
             for (name, kind), cell in zip(COLUMNS.items(), row, strict=True):
                 columns[name].append(kind(cell) if cell or kind is not float else math.nan)
-            if row[3] not in ("train", "val", "test"):
+            if row[3] not in ("train", "val", "test") or not math.isfinite(float(row[1]) + float(row[2])):
                 raise ValueError
         except ValueError as failure:
             line = ",".join(row)[:60]

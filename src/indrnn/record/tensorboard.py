@@ -1,6 +1,7 @@
 """TensorBoard: the same tags for every model, and the link that shows the comparison."""
 
 import json
+import os
 import shlex
 import socket
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
 from urllib.parse import quote
 
 import numpy as np
@@ -34,7 +36,22 @@ _CHARTS = {
     "steps per second": "speed/steps_per_second$",
     "learning rate": "optimizer/lr$",
 }
+# In inches and dots per inch: TensorBoard shows pictures 350 pixels wide, where 9-point text is just readable.
+WIDTH, DPI = 4.2, 200
+WRONG = "#c00000"
 _IDENTITY = ("model.name", "data.name")  # settings that HPARAMS shows as model and task
+
+
+@contextmanager
+def drawing(style: Any = None) -> Iterator[None]:
+    """Draw with matplotlib's defaults and ``style``, independent of MPLBACKEND and matplotlibrc; also a decorator."""
+    # `import matplotlib` fails if MPLBACKEND names a backend that is not installed, as in a shell of Jupyter.
+    with mock.patch.dict(os.environ, MPLBACKEND="agg"):
+        import matplotlib
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style or {})
+        yield
 
 
 class TensorBoardWriter:
@@ -52,7 +69,7 @@ class TensorBoardWriter:
         self._path = path
         self._identity = {"model": model_name, "task": task}
         with one_line("write", path):
-            self._writer = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
+            self._writer: Any = SummaryWriter(str(path), purge_step=None if resume_step is None else resume_step + 1)
         with self._written() as writer:
             writer.add_custom_scalars({"comparison": {title: ["Multiline", [tag]] for title, tag in _CHARTS.items()}})
 
@@ -73,6 +90,7 @@ class TensorBoardWriter:
         with self._written() as writer:
             writer.add_text(tag, text, 0)
 
+    @drawing()
     def picture(self, tag: str, figure: "Figure", step: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -107,7 +125,8 @@ class TensorBoardWriter:
                     self._writer.flush()
                 except OSError:
                     with suppress(OSError):
-                        self._writer.close()  # waits for the thread
+                        self._writer.file_writer.close()  # waits for the thread
+                    self._writer.all_writers = None
                     raise
         finally:
             threading.excepthook = previous
@@ -158,3 +177,42 @@ def _answers(port: int) -> bool:
 def _plain(value: Any) -> float | str:
     """HPARAMS accepts neither None nor lists; integers as text are shown as 6, not 6.0000, and get check boxes."""
     return value if isinstance(value, float) else "none" if value is None else str(value)
+
+
+@drawing()
+def digits_page(images: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> "Figure":
+    """Images (n, rows, columns), each with its prediction and probability; a wrong one is red and has its label."""
+    from matplotlib.figure import Figure
+
+    columns = 4
+    rows = -(-len(images) // columns)
+    page = Figure(figsize=(WIDTH, 1.25 * rows), dpi=DPI, layout="constrained")
+    for place, (image, prediction, probability, label) in enumerate(
+        zip(images, predictions, probabilities, labels, strict=True), start=1
+    ):
+        axes = page.add_subplot(rows, columns, place)
+        axes.imshow(image, cmap="Greys", vmin=0, vmax=1)
+        axes.set_axis_off()
+        correct = prediction == label
+        title = f"{prediction}, {100 * probability:.0f} %" + ("" if correct else f" (a {label})")
+        axes.set_title(title, fontsize=9, color="black" if correct else WRONG)
+    return page
+
+
+@drawing()
+def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: int) -> "Figure":
+    """How often each class (row) was predicted as each class (column)."""
+    from matplotlib.figure import Figure
+
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (labels, predictions), 1)
+    figure = Figure(figsize=(WIDTH, WIDTH), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="Prediction", ylabel="Class", xticks=range(classes), yticks=range(classes))
+    axes.set_title("Predictions for each class (test split)", fontsize=9)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+    return figure

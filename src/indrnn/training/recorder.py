@@ -9,11 +9,10 @@ from tqdm import tqdm
 
 from ..config.checks import result_keys
 from ..models import recurrent_weights
-from ..record.figures import confusion_matrix, digits_page, drawing
 from ..record.folder import RunFolder
 from ..record.metrics import MetricsWriter, read_metrics
 from ..record.result import Result
-from ..record.tensorboard import TensorBoardWriter
+from ..record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
 from .evaluation import Evaluation, spread_indices
 from .state import TrainingState
 
@@ -93,8 +92,7 @@ class Recorder:
             self._row("test", loss, accuracy)
         self._scalars({"test/loss": loss, "test/accuracy": accuracy})
         self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})
-        with drawing("pictures of the test split"):
-            self._pictures(test)
+        self._pictures(test)
         self._tensorboard.hparams({**result_keys(self._state.cfg), "parameters": result.parameters})
         self._tensorboard.text("command", f"`{result.command}`")
         configuration = self._folder.config_path.read_text(encoding="utf-8")
