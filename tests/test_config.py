@@ -201,7 +201,7 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         (["~seed"], "seed"), (["~optimizer.lr"], "optimizer.lr"), (["~model"], "model"), (["~tagg"], "tagg"),
         (["+model=lstm"], "model"), (["+optimizer.lr=1"], "optimizer.lr"), (["model=null"], "group"),
         (["optimizer.name=sgd"], "write optimizer=sgd"),
-        (["optimizer.name=lion"], "write optimizer=<choice>"),
+        (["++optimizer.name=lion"], "write optimizer=<choice>"),
         (["model=lstm", "model.name=lstm_matched"], "write model=lstm_matched"),
         # types
         *(([override], override.split("=")[0])

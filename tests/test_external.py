@@ -177,7 +177,7 @@ def test_commands_import_custom_code(mine, monkeypatch, capsys):
     forget(mine, monkeypatch)
     code, out, err = run(evaluate_command.main, "outputs")
     assert code == 2
-    assert "No module named 'mytask'" in err.splitlines()[-1]
+    assert "there is no module mytask" in err.splitlines()[-1]
 
 
 def test_args_are_settable_checked_and_part_of_the_config(mine):
@@ -214,9 +214,12 @@ def test_recurrent_weights_method_is_used(mine):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: .*No module named 'nowhere'; .*PYTHONPATH"),
+        (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: there is no module nowhere; .*PYTHONPATH"),
         (["model._target_=Net"], "model._target_=Net: .*write module.Name"),
-        (["model._target_=mygru.GRUClasifier"], "'mygru' has no attribute 'GRUClasifier'"),
+        (
+            ["model._target_=mygru.GRUClasifier"],
+            "no attribute 'GRUClasifier'; did you mean mygru.GRUClassifier",
+        ),
         (["model._target_=mygru.not_a_module"], "must return a torch.nn.Module, not 3"),
         (["model._target_=torch.nn"], "not a class or function"),
         (["model._target_=mygru.without"], "model.args: got an unexpected keyword .*without takes .task, ., size=3"),

@@ -90,16 +90,12 @@ def test_sweep_trains_every_combination_and_ends_with_a_table(run, tmp_path):
     assert failed.endswith("outputs/adding-T8/indrnn/seed0")
 
 
-def test_text_keys_keep_their_text_in_a_sweep(run, trained):
+def test_text_keys_keep_their_text_in_a_sweep(run, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     run("-m", "tag=5e41726,1.10,null", "output_root=~/runs", "name=1e5")
     assert [cfg.tag for cfg, *_ in trained] == ["5e41726", "1.10", None]
     assert {cfg.name for cfg, *_ in trained} == {"1e5"}
     assert shlex.split(trained[0][2]) == ["indrnn-train", "tag='5e41726'", "output_root='~/runs'", "name='1e5'"]
-
-
-def test_home_folder_is_expanded(run, trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    run("-m", "seed=0,1", "output_root=~/runs")
     assert [path.name for path in (tmp_path / "home" / "runs").iterdir()] == ["sweeps"]
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 

@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import traceback
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -53,8 +54,12 @@ def import_target(what: str, path: str) -> Callable[..., Any]:
     """The class or function ``path`` (module.Name). Raises UserError, beginning with ``what``, if there is none."""
     try:
         target = pkgutil.resolve_name(path)
+    except ModuleNotFoundError as error:
+        hint = "write module.Name, with the module's folder in PYTHONPATH"
+        raise UserError(f"{what}: there is no module {error.name}; {hint}") from error
     except Exception as error:
-        hint = "; write module.Name, with the module's folder in PYTHONPATH" if isinstance(error, ImportError) else ""
+        similar = get_close_matches(getattr(error, "name", None) or "", dir(getattr(error, "obj", None)), n=1)
+        hint = f"; did you mean {path.rpartition('.')[0]}.{similar[0]}" if similar else ""
         raise UserError(f"{what}: {_in_words(error)}{hint}") from error
     if not callable(target):
         raise UserError(f"{what}: not a class or function; write module.Name")

@@ -105,7 +105,7 @@ def job_config(composed: DictConfig, hydra: Any) -> Config:
         UserError: a key is unknown, or a value is out of range.
     """
     for override in job_overrides(hydra):
-        group, _, name = override.partition(".name=")
+        group, _, name = override.lstrip("+").partition(".name=")
         if group in SCHEMAS:
             choice = name if (config_dir() / group / f"{name}.yaml").is_file() else "<choice>"
             raise UserError(f"{override}: the name is part of the chosen file; write {group}={choice}")
