@@ -29,7 +29,10 @@ def parser() -> argparse.ArgumentParser:
         "--inspect", nargs="+", type=Path, metavar="RUN", help="instead of a report, draw what these runs' networks do"
     )
     command.add_argument(
-        "--data-root", metavar="FOLDER", help="with --inspect: where MNIST is, if no longer where the run had it"
+        "--playground", nargs="+", type=Path, metavar="RUN", help="write a page that runs these networks in the browser"
+    )
+    command.add_argument(
+        "--data-root", metavar="FOLDER", help="with --inspect or --playground: the folder that has MNIST"
     )
     command.add_argument("--open", action="store_true", help="show report.html in the browser")
     return command
@@ -38,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr for a folder that is missing, empty or unreadable."""
     options = parser().parse_args(arguments)
-    run("indrnn-report", lambda: _inspect(options) if options.inspect else _report(options))
+    command = _playground if options.playground else _inspect if options.inspect else _report
+    run("indrnn-report", lambda: command(options))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -72,3 +76,13 @@ def _inspect(options: argparse.Namespace) -> None:
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
     print("\n".join([text, *written_lines(paths)]))
+
+
+def _playground(options: argparse.Namespace) -> None:
+    if options.folder or options.inspect or options.open:
+        raise UserError("--playground RUN [RUN ...] takes no other runs, no --inspect and no --open")
+    from indrnn.report.playground import write_playground
+
+    out = options.out or Path("outputs/playground.html")
+    write_playground(options.playground, out, options.data_root)
+    print(f"wrote {out}")
