@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     if options.data_root:
-        raise UserError("--data-root has no use without --inspect")
+        raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
     announce("indrnn-report", f"reading the runs below {', '.join(map(str, folders))} and drawing")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
