@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 # What `make report` reads.
 FOLDER ?= outputs
 DEMO := outputs/demo
+# The runs that `make playground` shows.
+PLAYGROUND ?= results/runs/mnist/fast_indrnn/seed0 results/runs/mnist/fast_lstm_chrono/seed0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo speedrun gpu verify test test-all lint format docs wheel report clean distclean
+.PHONY: help install demo speedrun gpu verify test test-all lint format docs wheel report playground clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +70,9 @@ wheel: $(READY)  ## build the sdist and the wheel into dist
 
 report: $(READY)  ## write tables and figures of the runs in FOLDER=outputs
 	$(BIN)/indrnn-report $(FOLDER)
+
+playground: $(READY)  ## write results/playground.html from the published runs; ARGS="--data-root FOLDER"
+	$(BIN)/indrnn-report --playground $(PLAYGROUND) --out results/playground.html $(ARGS)
 
 clean:  ## remove caches and builds
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

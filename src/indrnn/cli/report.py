@@ -29,10 +29,10 @@ def parser() -> argparse.ArgumentParser:
         "--inspect", nargs="+", type=Path, metavar="RUN", help="instead of a report, draw what these runs' networks do"
     )
     command.add_argument(
-        "--playground", nargs="+", type=Path, metavar="RUN", help="instead of a report, write a page that runs these networks"
+        "--playground", nargs="+", type=Path, metavar="RUN", help="write a page that runs these networks in the browser"
     )
     command.add_argument(
-        "--data-root", metavar="FOLDER", help="with --inspect or --playground: the folder with MNIST, instead of the run's"
+        "--data-root", metavar="FOLDER", help="with --inspect or --playground: the folder that has MNIST"
     )
     command.add_argument("--open", action="store_true", help="show report.html in the browser")
     return command
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     if options.data_root:
-        raise UserError("--data-root has no use without --inspect")
+        raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
     announce("indrnn-report", f"reading the runs below {', '.join(map(str, folders))} and drawing")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,22 @@ from .runs import MODELS, model_name
 
 
 @torch.no_grad()
-def write_playground(paths: Sequence[Path], out: Path, data_root: str | None = None) -> None:
+def write_playground(paths: list[Path], out: Path, data_root: str | None = None) -> None:
     """Write the page ``out`` from finished runs of one task. Raises UserError for a run that it does not support."""
-    runs = [(path, *load_run(path), read_result(path / "result.json")) for path in paths]
-    data, task = runs[0][2].data, make_task(runs[0][2].data)
+    runs: list[Any] = [(path, *load_run(path), read_result(path / "result.json")) for path in paths]
+    data = runs[0][2].data
+    task: Any = make_task(data)
     for path, model, cfg, _ in runs:
-        known = isinstance(model, PlainIndRNN | LSTMClassifier) and getattr(cfg.model, "nonlinearity", "relu") == "relu"
-        if not known or not task.picture or hasattr(data, "_target_") or make_task(cfg.data).folder != task.folder:
-            supported = "--playground supports model=indrnn (relu) and model=lstm on one MNIST task"
-            raise UserError(f"{path}: {supported}, not {cfg.model.name} on {make_task(cfg.data).folder}")
-    assert task.picture is not None
-    if data_root is not None:
+        relu = type(model) in (PlainIndRNN, LSTMClassifier) and getattr(cfg.model, "nonlinearity", "relu") == "relu"
+        if not relu or not task.picture or hasattr(cfg.data, "_target_") or make_task(cfg.data).folder != task.folder:
+            raise UserError(f"{path}: --playground supports indrnn with relu and lstm, all runs on one MNIST task")
+    if data_root is not None and hasattr(data, "root"):
         data.root = data_root
     test = make_task(data).load(torch.device("cpu")).test
     x, y = test.batch(torch.arange(test.size or 0))
     row, column = torch.arange(-14.0, 14).view(28, 1), torch.arange(-14.0, 14)
     drawn = (1.6 - 7 * (torch.hypot(row / 9, column / 6) - 1).abs()).clamp(0, 1)  # an ellipse for the self-test
-    chosen = [task.picture(x[y == digit][place]) for place in range(2) for digit in range(10)]
+    chosen = [task.picture(x[y == digit][place]) for place in (0, -1) for digit in range(10)]
     pixels = (255 * torch.stack([*chosen, drawn])).round().flatten(1)
     order = task.picture(torch.linspace(-1, 1, task.length).unsqueeze(1)).flatten().argsort()
     x = ((pixels - 127.5) * 2 / 255)[:, order].unsqueeze(2)
@@ -49,21 +47,20 @@ def write_playground(paths: Sequence[Path], out: Path, data_root: str | None = N
 
 def _network(model: Any, cfg: Any, result: Any) -> dict[str, Any]:
     """What the page shows of a network, and its weights, with batch norm as scale and shift."""
-    layers: list[dict[str, Tensor]] = []
-    for weight, recurrent, *biases in model.lstm.all_weights if isinstance(model, LSTMClassifier) else ():
-        layers.append({"weight": weight, "recurrent": recurrent, "bias": sum(biases)})
+    lstm = model.lstm.all_weights if type(model) is LSTMClassifier else []
+    layers: list[Any] = [{"weight": weight, "recurrent": matrix, "bias": b + c} for weight, matrix, b, c in lstm]
     for _, layer in recurrent_layers(model):
         layer.backend = "auto"
-        norm = layer.norm or nn.BatchNorm1d(layer.hidden_size, eps=0)  # the identity
+        norm: Any = layer.norm or nn.BatchNorm1d(layer.hidden_size, eps=0)  # the identity
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         weights = {"weight": layer.weight_ih, "bias": layer.bias, "u": layer.recurrent_weight()}
         layers.append(weights | {"scale": scale, "shift": norm.bias - norm.running_mean * scale})
     about = f"{cfg.model.num_layers} × {cfg.model.hidden_size} units, {result.parameters:,} parameters, "
-    about += f"{result.test_accuracy:.2%} test accuracy ({result.task}, {result.name}, seed {result.seed})"
+    about += f"{100 * result.test_accuracy:.2f} % test accuracy ({result.task}, {result.name}, seed {result.seed})"
     label = MODELS.get(model_name(cfg), result.model)
-    return {"label": label, "about": about, "layers": layers, "head": dict(model.head.named_parameters())}
+    return {"label": label, "about": about, "layers": layers, "head": model.head.state_dict()}
 
 
 def _encoded(tensor: Tensor) -> dict[str, str]:
-    tensor = tensor.half() if tensor.numel() > 4096 else tensor
-    return {str(tensor.dtype).removeprefix("torch."): base64.b64encode(tensor.detach().numpy().tobytes()).decode()}
+    values = (tensor.half() if tensor.numel() > 4096 else tensor).detach().numpy()
+    return {"dtype": str(values.dtype), "base64": base64.b64encode(values.tobytes()).decode()}
