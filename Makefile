@@ -26,12 +26,15 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MNIST; ARGS="overwrite=true" reruns
 	$(BIN)/indrnn-train -m experiment=demo model=indrnn,lstm,lstm_chrono seed=0 output_root=$(DEMO) $(ARGS)
-	$(BIN)/indrnn-report $(DEMO) --out $(DEMO)/report
+	$(BIN)/indrnn-report $(DEMO) --inspect $(foreach model,indrnn lstm lstm_chrono,$(DEMO)/mnist5k/demo_$(model)/seed0)
 	@echo
-	@echo "After 800 updates each, only a network that keeps the first pixels until the last step can classify the digits:"
-	@echo "the IndRNN does from the start, the LSTM only with open forget gates (chrono initialization)."
-	@echo "This was mnist5k, a 5,000-image subset of MNIST's training images. Its accuracies are not MNIST accuracies."
-	@echo "Next: open $(DEMO)/report/report.html; tensorboard --logdir $(DEMO); make speedrun for all of MNIST."
+	@echo "With 800 updates each, a network must carry the first pixels to the last step to tell the digits apart. The IndRNN"
+	@echo "does so from the start, the LSTM only if its forget gates start open (chrono initialization)."
+	@echo "This was mnist5k, 5,000 images (3,500 train, 500 validation, 1,000 test): these are not MNIST accuracies."
+	@echo "Open $(DEMO)/report/report.html, or run tensorboard --logdir $(DEMO). Try next, in two minutes each:"
+	@echo "  indrnn-train experiment=demo output_root=outputs/next model.num_layers=1 tag=one-layer"
+	@echo "  (or model.last_layer_min=false tag=no-range, model.gamma=1 tag=gamma1, optimizer=muon tag=muon,"
+	@echo "  data=adding data.length=200), then indrnn-report $(DEMO) outputs/next; make speedrun for all of MNIST."
 
 speedrun: $(READY)  ## time the fast protocol for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
 	$(BIN)/python scripts/speedrun.py $(ARGS)

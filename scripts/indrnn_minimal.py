@@ -1,10 +1,13 @@
-"""IndRNN in one file to copy: the layer, its scan that is exact and parallel in time, and training on sequential MNIST.
+"""IndRNN in one file to copy: the layer, its exact scan that is parallel in time, and training on sequential MNIST.
 
-    python indrnn_minimal.py [folder for MNIST]        # needs torch and torchvision; meant for a GPU
+    python indrnn_minimal.py [folder for MNIST]        # needs torch and torchvision
+
+On a GPU, this trains 6 layers of 128 units for 60,000 steps; on a CPU, 2 layers of 32 for 300 steps, tested on 1,000
+images.
 
 h_t = relu(W x_t + b + u h_{t-1}) (Li et al. 2018, arXiv 1803.04831). One step is the map h -> clamp(a + u h, 0, inf).
-Such maps are closed under composition, so log2(T) rounds of composing neighbours give every h_t. Weights have the names
-of the package `indrnn`, whose kernels are faster and which this file is tested against.
+These maps are closed under composition, so log2(T) rounds of composing neighbors give every h_t. Weights have the names
+of the package `indrnn`, whose kernels are faster. This file is tested against the package.
 """
 
 import sys
@@ -84,7 +87,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def accuracy(model, x, y, sample):
-    """On (x, y), with batch-norm statistics of `sample`: running averages lag far behind small initial weights."""
+    """On (x, y), with batch-norm statistics of `sample`: running averages lag behind when the activations grow."""
     for layer in model.layers:
         layer.norm.reset_running_stats()
         layer.norm.momentum = None
@@ -104,17 +107,20 @@ def train(model, x, y, x_test, y_test, steps=60_000, batch=32, every=1_000):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5)
         optimizer.step()
+        if step == 10:
+            print(f"step {step}: loss {loss:.3f}", flush=True)
         if step % every == 0 or step == steps:
-            print(
-                f"step {step}: loss {loss:.3f}, test accuracy {accuracy(model, x_test, y_test, x[:500]):.2%}",
-                flush=True,
-            )
+            reached = accuracy(model, x_test, y_test, x[:500])
+            print(f"step {step}: loss {loss:.3f}, test accuracy {reached:.2%}", flush=True)
 
 
 if __name__ == "__main__":
     from torchvision.datasets import MNIST
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    size, length = ({}, {}) if device == "cuda" else ({"hidden_size": 32, "num_layers": 2}, {"steps": 300, "every": 50})
     parts = [MNIST(sys.argv[1] if len(sys.argv) > 1 else "data", train=part, download=True) for part in (True, False)]
     data = [tensor.to(device) for part in parts for tensor in (part.data.view(-1, 784, 1) / 127.5 - 1, part.targets)]
-    train(Classifier().to(device), *data)
+    if device == "cpu":
+        data[2:] = [tensor[:1000] for tensor in data[2:]]
+    train(Classifier(**size).to(device), *data, **length)

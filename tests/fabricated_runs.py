@@ -74,8 +74,8 @@ def fabricate(
             )
     if finished:
         result = Result(
-            model=model["name"], task=data["name"], name=name, seed=seed, parameters=86_410, best_step=chosen,
-            steps=done, epochs=done / 1718, val_accuracy=None if adding else accuracies[chosen][0],
+            model=model["name"], task=data["name"], name=folder.parent.name, seed=seed, parameters=86_410,
+            best_step=chosen, steps=done, epochs=done / 1718, val_accuracy=None if adding else accuracies[chosen][0],
             val_loss=accuracies[chosen][1],
             test_accuracy=None if adding else correct / 10_000, test_loss=accuracies[chosen][1],
             test_ci95=None if adding else wilson_interval(correct, 10_000), seconds=6 + done / speed,

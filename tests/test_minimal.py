@@ -1,4 +1,4 @@
-"""The single file to copy computes what the package computes, and learns."""
+"""scripts/indrnn_minimal.py agrees with the package, and learns."""
 
 import importlib.util
 import re
@@ -25,7 +25,7 @@ def minimal():
 
 
 @pytest.mark.parametrize("T", [1, 2, 17, 64])
-def test_the_scan_is_the_recurrence(minimal, T):
+def test_scan_agrees_with_the_recurrence(minimal, T):
     x = torch.randn(3, T, 5, dtype=torch.float64, requires_grad=True)
     u = torch.tensor([-1.01, -0.5, 0.0, 0.9, 1.02], dtype=torch.float64, requires_grad=True)
     h, (expected, _) = minimal.Recurrence.apply(x, u), indrnn_recurrence(x, u, backend="reference")
@@ -35,7 +35,7 @@ def test_the_scan_is_the_recurrence(minimal, T):
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-12)
 
 
-def test_the_network_is_the_packages_and_takes_its_weights(minimal):
+def test_network_loads_the_weights_of_the_package_and_agrees(minimal):
     cfg = load_config(["model=indrnn", "model.num_layers=3", "model.hidden_size=8"])
     theirs = build_model(cfg.model, make_task(cfg.data)).double()
     ours = minimal.Classifier(hidden_size=8, num_layers=3).double()
@@ -52,8 +52,7 @@ def test_the_network_is_the_packages_and_takes_its_weights(minimal):
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-9, atol=1e-10)
 
 
-def test_it_trains(minimal, capsys):
-    """Is the first pixel, seen 12 steps ago, positive?"""
+def test_training_learns_the_sign_of_the_first_of_12_pixels(minimal, capsys):
     torch.manual_seed(0)
     x = torch.randn(600, 12, 1)
     y = (x[:, 0, 0] > 0).long()

@@ -1,4 +1,4 @@
-"""``indrnn-report``: tables and figures of run folders, and pictures of what networks have learnt."""
+"""``indrnn-report``: tables and figures of run folders, and pictures of what trained networks do."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from indrnn.files import written_lines
 from . import announce, command_parser, run
 
 DESCRIPTION = """\
-Collect run folders into report.html (one page with everything, for any browser), summary.csv, table.md and figures
-(PNG and SVG): validation accuracy against updates and, where times compare, against wall-clock time, training loss,
-and for several lengths of a task (the adding problem) error against length.
-With --inspect: pictures of what trained networks do; give an IndRNN's run and an LSTM's to see them side by side.
+Collect run folders into report.html (one page with everything), summary.csv, table.md and figures (PNG and SVG):
+validation accuracy against updates and time, training loss, and error against sequence length for the adding problem.
+With --inspect: how long the units of trained networks remember, and how far gradients reach. Name an IndRNN's run
+and an LSTM's to compare them.
 """
 
 
@@ -22,12 +22,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)"
     )
+    command.add_argument("--out", type=Path, help="where to write (default: report in the first folder)")
     command.add_argument(
-        "--out", type=Path, help="where to write (default: outputs/report, with --inspect outputs/inspect)"
-    )
-    command.add_argument(
-        "--inspect", nargs="+", type=Path, metavar="RUN", help="instead of a report, draw what these runs' networks do"
-    )
+        "--inspect", nargs="+", type=Path, metavar="RUN",
+        help="add what the networks of these runs do; without a folder, draw only that, into outputs/inspect",
+    )  # fmt: skip
     command.add_argument(
         "--playground", nargs="+", type=Path, metavar="RUN", help="write a page that runs these networks in the browser"
     )
@@ -41,36 +40,36 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr for a folder that is missing, empty or unreadable."""
     options = parser().parse_args(arguments)
-    command = _playground if options.playground else _inspect if options.inspect else _report
+    only_inspect = options.inspect and not options.folder
+    command = _playground if options.playground else _inspect if only_inspect else _report
     run("indrnn-report", lambda: command(options))
 
 
 def _report(options: argparse.Namespace) -> None:
-    if options.data_root:
+    if options.data_root and not options.inspect:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
-    announce("indrnn-report", f"reading the runs below {', '.join(map(str, folders))} and drawing")
+    announce("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
-    from indrnn.report.table import write_report
+    from indrnn.report.page import write_report
 
-    tables, paths = write_report(folders, options.out or Path("outputs/report"))
+    out = options.out or folders[0] / "report"
+    tables, paths = write_report(folders, out, options.inspect or (), options.data_root)
     print("\n".join([tables, *written_lines(paths)]))
     for folder in folders:
         print(f"live curves: {tensorboard_command(folder)}")
-        print(f"with accuracy and loss pinned, one colour per network: {tensorboard_link(folder)}")
+        print(f"with accuracy and loss pinned, one color per network: {tensorboard_link(folder)}")
     if options.open:
         import webbrowser
 
         page = next(path for path in paths if path.suffix == ".html").resolve()
         if not webbrowser.open(page.as_uri()):
-            raise UserError(f"no browser was found to open {page}; open it by hand")
+            raise UserError(f"no browser found to open {page}; open it by hand")
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    if options.folder:
-        raise UserError(f"--inspect takes all folders after it; put {options.folder[0]} there")
     if options.open:
-        raise UserError("--open shows report.html, which --inspect does not write")
+        raise UserError("--open shows report.html, which --inspect alone does not write; name a folder too")
     announce("indrnn-report", "loading PyTorch, the data and the networks")
     from indrnn.report.inspection import inspect_runs
 

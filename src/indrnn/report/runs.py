@@ -1,15 +1,16 @@
-"""Run folders read again, and grouped: one group a task and name, its runs the seeds."""
+"""Read run folders and group them: the runs of one task and name are the seeds of one group."""
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,255 +24,199 @@ from indrnn.record.metrics import read_metrics
 from indrnn.record.result import Result, read_result
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-K = TypeVar("K")
 
-# What the report reads of a configuration.
-_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,), "seed": (int,), "tag": (str, type(None)), "model.name": (str,), "data.name": (str,),
-    "trainer.batch_size": (int,), "trainer.precision": (str,),
-}  # fmt: skip
 MODELS = {
     "indrnn": "IndRNN", "indrnn_residual": "residual IndRNN", "indrnn_dense": "dense IndRNN", "lstm": "LSTM",
-    "lstm_matched": "LSTM of equal parameters", "lstm_chrono": "LSTM (chrono)", "rnn": "RNN", "gru": "GRU",
-    "mingru": "minGRU",
+    "lstm_chrono": "LSTM (chrono)", "rnn": "RNN", "gru": "GRU", "mingru": "minGRU",
 }  # fmt: skip
-RATE = "optimizer.lr"
-# Settings in words, those first that say most. Of some a single value has words, which say what is left out.
-SETTINGS: dict[str, str | dict[object, str]] = {
-    "model.norm": {"none": "without norm"}, "model.last_layer_min": {False: "without the last layer's range"},
-    "model.constraint": {"none": "u without bound"}, "model.num_layers": "{} layers", "model.hidden_size": "{} units",
-    RATE: "lr {}", "trainer.max_steps": "up to {} updates", "trainer.batch_size": "batch {}",
+# Settings that tell groups of one model apart, the most telling first. A dictionary names only some values.
+SETTINGS: dict[str, str | dict[Any, str]] = {
+    "model.norm": {"none": "no norm"}, "model.last_layer_min": {False: "no last-layer range"},
+    "model.constraint": {"none": "unbounded u"}, "model.num_layers": "{}-layer", "model.hidden_size": "{} units",
+    "optimizer.name": {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}, "optimizer.lr": "lr {}",
+    "model.gamma": "gamma {}", "trainer.max_steps": "{} updates", "trainer.batch_size": "batch {}",
     "trainer.precision": "{}",
 }  # fmt: skip
 
 
-def model_name(cfg: Any) -> str:
-    """The network as reports tell it from others: its class, and the LSTM's by its initialisation too."""
-    chrono = cfg.model.get("bias_init") == "chrono"
-    return f"{cfg.model.name}_chrono" if chrono and cfg.model.name == "lstm" else str(cfg.model.name)
-
-
 @dataclass(frozen=True)
 class Run:
-    """One run folder, under the names that its configuration gives it. ``result`` is None while it is unfinished."""
+    """One run folder. ``result`` is None while the run is unfinished."""
 
     path: Path
+    name: str
+    """With the tag."""
+    seed: int
     config: Config
-    about: Task
+    task: Task
     result: Result | None
-    metrics: dict[str, np.ndarray]
-    """Columns of metrics.csv, (rows,) each; NaN where a cell is empty."""
-
-    @property
-    def task(self) -> str:
-        return self.about.folder
-
-    @property
-    def name(self) -> str:
-        """With the tag."""
-        return run_name(self.config)
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
+    metrics: pd.DataFrame
+    """The columns of metrics.csv; NaN for an empty cell."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as ``{"model.name": "lstm", ...}``."""
         return flatten(OmegaConf.to_container(self.config))
 
-    def curve(self, split: str, y: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Columns ``x`` and ``y`` of the rows of ``split`` whose ``y`` is a number, by ``x``: two arrays (points,)."""
-        chosen = np.flatnonzero((self.metrics["split"] == split) & np.isfinite(self.metrics[y]))
-        chosen = chosen[np.argsort(self.metrics[x][chosen], kind="stable")]
-        return self.metrics[x][chosen], self.metrics[y][chosen]
+    def curve(self, split: str, column: str) -> pd.DataFrame:
+        """The rows of one split in which ``column`` is a finite number, in order."""
+        return self.metrics[(self.metrics["split"] == split) & np.isfinite(self.metrics[column])]
 
     @property
     def steps(self) -> int:
-        """Steps done: the result's, or how far an unfinished run has come."""
-        return self.result.steps if self.result else int(max(self.metrics["step"], default=0))
+        """Updates done so far."""
+        return self.result.steps if self.result else int(self.metrics["step"].max()) if len(self.metrics) else 0
 
     @property
     def seconds(self) -> float:
-        return self.result.seconds if self.result else float(max(self.metrics["seconds"], default=0.0))
+        return (
+            self.result.seconds if self.result else float(self.metrics["seconds"].max()) if len(self.metrics) else 0.0
+        )
 
     @property
-    def best_validation(self) -> dict[str, float]:
-        """The highest accuracy and the lowest loss of all evaluations, as far as there are any."""
-        scores = {"accuracy": self.curve("val", "accuracy")[1], "loss": self.curve("val", "loss")[1]}
-        pick = {"accuracy": max, "loss": min}
-        return {name: float(pick[name](values)) for name, values in scores.items() if len(values)}
+    def val_accuracy(self) -> float:
+        """The best of all evaluations; NaN without one."""
+        return float(self.curve("val", "accuracy")["accuracy"].max())
+
+    @property
+    def val_loss(self) -> float:
+        return float(self.curve("val", "loss")["loss"].min())
 
 
 @dataclass(frozen=True)
 class Group:
     """The runs of one task and name, by seed."""
 
-    task: str
-    name: str
-    runs: tuple[Run, ...]
+    runs: Sequence[Run]
 
     @property
-    def finished(self) -> list[Run]:
-        return [run for run in self.runs if run.result]
+    def name(self) -> str:
+        return self.runs[0].name
 
     @property
-    def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if not run.result]
-
-    @property
-    def results(self) -> list[Result]:
-        return [run.result for run in self.runs if run.result]
-
-    @property
-    def drawn(self) -> list[Run]:
-        """The runs that figures average: the finished ones, or all where none is finished."""
-        return self.finished or list(self.runs)
-
-    @property
-    def about(self) -> Task:
-        return self.runs[0].about
+    def task(self) -> Task:
+        return self.runs[0].task
 
     @property
     def model(self) -> str:
         return model_name(self.runs[0].config)
 
     @property
-    def score(self) -> float:
-        """What tables sort by, higher first: the mean test accuracy, or the mean test error with a minus."""
-        return fmean(-r.test_loss if r.test_accuracy is None else r.test_accuracy for r in self.results)
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.result]
 
     @property
-    def count(self) -> str:
-        """For labels: how many seeds are averaged, and what is left out of the average."""
-        others = ", unfinished" if not self.finished else ", others unfinished" if self.unfinished else ""
-        return f"n = {len(self.drawn)}{others}"
+    def results(self) -> list[Result]:
+        return [run.result for run in self.runs if run.result]
+
+    @property
+    def drawn(self) -> Sequence[Run]:
+        """The runs that figures average: the finished ones, or all if none is finished."""
+        return self.finished or self.runs
 
 
-def in_words(groups: Iterable[Group]) -> dict[str, str]:
-    """What people call each group: its model, the learning rate unless all have the same, and where several have one
-    model, the settings that tell it from those (or the name of its run folders, where none does)."""
-    first = {group.name: group.runs[0] for group in groups}
-    models = {name: model_name(run.config) for name, run in first.items()}
-    common = {RATE} if len({run.settings.get(RATE) for run in first.values()}) > 1 else set()
-    words = {}
-    for name, run in first.items():
-        alike = [other.settings for at, other in first.items() if models[at] == models[name] and at != name]
-        telling = set(common)
-        for key in SETTINGS:
-            same = [settings for settings in alike if settings.get(key) == run.settings.get(key)]
-            if len(same) < len(alike):
-                telling.add(key)
-            alike = same
-        said = [_in_words(key, run.settings.get(key)) for key in SETTINGS if key in telling]
-        words[name] = ", ".join([MODELS.get(models[name], models[name]), *filter(None, said)])
-    return {name: text if [*words.values()].count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
+def model_name(cfg: Any) -> str:
+    """The model as reports name it; an LSTM with chrono initialization is a model of its own."""
+    chrono = cfg.model.name == "lstm" and cfg.model.get("bias_init") == "chrono"
+    return "lstm_chrono" if chrono else str(cfg.model.name)
 
 
-def _in_words(key: str, value: object) -> str:
-    """The learning rate 0.0002 -> lr 2e-4, 4000 updates -> up to 4,000 updates; nothing where there is no value."""
-    form = SETTINGS[key]
-    if isinstance(form, dict):
-        return form.get(value, "")
+def labels(groups: Iterable[Group]) -> dict[str, str]:
+    """A label for each group of one task by name: the model, and the settings that tell it from the same model's other
+    groups, or its name if no setting does."""
+    settings = {group.name: group.runs[0].settings for group in groups}
+    words = {group.name: MODELS.get(group.model, group.model) for group in groups}
+    for key in SETTINGS:
+        for label in set(words.values()):
+            same = [name for name in words if words[name] == label]
+            if len({str(settings[name].get(key)) for name in same}) > 1:
+                words |= {name: ", ".join(filter(None, (label, _text(key, settings[name].get(key))))) for name in same}
+    repeated = [label for label in words.values() if [*words.values()].count(label) > 1]
+    return {name: f"{label} ({name})" if label in repeated else label for name, label in words.items()}
+
+
+def _text(key: str, value: Any) -> str:
+    """0.0002 -> lr 2e-4, 4000 -> 4,000 updates; empty for a value without a text."""
+    text = SETTINGS[key]
+    if isinstance(text, dict):
+        return text.get(value, "")
     if isinstance(value, float):
-        value = re.sub(r"\.?0*e([-+])0*(?=\d)", lambda sign: f"e{sign[1].strip('+')}", f"{value:e}")
-    return "" if value is None else form.format(f"{value:,}" if isinstance(value, int) else value)
+        value = f"{value:g}" if value >= 0.01 else re.sub(r"\.?0*e-0*", "e-", f"{value:e}")
+    return "" if value is None else text.format(f"{value:,}" if isinstance(value, int) else value)
 
 
-def extent(values: Sequence[int]) -> str:
-    """[41000, 60000] -> '41,000–60,000'; equal values once."""
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Keys that can affect the result and differ between runs, except the seed."""
+    ignored = neutral_keys() | {"seed", "device"}
+    keys = sorted({key for run in runs for key in run.settings} - ignored)
+    return [key for key in keys if any(run.settings.get(key) != runs[0].settings.get(key) for run in runs)]
 
 
-def mean_answer_level(groups: Iterable[Group], part: str) -> tuple[list[float], str]:
-    """The mean squared errors that always answering the mean has on a part ("train", "validation" or "test") of the
-    groups' regressions, each once, in ascending order; and in words for a legend. Empty if no task knows it."""
-    errors = (group.about.mean_answer_error for group in groups)
-    levels = sorted({error(part) for error in errors if error is not None})
-    if not levels:
-        return [], ""
-    low, high = f"{levels[0]:.3f}", f"{levels[-1]:.3f}"
-    return levels, f"always answering the mean: {low if low == high else f'{low} to {high}'}"
+def baseline(groups: Iterable[Group], split: str) -> tuple[list[float], str]:
+    """The mean squared errors of predicting the mean on a split ("train", "validation" or "test") of regression tasks,
+    ascending, and a label for them. Empty if no task knows its error."""
+    errors = (group.task.mean_answer_error for group in groups)
+    levels = sorted({error(split) for error in errors if error is not None})
+    ends = list(dict.fromkeys(f"{level:.3f}" for level in (levels[:1] + levels[-1:])))
+    return levels, f"predict-the-mean baseline: {' to '.join(ends)}" if levels else ""
 
 
 def collect(folders: Iterable[Path]) -> list[Group]:
-    """All runs below ``folders``, grouped by task and name, in alphabetical order (lengths of one task by number).
+    """All runs below ``folders`` by task and name; lengths of one task in numerical order.
 
-    A run that cannot be used is left out with a logged warning that names it.
+    A run that cannot be read is skipped with a logged warning.
 
     Raises:
-        UserError: a folder is missing, cannot be read or holds no run; or two folders hold the same task, name and
-            seed, which would count one seed twice.
+        UserError: a folder is missing or holds no run, or two folders hold the same task, name and seed.
     """
     folders = list(folders)
-    runs: dict[tuple[str, str, int], Run] = {}
+    runs: dict[tuple[Any, ...], Run] = {}
     for run in (run for folder in folders for run in find_runs(folder)):
-        known = runs.setdefault((run.task, run.name, run.seed), run)
+        task = run.task
+        known = runs.setdefault((task.series or task.name, task.length, task.folder, run.name, run.seed), run)
         if known.path.resolve() != run.path.resolve():
-            raise UserError(
-                f"{known.path} and {run.path} are the same task, name and seed; report on one of them at a time"
-            )
+            raise UserError(f"{known.path} and {run.path} are the same task, name and seed; report on one at a time")
     if not runs:
         raise UserError(f"no run found in {', '.join(map(str, folders))}; train one with indrnn-train model=indrnn")
-    members = grouped((runs[key] for key in sorted(runs)), lambda run: (run.task, run.name))
-    groups = [Group(*key, tuple(seeds)) for key, seeds in members.items()]
-    return sorted(
-        groups, key=lambda group: (group.about.series or group.about.name, group.about.length, group.task, group.name)
-    )
-
-
-def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """``items`` by their ``key``, both in order of appearance."""
-    groups: dict[K, list[T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
+    return [Group([runs[key] for key in keys]) for _, keys in groupby(sorted(runs), key=lambda key: key[:-1])]
 
 
 def by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    return grouped(groups, lambda group: group.task)
+    """Groups by the folder of their task, in order."""
+    tasks: dict[str, list[Group]] = {}
+    for group in groups:
+        tasks.setdefault(group.task.folder, []).append(group)
+    return tasks
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run at or below ``folder``. One that cannot be read is left out with a logged warning that names the file.
-    Raises UserError if ``folder`` is none."""
+    """Every run at or below ``folder``. A run that cannot be read is skipped with a logged warning.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     for path in find_run_folders(folder):
         try:
             yield read_run(path)
         except UserError as failure:
-            log.warning("left out: %s", failure)
+            log.warning("skipped: %s", failure)
 
 
 def read_run(path: Path) -> Run:
     """The run in the folder ``path``.
 
     Raises:
-        UserError: a file is missing or damaged, its configuration lacks what the report reads, or nothing in its
-            metrics is a number.
+        UserError: a file is missing or damaged, or no loss in its metrics is a number.
     """
     stored = load_config_file(path / CONFIG)
-    flat = flatten(stored)
-    for key, kinds in _KEYS.items():
-        value = flat.get(key)
-        if type(value) not in kinds or "${" in str(value):
-            fault = f"cannot be {str(value)[:40]!r}" if key in flat else "is missing"
-            raise UserError(f"{path / CONFIG}: {key} {fault}")
-    metrics = read_metrics(path / METRICS)
-    if len(metrics["step"]) and not np.isfinite(metrics["loss"]).any():
-        raise UserError(f"{path / METRICS}: none of its losses is a number")
+    metrics = pd.DataFrame(read_metrics(path / METRICS))
+    if len(metrics) and not np.isfinite(metrics["loss"]).any():
+        raise UserError(f"{path / METRICS}: no loss is a finite number")
     try:
         config = cast(Config, OmegaConf.create(stored))
-        task = make_task(config.data)
+        task, name, seed = make_task(config.data), run_name(config), int(config.seed)
+        _ = config.model.name, int(config.trainer.batch_size)
     except (UserError, OmegaConfBaseException, ValueError, TypeError) as failure:
         raise UserError(f"{path / CONFIG}: {str(failure).splitlines()[0][:120]}") from None
     result = read_result(path / RESULT) if (path / RESULT).is_file() else None
-    return Run(path, config, task, result, metrics)
-
-
-def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys whose values differ between runs that are averaged, the seed and what cannot change a result apart."""
-    expected = neutral_keys() | {"seed", "device"}
-    keys = sorted({key for run in runs for key in run.settings} - expected)
-    return [key for key in keys if any(run.settings.get(key) != runs[0].settings.get(key) for run in runs)]
+    return Run(path, name, seed, config, task, result, metrics)
