@@ -30,7 +30,7 @@ from indrnn.errors import UserError
 from indrnn.report.style import BASELINE, COLOURS, figure, legend_below, log_values, save, tick_at
 from indrnn.report.table import markdown_table
 from indrnn.training.device import peak_memory_bytes, prepare_process, resolve_device, set_precision
-from indrnn.training.distributed import ALONE, Processes, joined_processes
+from indrnn.training.distributed import SINGLE_PROCESS, Processes, joined_processes
 
 from .clock import MOST_CALLS, Clock, memory_shortage, timing
 from .training_steps import StepRow, several, training_step
@@ -176,7 +176,7 @@ def _started(point: Row, device: torch.device, seconds: float) -> dict[str, Any]
     return {"status": "failed", "reason": f"exit code {done.returncode}: {messages[-1]}"}
 
 
-def measure(point: Row, device: torch.device, seconds: float, processes: Processes = ALONE) -> dict[str, Any]:
+def measure(point: Row, device: torch.device, seconds: float, processes: Processes = SINGLE_PROCESS) -> dict[str, Any]:
     """The columns of a point, measured in this process, which is one of ``processes``."""
     prepare_process(device)
     set_precision("float32", device)
@@ -188,10 +188,10 @@ def measure(point: Row, device: torch.device, seconds: float, processes: Process
         )[1]
     call, steps = several(step, device)
     # All processes must make the same number of calls: as many as the slowest has time for.
-    microseconds = processes.agree(1 + int(1e6 * clock.warm_up(call)))
+    microseconds = processes.all_reduce_max(1 + int(1e6 * clock.warm_up(call)))
     calls = min(MOST_CALLS, max(3, ceil(1e6 * seconds / microseconds)))
     update = timing([clock.once(call) for _ in range(calls)]).of(steps)
-    peak = processes.agree(peak_memory_bytes(device) or 0)
+    peak = processes.all_reduce_max(peak_memory_bytes(device) or 0)
     return {
         "status": "measured", **asdict(update), "updates_per_second": 1 / update.median_seconds,
         "peak_memory_bytes": peak or None,
@@ -262,7 +262,7 @@ def main() -> None:
             columns = measure(Row(**json.loads(text)), resolve_device(device_name), float(seconds), processes)
         except (UserError, RuntimeError) as failure:  # out of memory, or a step that cannot be captured
             columns = {"status": "failed", "reason": str(failure).splitlines()[0]}
-        if processes.leads:
+        if processes.is_rank_zero:
             print(json.dumps(columns), flush=True)
 
 

@@ -18,7 +18,7 @@ from indrnn.errors import RunError, UserError
 from indrnn.files import write_atomically
 from indrnn.models import build_model
 from indrnn.training.device import flush_denormals, precision_refusal, set_precision
-from indrnn.training.distributed import ALONE, Processes
+from indrnn.training.distributed import SINGLE_PROCESS, Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers
 from indrnn.training.step import GraphedGradients, TrainingStep
@@ -187,7 +187,7 @@ class _Repeated:
 
 
 def training_step(
-    row: StepRow, device: torch.device, length: int = T, processes: Processes = ALONE
+    row: StepRow, device: torch.device, length: int = T, processes: Processes = SINGLE_PROCESS
 ) -> tuple[nn.Module, Work]:
     """A network and a call that makes one update, in all of the ``processes``, from sequences of ``length`` steps."""
     cfg = load_config(

@@ -23,7 +23,7 @@ from indrnn.layers import AffineSequence, IndRNNLayer, materialise, recurrent_la
 from indrnn.models import build_model
 from indrnn.training import load_run
 from indrnn.training.evaluation import reestimate_batch_norm, spread_indices
-from indrnn.training.order import Stream, torch_seed
+from indrnn.training.sampler import Stream, torch_seed
 
 from .runs import MODELS, model_name
 from .style import BASELINE, GREY, Line, Look, figure, finish, head, legend_below, looks, save, say_above, short_number
@@ -87,7 +87,7 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
     inspected = []
     for (trained, cfg), model in zip(runs, models, strict=True):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALISATION))
+            torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALIZATION))
             untrained = build_model(cfg.model, task)
         samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples)
         reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
