@@ -47,8 +47,7 @@ def prepare_process(device: torch.device) -> None:
 def flush_denormals(device: torch.device) -> None:
     """Treat denormal numbers as zero in this thread and in PyTorch's worker threads.
 
-    ``torch.set_flush_denormal`` affects the calling thread and threads started later. OpenMP workers that are already
-    running keep their setting, so they are ended; new ones inherit the setting. Our own kernels set it themselves.
+    Workers inherit the setting of ``torch.set_flush_denormal`` when they start, so those already running are ended.
 
     Raises:
         RunError: the run is on a CPU that cannot flush denormals, so its timings would not be comparable.
@@ -84,12 +83,9 @@ def _end_openmp_workers() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of returning it to the system.
-
-    Otherwise every large tensor is mapped again, page fault by page fault: a training step of nn.LSTM (128 units, batch
-    32, 784 steps) took 0.38 s with the faults and 0.22 s without, that of the 6 x 128 IndRNN 0.30 and 0.26 s (one core
-    of an AMD EPYC, PyTorch 2.15, best of 8). Other C libraries are left as they are.
-    """
+    """Let glibc keep freed memory for the next step. Otherwise every large tensor is mapped again, page by page: a step
+    of nn.LSTM (128 units, batch 32, 784 steps) took 0.38 s instead of 0.22 s, one of the 6 x 128 IndRNN 0.30 s instead
+    of 0.26 s (one core of an AMD EPYC, PyTorch 2.15, best of 8)."""
     mallopt = _libc("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
@@ -97,10 +93,8 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return what `keep_freed_memory` has kept to the system.
-
-    Called after each evaluation, whose tensors are larger than a step's and would stay allocated between evaluations.
-    """
+    """Return what `keep_freed_memory` has kept to the system: after an evaluation, whose tensors are larger than a
+    step's."""
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -111,10 +105,7 @@ def _libc(name: str) -> "ctypes._NamedFuncPointer | None":
 
 
 def bfloat16_refusal() -> str | None:
-    """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None if it is.
-
-    Without the instructions oneDNN emulates bfloat16 products, which takes longer than float32 ones.
-    """
+    """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None if it is."""
     if not cpu_instructions().endswith("-BF16"):
         return "this CPU has neither AMX nor AVX512-BF16, so bfloat16 products would be slower than float32 ones"
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
@@ -159,10 +150,8 @@ def set_precision(precision: str, device: torch.device) -> None:
 def autocast_context(precision: str, device: torch.device) -> Iterator[None]:
     """Compute in ``precision`` within the block.
 
-    bfloat16 on a GPU is autocast. On a CPU it applies only to the sequences of IndRNN layers and the factors of their
-    products; running state, statistics, weights, classifier, loss and all of nn.LSTM stay float32. There autocast was
-    slower (0.80 instead of 0.77 of the time of a step's float32 products; 6 x 128 units, batch 32, 784 steps, one
-    thread of a Xeon with AMX, best of 13) and would change the LSTM.
+    bfloat16 on a GPU is autocast. On a CPU, where autocast would also change nn.LSTM, it applies only to the sequences
+    of IndRNN layers and the factors of their products; state, statistics, weights, classifier and loss stay float32.
     """
     bfloat16, on_cpu = precision == "bfloat16", device.type == "cpu"
     # A captured graph would reuse cached casts of old weights in its second replay.

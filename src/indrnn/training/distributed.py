@@ -58,13 +58,11 @@ class Processes:
 
     def one_per_machine_first(self, work: Callable[[], T]) -> T:
         """Run ``work``, which may fill a folder, in one process on each machine before the others."""
-        waits = self.size > 1 and int(os.environ.get("LOCAL_RANK") or 0) > 0
-        if waits:
-            self.all_reduce_max(0)
-        value = work()
-        if not waits:
-            self.all_reduce_max(0)
-        return value
+        first = self.size == 1 or int(os.environ.get("LOCAL_RANK") or 0) == 0
+        if first:
+            value = work()
+        self.all_reduce_max(0)
+        return value if first else work()
 
     def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -78,14 +76,9 @@ class Processes:
         return values
 
     def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
-        """Prepare ``model`` to see part of each batch; None for a single process.
-
-        Args:
-            norm_batch: the sequences in the smallest batch that batch-norm statistics are estimated from.
-
-        Raises:
-            UserError: there are fewer sequences than processes, or a module cannot be synchronized.
-        """
+        """Prepare ``model`` to see part of each batch; None for a single process. ``norm_batch``: the sequences in the
+        smallest batch that batch-norm statistics are estimated from. Raises UserError if a part would be empty, or a
+        module cannot be synchronized."""
         if self.size == 1:
             return None
         for key, count in (("trainer.batch_size", batch_size), ("trainer.bn_samples", norm_batch)):
@@ -132,16 +125,8 @@ class Share:
         """The weight of this process's mean loss in that of the whole batch."""
 
     def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The global mean and variance, differentiable, from those of this process's rows.
-
-        Args:
-            mean: (H,), over the n values per unit of this process.
-            variance: (H,), biased.
-
-        Returns:
-            Mean and biased variance (H,) of all processes' values, and the number of values per unit. Computed in
-            float64, where cancellation does not matter.
-        """
+        """From mean and biased variance (H,) of this process's n values per unit, those of all processes' values, and
+        their number. Differentiable; computed in float64, where cancellation does not matter."""
         mean64 = mean.double()
         moments = torch.cat([mean64, variance.double() + mean64.square(), mean64.new_ones(1)]) * n
         sums = _AllReduceSum.apply(moments, self._processes)
@@ -229,13 +214,8 @@ def _rendezvous() -> tuple[Store, int, int]:
 def joined_processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun started together, joined within the block, or a single process.
 
-    The first process that fails reports why; the others, which fail because of it, exit without a message.
-
-    Args:
-        device: cfg.device.
-
-    Raises:
-        UserError: the device cannot be shared, or the environment variables are inconsistent.
+    The first process that fails reports why; the others, which fail because of it, exit without a message. ``device``
+    is cfg.device. Raises UserError if it cannot be shared, or if the environment variables are inconsistent.
     """
     if launched_processes() is None:
         yield SINGLE_PROCESS

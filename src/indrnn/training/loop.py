@@ -94,7 +94,7 @@ class Training:
         position, folder, state = self.position, self.folder, self.state
         resumed = folder.state == "resume"
         state.start(folder.checkpoint_path if resumed else None)
-        recorder = SilentRecorder()
+        recorder: Recorder = SilentRecorder()
         if self.processes.is_rank_zero:
             folder.begin()
             # The run may have been killed between writing best.pt and checkpoint.pt, which must agree.

@@ -137,8 +137,6 @@ class Schedule:
 
     restores_best = False
     """Whether `observe` may ask to return to the best checkpoint, which then holds the optimizer state."""
-    finished = False
-    """Whether the schedule ends training."""
 
     def __init__(self, share: Callable[[int], float]) -> None:
         self.share = share
@@ -146,6 +144,11 @@ class Schedule:
 
     def observe(self, score: float) -> bool:
         """Note an evaluation's score, higher is better; return whether to return to the best checkpoint."""
+        return False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule ends training."""
         return False
 
     def state(self) -> dict[str, Any]:
@@ -174,36 +177,34 @@ class PlateauSchedule(Schedule):
         if self._waited < self._patience[min(self._drops, len(self._patience) - 1)]:
             return False
         self._drops, self._waited = self._drops + 1, 0
-        # A rate that should equal the minimum may differ by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
-        self.finished = self._peak * self.share(0) < self._minimum * (1.0 - 1e-9)
         return self.restores_best
+
+    @property
+    def finished(self) -> bool:
+        # A rate that should equal the minimum may differ by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
+        return self._peak * self.share(0) < self._minimum * (1.0 - 1e-9)
 
     def state(self) -> dict[str, Any]:
         return {"drops": self._drops, "waited": self._waited, "best": self._best}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._drops, self._waited, self._best = int(state["drops"]), int(state["waited"]), state["best"]
-        self.finished = self._peak * self.share(0) < self._minimum * (1.0 - 1e-9)
 
 
-class SchedulerShare:
+def _scheduler_share(cfg: Any, peak: float) -> Callable[[int], float]:
     """A class of `torch.optim.lr_scheduler` as a function of the step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros((), device="cpu"))], lr=peak, momentum=0.9)
+    scheduler = call_target("schedule", cfg, optimizer)
+    optimizer.step()  # before the scheduler, or PyTorch warns
+    rates = [optimizer.param_groups[0]["lr"]]
 
-    def __init__(self, cfg: Any, peak: float) -> None:
-        parameter = nn.Parameter(torch.zeros((), device="cpu"))
-        self._optimizer, self._peak = torch.optim.SGD([parameter], lr=peak, momentum=0.9), peak
-        self._scheduler = call_target("schedule", cfg, self._optimizer)
-        self._optimizer.step()  # before the scheduler, or PyTorch warns
-        self._shares = [self._share()]
+    def share(steps: int) -> float:
+        while len(rates) <= steps:
+            scheduler.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates[steps] / peak
 
-    def _share(self) -> float:
-        return self._optimizer.param_groups[0]["lr"] / self._peak
-
-    def __call__(self, steps: int) -> float:
-        while len(self._shares) <= steps:
-            self._scheduler.step()
-            self._shares.append(self._share())
-        return self._shares[steps]
+    return share
 
 
 def _value(share: Callable[[int], Any], step: int) -> float:
@@ -215,7 +216,7 @@ def _custom(cfg: Any, peak: float, max_steps: int) -> Callable[[int], float]:
     what = f"schedule._target_={cfg._target_}"
     target: Any = import_target(what, cfg._target_)
     scheduler = isinstance(target, type) and issubclass(target, LRScheduler)
-    share = SchedulerShare(cfg, peak) if scheduler else call_target("schedule", cfg)
+    share = _scheduler_share(cfg, peak) if scheduler else call_target("schedule", cfg)
     if not callable(share):
         raise UserError(f"{what}: it must return a function of the step, not {share!r}")
     for step in (0, max_steps - 1):

@@ -3,6 +3,7 @@
 import sys
 import time
 import warnings
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -21,35 +22,8 @@ LINE_EVERY = 30.0  # seconds between progress lines if stderr is not a terminal
 LINE = "{desc}: step {n_fmt}/{total_fmt}, {rate_fmt}{postfix}, {remaining} left"
 
 
-class SilentRecorder:
-    """Writes and prints nothing: for all processes but rank 0."""
-
-    def __enter__(self) -> "SilentRecorder":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def say(self, message: str) -> None:
-        """Print a line that stays."""
-
-    def step_done(self) -> None:
-        """Count a step in the progress."""
-
-    def training(self, sums: dict[str, float]) -> None:
-        """Record the means of the meter's sums since the last row."""
-
-    def validation(self, evaluation: Evaluation) -> None:
-        """Record an evaluation on the validation split, and the recurrent weights."""
-
-    def test(self, test: Evaluation, result: Result) -> None:
-        """Record the evaluation on the test split, the hyperparameters and the configuration."""
-
-    def pictures(self, test: Evaluation) -> None:
-        """Draw the confusion matrix and, if sequences are images, some predictions. A failure is a warning."""
-
-
-class Recorder(SilentRecorder):
-    """Records what belongs to the step that ``state`` has reached.
+class Recorder:
+    """Records what belongs to the step that ``state`` has reached, within a ``with`` block.
 
     Args:
         resume_step: the last step whose rows are kept; None for a fresh run.
@@ -64,32 +38,30 @@ class Recorder(SilentRecorder):
         self._shown: dict[str, str] = {}
         self._initial, self._began = state.position.step, time.monotonic()
         self._last_line = self._began
-        self._bar = (
-            tqdm(
-                desc=self._label, initial=self._initial, total=cfg.trainer.max_steps, unit="step", dynamic_ncols=True,
-                file=sys.stderr,
-            )
-            if sys.stderr.isatty()
-            else None
+        # Without a terminal the bar is disabled, and lines are printed instead.
+        self._bar = tqdm(
+            desc=self._label, initial=self._initial, total=cfg.trainer.max_steps, unit="step", dynamic_ncols=True,
+            file=sys.stderr, disable=None,
         )  # fmt: skip
 
+    def __enter__(self) -> "Recorder":
+        return self
+
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         self._tensorboard.close()
         self._metrics.close()
 
     def say(self, message: str) -> None:
-        if self._bar is None:
-            print(message, file=sys.stderr, flush=True)
-        else:
-            self._bar.write(message, file=sys.stderr)
+        """Print a line that stays."""
+        tqdm.write(message, file=sys.stderr)
 
     def step_done(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
+        """Count a step in the progress."""
+        self._bar.update()
 
     def training(self, sums: dict[str, float]) -> None:
+        """Record the means of the meter's sums since the last row."""
         state, position, count = self._state, self._state.position, sums["count"]
         loss, norm = sums["loss"] / count, sums["grad_norm"] / count
         accuracy = state.objective.accuracy(sums["correct"], count * state.cfg.trainer.batch_size)
@@ -103,6 +75,7 @@ class Recorder(SilentRecorder):
         self._show("train", f"loss {loss:.4f}", time.monotonic() - self._last_line >= LINE_EVERY)
 
     def validation(self, evaluation: Evaluation) -> None:
+        """Record an evaluation on the validation split, and the recurrent weights."""
         loss, accuracy = evaluation.loss, evaluation.accuracy
         self._row("val", loss, accuracy)
         self._scalars({"eval/loss": loss, "eval/accuracy": accuracy})
@@ -112,6 +85,7 @@ class Recorder(SilentRecorder):
         self._show("val", f"val loss {loss:.4f}" if accuracy is None else f"val {accuracy:.2%}", True)
 
     def test(self, test: Evaluation, result: Result) -> None:
+        """Record the evaluation on the test split, the hyperparameters and the configuration."""
         # The run may have been killed between this row and its result.
         columns = read_metrics(self._folder.metrics_path)
         if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():
@@ -123,6 +97,7 @@ class Recorder(SilentRecorder):
         self._tensorboard.text("configuration", f"```yaml\n{configuration}```")
 
     def pictures(self, test: Evaluation) -> None:
+        """Draw the confusion matrix and, if sequences are images, some predictions. A failure is a warning."""
         if test.outputs is None or test.targets is None or test.inputs is None:
             return
         step, to_image = self._state.position.step, self._state.task.picture
@@ -153,15 +128,24 @@ class Recorder(SilentRecorder):
         """Show the latest values next to the bar, or in a line if one is due."""
         self._shown[key] = text
         values = ", ".join(self._shown.values())
-        if self._bar is not None:
-            self._bar.set_postfix_str(values, refresh=False)
-        elif line_due:
+        self._bar.set_postfix_str(values, refresh=False)
+        if self._bar.disable and line_due:
             self._last_line = time.monotonic()
             line = tqdm.format_meter(
                 self._state.position.step, self._state.cfg.trainer.max_steps, self._last_line - self._began,
                 prefix=self._label, postfix=values, unit="step", initial=self._initial, bar_format=LINE,
             )  # fmt: skip
             print(line, file=sys.stderr, flush=True)
+
+
+class SilentRecorder(Recorder):
+    """Writes and prints nothing: for all processes but rank 0."""
+
+    def __init__(self) -> None: ...
+
+    def _ignore(self, *_: Any, **__: Any) -> None: ...
+
+    say = step_done = training = validation = test = pictures = __exit__ = _ignore
 
 
 def build_result(state: RunState, command: str, test: Evaluation) -> Result:
