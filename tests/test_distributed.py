@@ -45,14 +45,14 @@ def double(task, choice, **values):
     return model
 
 
-def run_case(root, case, *overrides, data="data=small"):
+def run_case(root, case, *overrides):
     """Make or resume the run of a case."""
     # A word without a group is an argument of the network.
     words = [
         word if "." in word.split("=")[0] or word.startswith("schedule") else f"+model.args.{word}"
         for word in CASES[case]
     ]
-    base = (data, *BASE[1:], "model=custom", "model._target_=test_distributed.double")
+    base = (*BASE, "model=custom", "model._target_=test_distributed.double")
     more = ("optimizer.lr=2e-4", "trainer.max_steps=50", "trainer.eval_every=25")
     return run_small(Path(root) / case, *more, *words, *overrides, base=base)
 
@@ -172,15 +172,6 @@ def test_torchrun_leaves_no_process_behind_when_one_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_784_time_steps_in_two_processes(tmp_path):
-    printed, codes = ended(start(tmp_path / "two", 2, "dropout", "uneven", "data=mnist5k"))
-    assert codes == [0, 0], printed
-    for case in ("dropout", "uneven"):
-        run_case(tmp_path / "one", case, data="data=mnist5k")
-        assert_equal_runs(folder(tmp_path / "one", case), folder(tmp_path / "two", case), atol=1e-7)
-
-
-@pytest.mark.slow
 def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
     """In float32, and so for five updates only."""
     words = [
@@ -270,12 +261,9 @@ def set_environment(monkeypatch, environment):
 def main(root, *words):
     """Make the runs of the named cases with the overrides, which contain a =."""
     torch.set_num_threads(1)
-    overrides = [word for word in words if "=" in word and not word.startswith("data=")]
-    data = next((word for word in words if word.startswith("data=")), "data=small")
     try:
-        for case in words:
-            if "=" not in case:
-                run_case(root, case, *overrides, data=data)
+        for case in (word for word in words if "=" not in word):
+            run_case(root, case, *(word for word in words if "=" in word))
     except RunError as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.exit_code)

@@ -170,6 +170,21 @@ def test_the_seed_determines_the_run(tmp_path):
     assert rows_of(folder_of(tmp_path / "a"))[0]["loss"] != other[0]["loss"]
 
 
+def test_default_device_and_dtype_of_the_caller_do_not_matter(tmp_path):
+    run_small(tmp_path / "a", "optimizer=muon", "model.num_layers=3")
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        run_small(tmp_path / "b", "optimizer=muon", "model.num_layers=3")
+        dtypes = {weight.dtype for weight in load_run(folder_of(tmp_path / "b"))[0].parameters()}
+        assert (torch.get_default_device().type, torch.get_default_dtype()) == ("meta", torch.float64)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert dtypes == {torch.float32}
+    assert figures(folder_of(tmp_path / "a")) == figures(folder_of(tmp_path / "b"))
+
+
 def test_dropout_changes_neither_data_order_nor_initial_weights(tmp_path):
     indices, losses = [], []
     for dropout in ("0.0", "0.5"):

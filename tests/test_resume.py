@@ -229,17 +229,6 @@ def test_kill_9_ten_times_at_random_moments(tmp_path):
     assert figures(folder_of(tmp_path / "killed")) == figures(folder_of(tmp_path / "unbroken"))
 
 
-def test_sigterm_ends_a_process_with_143_and_its_message(tmp_path):
-    process = start(tmp_path, "trainer.max_steps=100000")
-    metrics = folder_of(tmp_path) / "metrics.csv"
-    while process.poll() is None and not (metrics.exists() and "val" in metrics.read_text()):
-        time.sleep(0.05)
-    process.terminate()
-    _, err = process.communicate()
-    assert process.returncode == 143, err
-    assert "rerun the same command" in err.splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
 def at_14(tmp_path_factory):
     root = tmp_path_factory.mktemp("half_done")

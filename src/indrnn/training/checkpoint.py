@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..files import replacing
 from ..models import build_model
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
+from .device import torch_defaults
 
 FORMAT = 2
 FIX = "move the file away, or start again with overwrite=true"
@@ -131,7 +132,8 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Con
     if file is None:
         raise UserError(f"{folder} has no {' or '.join(names)}: the run has not written one yet")
     cfg = cast(Config, OmegaConf.create(load_config_file(folder / CONFIG)))
-    model = build_model(cfg.model, make_task(cfg.data))
+    with torch_defaults():
+        model = build_model(cfg.model, make_task(cfg.data))
     load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
     return model.eval(), cfg
 

@@ -38,6 +38,19 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """New tensors are float32 on the CPU within the block, whatever defaults the caller has set."""
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None if device.type == "cpu" else device)
+
+
 def prepare_process(device: torch.device) -> None:
     """Call `keep_freed_memory` and `flush_denormals`, before any operator starts worker threads."""
     keep_freed_memory()

@@ -207,6 +207,9 @@ def launched_processes() -> tuple[int, int] | None:
 def _rendezvous() -> tuple[Store, int, int]:
     """The store that the processes share, rank and size. All runs of a command share one: a second store at the same
     address could connect to the first while that is closing."""
+    if os.environ["RANK"] == "0":
+        names = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        print("waiting for {} processes at {}:{} ...".format(*map(os.environ.get, names)), file=sys.stderr, flush=True)
     return next(rendezvous("env://"))
 
 
@@ -231,7 +234,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     # Optimizers import this. With PyTorch 2.14, an import while the group exists keeps its threads alive after
     # destroy_process_group, and a thread that frees a tensor while the interpreter ends aborts the process.
     import_module("torch._dynamo")
-    store, rank, size = _rendezvous()
+    store, rank, size = _communicate(_rendezvous)
     store = PrefixStore(f"indrnn{next(_groups)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
@@ -252,8 +255,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _communicate(work: Callable[[], object]) -> None:
+def _communicate(work: Callable[[], T]) -> T:
     try:
-        work()
+        return work()
     except RuntimeError as failure:
         raise ProcessLost("another process of this run has ended or cannot be reached") from failure

@@ -28,7 +28,7 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .device import autocast_context, resolve_device, return_freed_memory, synchronize
+from .device import autocast_context, resolve_device, return_freed_memory, synchronize, torch_defaults
 from .distributed import Processes, ProcessLost, joined_processes
 from .evaluation import Evaluation, evaluate, reestimate_batch_norm
 from .optimizer import set_rates
@@ -60,7 +60,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
         Interrupted: after SIGINT or SIGTERM; a checkpoint is saved, or the run is finished.
     """
     check(cfg)
-    with joined_processes(cfg.device) as processes:
+    with torch_defaults(), joined_processes(cfg.device) as processes:
         device = resolve_device(cfg.device)
         folder = open_run(cfg, list(overrides), command) if processes.is_rank_zero else None
         state = processes.broadcast_from_rank_zero(lambda: folder.state if folder else "")
@@ -256,6 +256,7 @@ class Training:
         load_weights(self.state.model, best["model"], folder.best_path)
         with autocast_context(self.cfg.trainer.precision, self.device):
             test = self._evaluate(self.state.data.test, "test loss")
+        self.state.note_peak_memory()
         result = build_result(self.state, folder.command, test)
         self.recorder.test(test, result)
         if self.processes.is_rank_zero:

@@ -179,9 +179,13 @@ class RunState:
         synchronize(self.device)
         self.model.load_state_dict(weights)
 
+    def note_peak_memory(self) -> None:
+        """Include this segment's peak memory so far."""
+        self.position.peak_memory = max(peak_memory_bytes(self.device) or 0, self.position.peak_memory)
+
     def content(self) -> dict[str, Any]:
         """The content of a checkpoint."""
-        self.position.peak_memory = max(peak_memory_bytes(self.device) or 0, self.position.peak_memory)
+        self.note_peak_memory()
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": optimizer_states(self.optimizers),
