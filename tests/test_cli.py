@@ -218,14 +218,6 @@ def test_a_command_says_what_it_is_doing_before_it_loads_pytorch(tmp_path):
     assert ended.stderr.splitlines()[:2] == ["indrnn-train: loading PyTorch ...", "torch"]
 
 
-def test_a_run_that_the_memory_cannot_hold_is_refused_before_anything_is_made(run, tmp_path):
-    ended = run("data=mnist5k", "device=cpu", "model.hidden_size=100000", "model.num_layers=1000")
-    assert ended.code == 2
-    assert "model.hidden_size=100000" in ended.err.splitlines()[-1]
-    assert "GiB" in ended.err
-    assert not (tmp_path / "outputs").exists()
-
-
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(run, trained):
     ended = run("-m", "tag=user,run,fine")
     assert len(trained) == 3

@@ -151,8 +151,10 @@ def set_precision(precision: str, device: torch.device) -> None:
     tf32 = precision == "tf32"
     mode = "tf32" if tf32 else "ieee"
     # PyTorch's older switches come first: its getters raise if they contradict the newer ones.
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some versions recommend the newer switches
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = mode
     torch.backends.cudnn.conv.fp32_precision = mode  # type: ignore[attr-defined]
