@@ -1,86 +1,132 @@
-"""A training small enough for tests: 20 steps of time, 200 sequences, a network of two layers of 8 units.
+"""A training small enough for tests: 20 time steps, 200 sequences, a network of two layers of 8 units.
 
-Run as a program (``python small_runs.py <output_root> [override ...]``) it trains in a process of its own.
+The task is a custom one, ``data=small`` (tests/small/data/small.yaml). Its splits note what is read, and `at` acts when
+a certain batch is read. As a program (``python small_runs.py <output_root> [override ...]``) this file trains in a
+process of its own; the environment variable SMALL_RUNS_KILL=<rank>:<step> kills it in that step.
 """
 
 import copy
 import csv
-import dataclasses
 import functools
 import json
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from indrnn.config.compose import load_config
-from indrnn.data import Splits, Task, make_task
-from indrnn.training import state, train
-from parts import mnist5k as mnist5k_data
+from indrnn.data import Splits, Task
+from indrnn.training import train
 
 T = 20
-OVERRIDES = (
-    "data=mnist5k", "device=cpu", "model.hidden_size=8", "model.num_layers=2", "model.dropout=0.1",
-    "model.backend=reference", "trainer.batch_size=16", "trainer.eval_batch_size=32", "trainer.bn_samples=48",
+CONFIG_DIR = Path(__file__).with_name("small")
+BASE = (
+    "data=small", "device=cpu", "trainer.batch_size=16", "trainer.eval_batch_size=32", "trainer.bn_samples=48",
     "trainer.max_steps=30", "trainer.eval_every=10", "trainer.log_every=4", "trainer.checkpoint_every=7",
-    "optimizer.lr=0.01",
+    "trainer.target_accuracy=null", "optimizer.lr=0.01",
 )  # fmt: skip
+INDRNN = ("model.hidden_size=8", "model.num_layers=2", "model.dropout=0.1", "model.backend=reference")
+
+READS: list[tuple[str, torch.Tensor]] = []
+"""(kind, indices) of every batch since the task was last loaded. Kinds: train, statistics, validation, test."""
+PROVENANCE = {"a.npz": "0a"}
+_ACTIONS: dict[tuple[str, int], Callable[[torch.Tensor], torch.Tensor | None]] = {}
+
+
+def at(kind: str, number: int, action: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Call ``action(x)`` when batch ``number`` of a kind is read; it may raise, or return another x. The training
+    batches of a process are counted from 0, the warm-up step's, so batch n is that of its n-th update."""
+    _ACTIONS[kind, number] = action
+
+
+def reads(kind: str) -> list[torch.Tensor]:
+    return [indices for each, indices in READS if each == kind]
+
+
+def send(number: int) -> Callable[[torch.Tensor], None]:
+    """An action: this process receives a signal."""
+    return lambda x: os.kill(os.getpid(), number)
+
+
+def nan(x: torch.Tensor) -> torch.Tensor:
+    """An action."""
+    return x * torch.nan
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the package catches it."""
+
+
+def kill(*_: Any) -> None:
+    """An action."""
+    raise Killed
 
 
 class ArraySplit:
-    """Sequences in memory; ``read`` lists the indices of every batch taken."""
+    """Random sequences in memory that depend on their class."""
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, kind: str = "train", device: Any = "cpu") -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.size = size
-        self.y = torch.randint(10, (size,), generator=generator)
-        self.x = torch.randn(size, T, 1, generator=generator) + self.y.view(-1, 1, 1) / 3
-        self.read: list[torch.Tensor] = []
+        self.size, self.kind = size, kind
+        y = torch.randint(10, (size,), generator=generator)
+        x = torch.randn(size, T, 1, generator=generator) + y.view(-1, 1, 1) / 3
+        self.x, self.y = x.to(device), y.to(device)
 
     def batch(self, indices):
-        self.read.append(indices.clone())
-        return self.x[indices], self.y[indices]
+        x = self.x[indices]
+        if len(indices) > 2 and x.device.type != "meta":  # the check of a custom task reads two sequences
+            kind = "statistics" if self.kind == "train" and not torch.is_grad_enabled() else self.kind
+            action = _ACTIONS.get((kind, len(reads(kind))))
+            READS.append((kind, indices.clone()))
+            changed = action(x) if action is not None else None
+            x = x if changed is None else changed
+        return x, self.y[indices]
 
 
-def small_splits() -> Splits:
-    provenance = {"sha256": {}, "split": {"seed": 0}, "permutation": None, "permutation_sha256": None}
-    return Splits(ArraySplit(200, 1), ArraySplit(70, 2), provenance, lambda: ArraySplit(90, 3))
+def make_small() -> Task:
+
+    def load(device):
+        READS.clear()
+        rank, _, step = os.environ.get("SMALL_RUNS_KILL", "").partition(":")
+        if step and rank == os.environ.get("RANK", "0"):
+            at("train", int(step), send(signal.SIGKILL))
+        train, validation = ArraySplit(200, 1, "train", device), ArraySplit(70, 2, "validation", device)
+        return Splits(train, validation, {"sha256": PROVENANCE}, lambda: ArraySplit(90, 3, "test", device))
+
+    return Task(
+        "small", "small", "Small", T, 1, 10, "cross_entropy", load, training_samples=200, test_samples=90,
+        picture=lambda x: x.view(4, 5).sigmoid(),
+    )  # fmt: skip
 
 
-def small_task(splits: Splits | None = None) -> Task:
-    splits = splits or small_splits()
-    task = make_task(mnist5k_data())
-    return dataclasses.replace(task, length=T, picture=lambda x: x.view(4, 5).sigmoid(), load=lambda device: splits)
-
-
-def small_config(root: Path, *overrides: str):
-    cfg = copy.deepcopy(_composed(*overrides))
+def small_config(root: Path, *overrides: str, base: tuple[str, ...] = (*BASE, *INDRNN)):
+    cfg = copy.deepcopy(_composed(*base, *overrides))
     cfg.output_root = str(root)
     return cfg
 
 
 @functools.cache
 def _composed(*overrides: str):
-    return load_config([*OVERRIDES, *overrides])
+    return load_config(list(overrides), config_dir=str(CONFIG_DIR))
 
 
-def run_small(root: Path, *overrides: str):
-    return trained(small_config(root, *overrides))
-
-
-def trained(cfg):
-    """train(cfg) with one thread: tensors this small only lose time to more, much of it on a busy machine."""
+def run_small(root: Path, *overrides: str, base: tuple[str, ...] = (*BASE, *INDRNN)):
+    """``train`` with one thread: tensors this small only lose time to more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train(cfg)
+        return train(small_config(root, *overrides, base=base))
     finally:
         torch.set_num_threads(threads)
+        _ACTIONS.clear()
 
 
 def folder_of(root: Path, name: str = "indrnn") -> Path:
-    return root / "mnist5k" / name / "seed0"
+    return root / "small" / name / "seed0"
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -102,6 +148,10 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def checkpoint_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
 def _bytes(value: Any) -> Any:
     """Tensors as their bits, for equality that NaN and -0 cannot blur."""
     if isinstance(value, torch.Tensor):
@@ -113,16 +163,18 @@ def _bytes(value: Any) -> Any:
     return value
 
 
-def task_with(**changes: Any) -> Task:
-    return small_task(dataclasses.replace(small_splits(), **changes))
-
-
-if __name__ == "__main__":
+def main(root: str, *overrides: str) -> None:
     from indrnn.errors import UserError
 
-    state.make_task = lambda data: small_task()
     try:
-        run_small(Path(sys.argv[1]), *sys.argv[2:])
+        run_small(Path(root), *overrides)
     except UserError as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.exit_code)
+
+
+if __name__ == "__main__":
+    # As an import, so that the task's module is this one.
+    from small_runs import main as imported_main
+
+    imported_main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The weights that a finished run keeps: anyone can load them, evaluate them again and find out if they are others."""
+"""The weights of a finished run: they can be loaded, evaluated again, and compared with the result."""
 
 import shutil
 from pathlib import Path
@@ -40,7 +40,7 @@ def evaluated(capsys, *words) -> tuple[int, str]:
     return code, said.out + said.err
 
 
-def test_a_finished_run_keeps_the_chosen_weights_and_their_statistics_until_it_goes_on(tmp_path):
+def test_a_finished_run_keeps_the_best_weights_and_their_statistics_until_it_continues(tmp_path):
     train(load_config([*TINY, "trainer.max_steps=2", f"output_root={tmp_path}"]))
     folder = tmp_path / "mnist5k" / "indrnn" / "seed0"
     chosen = torch.load(folder / "best.pt", weights_only=True)["model"]
@@ -54,12 +54,12 @@ def test_a_finished_run_keeps_the_chosen_weights_and_their_statistics_until_it_g
     assert not (folder / "weights.safetensors").exists()
 
 
-def test_the_committed_run_gives_its_result_again(published, capsys):
+def test_the_committed_run_reproduces_its_result(published, capsys):
     code, said = evaluated(capsys, published.parents[2])
     assert (code, "622 of 1,000 correct; result.json 62.20%" in said, "1 of 1 agree" in said) == (0, True, True)
 
 
-def test_weights_that_are_not_those_of_the_result_are_noticed(published, capsys):
+def test_weights_that_do_not_match_the_result_are_reported(published, capsys):
     weights = load_file(published / "weights.safetensors")
     for name in [name for name in weights if name.endswith("running_mean")]:
         weights[name] += 10 * weights[name].abs().max()
@@ -68,7 +68,7 @@ def test_weights_that_are_not_those_of_the_result_are_noticed(published, capsys)
     assert (code, "DIFFERENT" in said, "0 of 1 agree" in said) == (1, True, True)
 
 
-def test_what_cannot_be_evaluated_is_one_line(published, capsys):
+def test_what_cannot_be_evaluated_is_refused_in_one_line(published, capsys):
     config, weights = published / "config.yaml", published / "weights.safetensors"
     config.write_text(config.read_text().replace("split_seed: 0", "split_seed: 1"))
     code, said = evaluated(capsys, published)

@@ -13,8 +13,7 @@ from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.layers import IndRNNLayer, recurrent_layers
 from indrnn.models import build_model
-from indrnn.training import device
-from indrnn.training.device import computing, flush_denormals, peak_memory_bytes, resolve_device, set_precision
+from indrnn.training.device import autocast_context, flush_denormals, peak_memory_bytes, resolve_device, set_precision
 
 CPU = torch.device("cpu")
 
@@ -25,7 +24,7 @@ def test_devices_by_name():
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
+def test_an_unavailable_device_is_refused_in_one_line(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError) as caught:
@@ -35,7 +34,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_denormals_are_flushed_in_workers_that_were_already_running():
+def test_denormals_are_flushed_in_running_workers():
     program = """
 import torch
 from indrnn.training.device import flush_denormals
@@ -49,36 +48,16 @@ def shares():
 print(*shares())
 flush_denormals(CPU)
 print(*shares())
+x = torch.full((1 << 18,), 1.0, requires_grad=True)
+(x * 1e-20).backward(torch.full_like(x, 1e-20))
+print(float((x.grad == 0).float().mean()))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["0.0", "0.0", "1.0", "1.0"]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults, and glibc is what is set")
-def test_freed_memory_is_used_again_without_page_faults():
-    program = """
-import resource, torch
-from indrnn.training.device import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.zeros(1 << 24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-torch.zeros(1)
-unset = faults()
-keep_freed_memory()
-# The heap may take a few rounds to grow to what is needed.
-print(unset, min(faults() for _ in range(6)))
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    unset, kept = map(int, result.stdout.split())
-    assert kept < unset / 20
+    assert result.stdout.split() == ["0.0", "0.0", "1.0", "1.0", "1.0"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is what is set")
-def test_kept_memory_is_returned_also_from_below_what_is_in_use():
+def test_freed_memory_is_kept_and_returned_on_request():
     program = """
 from pathlib import Path
 import re, torch
@@ -102,14 +81,7 @@ print(before - kept, kept - resident(), float(above.sum()))
     assert above == 1 << 18
 
 
-def test_workers_that_cannot_be_dismissed_are_a_warning(monkeypatch):
-    monkeypatch.setattr(device, "_workers_flush", lambda: False)
-    monkeypatch.setattr(device, "_openmp_libraries", list)
-    with pytest.warns(UserWarning, match="started before this run, so it may be slower"):
-        flush_denormals(CPU)
-
-
-def test_a_cpu_without_flushing_stops_only_a_run_on_it(monkeypatch):
+def test_a_cpu_that_cannot_flush_denormals_refuses_only_runs_on_it(monkeypatch):
     monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: False)
     with pytest.raises(RunError, match="cannot flush denormal numbers"):
         flush_denormals(CPU)
@@ -117,34 +89,31 @@ def test_a_cpu_without_flushing_stops_only_a_run_on_it(monkeypatch):
         flush_denormals(torch.device("cuda"))
 
 
-def test_backward_flushes_denormals_too():
-    flush_denormals(CPU)
-    x = torch.full((1 << 18,), 1.0, requires_grad=True)
-    (x * 1e-20).backward(torch.full_like(x, 1e-20))
-    assert not x.grad.any()
-
-
 @pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
 def test_precision_is_the_same_for_matmul_and_cudnn(precision, mode):
     set_precision(precision, torch.device("cuda"))
     assert torch.backends.cuda.matmul.fp32_precision == mode
     assert torch.backends.cudnn.rnn.fp32_precision == mode
+    # These raise if PyTorch's older and newer switches contradict each other.
+    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is (precision == "tf32")
     with torch.backends.cudnn.flags(enabled=False):
-        pass  # torch.export does this, and raises if PyTorch's switches contradict each other
+        pass
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
     set_precision("float32", CPU)
 
 
-def test_bfloat16_on_a_cpu_is_for_the_sequences_of_our_layers_alone():
+def test_bfloat16_on_a_cpu_applies_only_to_sequences_of_our_layers():
     lstm, layer, head, x = nn.LSTM(1, 8), IndRNNLayer(1, 8, norm="batch"), nn.Linear(8, 3), torch.randn(4, 9, 1)
     before = lstm(x)[0]
-    with computing("bfloat16", CPU):
+    with autocast_context("bfloat16", CPU):
         sequence, state = layer(x)
         after = lstm(x)[0]
         logits = head(sequence.last())
     assert sequence.h.dtype == torch.bfloat16
     assert {state.dtype, sequence.scale.dtype, sequence.shift.dtype, logits.dtype} == {torch.float32}
     assert torch.equal(before, after)
-    with computing("float32", CPU):
+    with autocast_context("float32", CPU):
         assert layer(x)[0].h.dtype == torch.float32
 
 
@@ -153,7 +122,7 @@ def test_bfloat16_on_a_cpu_is_for_the_sequences_of_our_layers_alone():
     ("model", "depth"),
     [("indrnn", "num_layers=2"), ("indrnn_residual", "num_blocks=1"), ("indrnn_dense", "block_layers=[1]")],
 )
-def test_gradients_in_bfloat16_are_near_those_in_float64(model, depth, norm):
+def test_bfloat16_gradients_are_close_to_float64(model, depth, norm):
     """Without relu, where a rounded state may be on the other side of the kink."""
     torch.manual_seed(0)
     overrides = [f"model={model}", f"model.{depth}", f"model.norm={norm}", "model.hidden_size=16", "data=adding"]
@@ -170,13 +139,13 @@ def test_gradients_in_bfloat16_are_near_those_in_float64(model, depth, norm):
         return torch.cat([gradient.double().flatten() for gradient in torch.autograd.grad(loss, model.parameters())])
 
     expected = gradients(copy.deepcopy(network).double(), x.double())
-    with computing("bfloat16", CPU):
+    with autocast_context("bfloat16", CPU):
         error = (gradients(network, x) - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.05
 
 
 @pytest.mark.parametrize("setting", ["AVX2", "AVX512_CORE"])
-def test_bfloat16_is_refused_where_it_gains_nothing(setting, monkeypatch):
+def test_bfloat16_is_refused_without_instructions_for_it(setting, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", setting)
     with pytest.raises(UserError, match=r"trainer.precision=bfloat16: .*use trainer.precision=float32"):
         set_precision("bfloat16", CPU)
@@ -187,7 +156,7 @@ def test_bfloat16_is_refused_where_it_gains_nothing(setting, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cpu", "mps"])
-def test_tf32_is_refused_where_it_would_do_nothing(name):
+def test_tf32_is_refused_without_an_nvidia_gpu(name):
     with pytest.raises(
         UserError, match=f"^trainer.precision=tf32: only NVIDIA GPUs have it, and this run is on {name}; use"
     ):

@@ -1,14 +1,11 @@
-"""One run in several processes: it computes what one process computes, and ends at once if a process dies.
+"""One run in several processes: it equals a single process up to rounding, and ends at once if a process dies.
 
-Weights are float64 here. In float32 the order of a sum moves a gradient's fifth digit, and at T = 784 a network that
-has just started multiplies that by about 1.3 an update: after 50, one process with another backend is off by 0.09 in a
-weight. A wrong rule shows in float64 as well.
+Networks are float64 here: in float32 the order of a sum changes a gradient's fifth digit, which training amplifies.
 
-Run as a program it makes small runs one after the other in this process, which the environment makes one of several.
+As a program this file makes small runs one after the other in this process, one of several by its environment.
 """
 
 import itertools
-import json
 import os
 import signal
 import socket
@@ -21,52 +18,46 @@ import torch
 from torch import nn
 
 from indrnn.config.compose import load_config
-from indrnn.data import make_task
 from indrnn.errors import RunError, UserError
 from indrnn.models import build_model
 from indrnn.record.result import read_result
-from indrnn.training import loop, state
-from indrnn.training.distributed import Processes
-from small_runs import OVERRIDES, folder_of, rows_of, small_task, trained
+from indrnn.training.distributed import Processes, joined_processes
+from small_runs import BASE, checkpoint_of, rows_of, run_small
+from test_evaluation import in_threads
 
-SHARED = (
-    *(word for word in OVERRIDES if not word.startswith("model.")),
-    "optimizer.lr=2e-4", "trainer.max_steps=50", "trainer.eval_every=25",
-)  # fmt: skip
-INDRNN = ("model.hidden_size=8", "model.num_layers=2", "model.backend=reference")
+INDRNN = ("choice=indrnn", "hidden_size=8", "num_layers=2", "backend=reference")
 CASES = {
-    "dropout": (*INDRNN, "model.dropout=0.2"),
+    "dropout": (*INDRNN, "dropout=0.2"),
     "uneven": (*INDRNN, "trainer.batch_size=15", "trainer.bn_samples=47"),
-    "dense": ("model=indrnn_dense", "model.hidden_size=8", "model.block_layers=[2]", "model.growth=4"),
-    "lstm": ("model=lstm", "model.hidden_size=8", "model.dropout=0.2"),
+    "dense": ("choice=indrnn_dense", "hidden_size=8", "block_layers=[2]", "growth=4"),
+    "lstm": ("choice=lstm", "hidden_size=8", "dropout=0.2"),
+    "residual": ("choice=indrnn_residual", "hidden_size=8", "num_blocks=2", "dropout=0.1"),
+    "plateau": (*INDRNN, "schedule=plateau", "schedule.patience=[1]", "trainer.eval_every=5"),
 }
-SLOW_CASES = {
-    "residual": ("model=indrnn_residual", "model.hidden_size=8", "model.num_blocks=2", "model.dropout=0.1"),
-    "plateau": (
-        *INDRNN, "schedule=plateau", "schedule.patience=[1]", "schedule.restore_best=true", "trainer.eval_every=5",
-    ),
-}  # fmt: skip
+FAST_CASES = ("dropout", "uneven", "lstm")
 
 
-def run_case(root, case, *overrides):
-    """Make, or go on with, the run of a case."""
-    words = (*SHARED, *{**CASES, **SLOW_CASES}[case], *overrides, f"output_root={Path(root) / case}")
-    return trained(load_config(list(words)))
-
-
-def float64_model(cfg, task):
-    model = build_model(cfg, task).double()
+def double(task, choice, **values):
+    """A custom network: a built-in one in float64."""
+    words = [f"model.{key}={value}".replace(" ", "") for key, value in values.items()]
+    model = build_model(load_config([f"model={choice}", "data=mnist5k", *words]).model, task).double()
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     return model
 
 
-@pytest.fixture(autouse=True)
-def task(monkeypatch):
-    monkeypatch.setattr(state, "make_task", lambda data: small_task())
-    monkeypatch.setattr(state, "build_model", float64_model)
+def run_case(root, case, *overrides):
+    """Make or resume the run of a case."""
+    # A word without a group is an argument of the network.
+    words = [
+        word if "." in word.split("=")[0] or word.startswith("schedule") else f"+model.args.{word}"
+        for word in CASES[case]
+    ]
+    base = (*BASE, "model=custom", "model._target_=test_distributed.double")
+    more = ("optimizer.lr=2e-4", "trainer.max_steps=50", "trainer.eval_every=25")
+    return run_small(Path(root) / case, *more, *words, *overrides, base=base)
 
 
-def start(root, processes, *arguments):
+def start(root, processes, *arguments, **environment):
     """Start this file as a program, in each of several processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -75,120 +66,109 @@ def start(root, processes, *arguments):
     return [
         subprocess.Popen(
             [sys.executable, __file__, str(root), *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, "RANK": str(rank), "OMP_NUM_THREADS": "1", **environment},
+            stderr=subprocess.PIPE, text=True,
         )
         for rank in range(processes)
     ]  # fmt: skip
 
 
 def ended(processes):
-    """What each said, and its exit code."""
-    said = [process.communicate(timeout=900)[1] for process in processes]
-    return said, [process.returncode for process in processes]
+    """What each printed, and its exit code."""
+    printed = [process.communicate(timeout=900)[1] for process in processes]
+    return printed, [process.returncode for process in processes]
+
+
+def folder(root, case):
+    (found,) = (Path(root) / case).rglob("seed0")
+    return found
 
 
 def assert_equal_runs(one, several, atol=1e-9):
-    """Two folders of the same run: one process and several computed the same, to rounding; counts are equal."""
-    rows = [
+    """The same run in one and in several processes: equal up to rounding; counts are equal."""
+    tables = [
         [{key: float(value or "nan") for key, value in row.items() if key not in ("split", "seconds")} for row in table]
         for table in (rows_of(one), rows_of(several))
     ]
-    assert len(rows[0]) == len(rows[1])
-    for left, right in zip(*rows, strict=True):
+    for left, right in zip(*tables, strict=True):
         assert left == pytest.approx(right, rel=max(1e-6, 10 * atol), nan_ok=True)
-    ours, theirs = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (one, several))
+    ours, theirs = checkpoint_of(one), checkpoint_of(several)
     assert torch.equal(ours["random"]["cpu"], theirs["random"]["cpu"])
-    for part in (lambda content: content["model"], lambda content: content["best"]["model"]):
-        for name, value in part(ours).items():
-            torch.testing.assert_close(part(theirs)[name], value, rtol=atol, atol=atol)
+    for left, right in ((ours["model"], theirs["model"]), (ours["best"]["model"], theirs["best"]["model"])):
+        for name, value in left.items():
+            torch.testing.assert_close(right[name], value, rtol=atol, atol=atol)
     left, right = read_result(one / "result.json"), read_result(several / "result.json")
-    assert (left.test_accuracy, left.val_accuracy, left.best_step) == (
-        right.test_accuracy, right.val_accuracy, right.best_step,
-    )  # fmt: skip
+    for name in ("test_accuracy", "val_accuracy", "best_step"):
+        assert getattr(left, name) == getattr(right, name)
 
 
-def test_two_processes_compute_what_one_does_and_the_first_alone_writes(tmp_path):
-    said, codes = ended(start(tmp_path / "two", 2, *CASES))
-    assert codes == [0, 0], said
-    assert said[1] == ""
-    for case in CASES:
+def test_two_processes_equal_one_and_only_rank_zero_writes(tmp_path):
+    printed, codes = ended(start(tmp_path / "two", 2, *FAST_CASES))
+    assert codes == [0, 0], printed
+    assert printed[1] == ""
+    for case in FAST_CASES:
         run_case(tmp_path / "one", case)
-        (one,) = (tmp_path / "one" / case).rglob("seed0")
-        (two,) = (tmp_path / "two" / case).rglob("seed0")
+        one, two = folder(tmp_path / "one", case), folder(tmp_path / "two", case)
         assert_equal_runs(one, two)
-        assert sorted(file.name.split(".")[0] for file in two.iterdir()) == sorted(
-            file.name.split(".")[0] for file in one.iterdir()
-        )
-        assert json.loads((two / "result.json").read_text())["segments"][0]["processes"] == 2
-    # Gone on with in one process.
+        assert read_result(two / "result.json").segments[0]["processes"] == 2
+        names = [sorted(file.name.split(".")[0] for file in each.iterdir()) for each in (one, two)]
+        assert names[0] == names[1]
+    # Resumed in a single process.
     for root in ("one", "two"):
         run_case(tmp_path / root, "dropout", "trainer.max_steps=75")
-    assert_equal_runs(folder_of(tmp_path / "one" / "dropout"), folder_of(tmp_path / "two" / "dropout"))
-    segments = read_result(folder_of(tmp_path / "two" / "dropout") / "result.json").segments
+    assert_equal_runs(folder(tmp_path / "one", "dropout"), folder(tmp_path / "two", "dropout"))
+    segments = read_result(folder(tmp_path / "two", "dropout") / "result.json").segments
     assert [segment["processes"] for segment in segments] == [2, 1]
 
 
 @pytest.mark.slow
 def test_other_networks_and_schedules_in_two_processes(tmp_path):
-    said, codes = ended(start(tmp_path / "two", 2, *SLOW_CASES))
-    assert codes == [0, 0], said
-    for case in SLOW_CASES:
+    cases = CASES.keys() - FAST_CASES
+    printed, codes = ended(start(tmp_path / "two", 2, *cases))
+    assert codes == [0, 0], printed
+    for case in cases:
         run_case(tmp_path / "one", case)
-        (one,) = (tmp_path / "one" / case).rglob("seed0")
-        (two,) = (tmp_path / "two" / case).rglob("seed0")
-        assert_equal_runs(one, two)
+        assert_equal_runs(folder(tmp_path / "one", case), folder(tmp_path / "two", case))
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_with_four(tmp_path):
-    said, codes = ended(start(tmp_path / "more", 2, "dropout"))
-    assert codes == [0, 0], said
-    said, codes = ended(start(tmp_path / "more", 4, "dropout", "--longer"))
-    assert codes == [0, 0, 0, 0], said
+def test_a_run_of_two_processes_resumes_with_four(tmp_path):
+    for processes, *words in ((2, "dropout"), (4, "dropout", "trainer.max_steps=75")):
+        printed, codes = ended(start(tmp_path / "more", processes, *words))
+        assert codes == [0] * processes, printed
     run_case(tmp_path / "one", "dropout")
     run_case(tmp_path / "one", "dropout", "trainer.max_steps=75")
-    assert_equal_runs(folder_of(tmp_path / "one" / "dropout"), folder_of(tmp_path / "more" / "dropout"))
+    assert_equal_runs(folder(tmp_path / "one", "dropout"), folder(tmp_path / "more", "dropout"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_is_killed_ends_the_run_with_one_line_and_a_good_checkpoint(tmp_path, victim):
-    processes = start(tmp_path / "two", 2, "dropout", f"--kill={victim}")
-    said, codes = ended(processes)
+def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path, victim):
+    printed, codes = ended(start(tmp_path / "two", 2, "dropout", SMALL_RUNS_KILL=f"{victim}:31"))
     assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 1, said
-    assert said[victim].count("another process") == 0
-    assert said[1 - victim].count("another process of this run has ended or cannot be reached; ") == 1
-    assert "continue with the same command" in said[1 - victim].splitlines()[-1]
-    folder = folder_of(tmp_path / "two" / "dropout")
-    step = torch.load(folder / "checkpoint.pt", weights_only=True)["progressed"]["step"]
-    # The first process saves the step before the one that was broken off; without it, the last checkpoint stays.
-    assert step == (30 if victim == 1 else 28)
+    assert codes[1 - victim] == 1, printed
+    assert "another process" not in printed[victim]
+    assert printed[1 - victim].count("another process of this run has ended") == 1
+    assert "rerun the same command" in printed[1 - victim].splitlines()[-1]
+    two = folder(tmp_path / "two", "dropout")
+    # Rank 0 saves the step before the interrupted one; without it, the last checkpoint remains.
+    assert checkpoint_of(two)["progressed"]["step"] == (30 if victim == 1 else 28)
     for root in ("one", "two"):
         run_case(tmp_path / root, "dropout")
-    assert_equal_runs(folder_of(tmp_path / "one" / "dropout"), folder)
+    assert_equal_runs(folder(tmp_path / "one", "dropout"), two)
 
 
 @pytest.mark.slow
 def test_torchrun_leaves_no_process_behind_when_one_is_killed(tmp_path):
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    command = subprocess.run(
-        [*program, str(tmp_path), "dropout", "--kill=1"], capture_output=True, text=True, timeout=300, check=False
+    environment = {**os.environ, "SMALL_RUNS_KILL": "1:31"}
+    done = subprocess.run(
+        [*program, str(tmp_path), "dropout"], capture_output=True, text=True, timeout=300, check=False, env=environment
     )
-    assert command.returncode == 1
-    assert command.stderr.count("another process of this run has ended") == 1
+    assert done.returncode == 1
+    assert done.stderr.count("another process of this run has ended") == 1
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in running
-
-
-@pytest.mark.slow
-def test_784_steps_of_time(tmp_path, monkeypatch):
-    said, codes = ended(start(tmp_path / "two", 2, "dropout", "uneven", "--mnist5k"))
-    assert codes == [0, 0], said
-    monkeypatch.setattr(state, "make_task", make_task)
-    for case in ("dropout", "uneven"):
-        run_case(tmp_path / "one", case)
-        assert_equal_runs(folder_of(tmp_path / "one" / case), folder_of(tmp_path / "two" / case), atol=1e-7)
 
 
 @pytest.mark.slow
@@ -203,65 +183,96 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test accuracy") == 1
-    assert_equal_runs(folder_of(tmp_path / "one"), folder_of(tmp_path / "two"), atol=1e-5)
+    assert_equal_runs(folder(tmp_path, "one"), folder(tmp_path, "two"), atol=1e-5)
 
 
-@pytest.fixture
-def group(monkeypatch):
-    """The first of four processes; nothing is sent."""
-    monkeypatch.setattr("indrnn.training.distributed._transfer", lambda work: None)
-    return Processes(0, 4)
+@pytest.mark.parametrize(
+    ("model", "sizes", "message"),
+    [
+        (nn.Linear(1, 1), (3, 100), r"^trainer\.batch_size leaves 3 sequences for 4 processes"),
+        (nn.Linear(1, 1), (32, 2), r"^trainer\.bn_samples leaves 2 sequences for 4 processes"),
+        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), (32, 100), r"^model\.dropout=0\.5: LSTM"),
+        (nn.Sequential(nn.BatchNorm1d(2)), (32, 100), r"^the batch norm 0 cannot be synchronized"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_one_line(model, sizes, message):
+    with pytest.raises(UserError, match=message):
+        Processes(0, 4).share(model, *sizes)
 
 
-def test_what_cannot_be_shared_out_is_refused_in_one_line(group):
-    model = nn.Linear(1, 1)
-    with pytest.raises(UserError, match=r"^trainer\.batch_size leaves 3 sequences for 4 processes, and each needs one"):
-        group.share(model, 3, 100)
-    with pytest.raises(UserError, match=r"^trainer\.bn_samples leaves 2 sequences for 4 processes"):
-        group.share(model, 32, 2)
-    with pytest.raises(UserError, match=r"^model\.dropout=0\.5: LSTM itself draws the masks between its layers"):
-        group.share(nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), 32, 100)
-    with pytest.raises(UserError, match=r"^the batch norm 0 cannot be joined between processes"):
-        group.share(nn.Sequential(nn.BatchNorm1d(2)), 32, 100)
+def test_the_rows_of_a_batch_are_balanced_and_complete():
+    rows = [range(10)[Processes(rank, 4).rows(10)] for rank in range(4)]
+    assert [*itertools.chain(*rows)] == list(range(10))
+    assert {len(each) for each in rows} == {2, 3}
 
 
-def test_the_parts_of_a_batch_are_as_equal_as_can_be_and_leave_nothing_out(group):
-    parts = []
-    for rank in range(4):
-        group.rank = rank
-        parts.append(group.part(torch.arange(10)).tolist())
-    assert [*itertools.chain(*parts)] == list(range(10))
-    assert {len(part) for part in parts} == {2, 3}
+def test_a_parameter_has_a_gradient_in_every_process_if_it_has_one_in_any():
+    gradients = [[1.0, None, None, 1j], [2.0, 3.0, None, 2.0]]
+
+    def summed(processes):
+        dtypes = (torch.float32, torch.float64, torch.float32, torch.complex64)
+        parameters = [nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in dtypes]
+        for parameter, value in zip(parameters, gradients[processes.rank], strict=True):
+            parameter.grad = None if value is None else torch.full_like(parameter, value)
+        share = processes.share(nn.Linear(1, 1), 8, 8)
+        loss, correct = share.sum_gradients(parameters, torch.tensor(0.5), torch.tensor(3))
+        return [None if each.grad is None else each.grad.tolist() for each in parameters], float(loss), int(correct)
+
+    expected = [[3.0, 3.0], [3.0, 3.0], None, [2 + 1j, 2 + 1j]]
+    assert in_threads(2, summed) == [(expected, 1.0, 6)] * 2
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": ""}, {"WORLD_SIZE": "", "RANK": "3"}, {"RANK": "3"}, {"RANK": ""}, {"WORLD_SIZE": "8"},
+        {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "4", "RANK": ""}, {"LOCAL_RANK": ""}, {"LOCAL_RANK": "2"},
+    ],
+)  # fmt: skip
+def test_leftover_variables_of_a_scheduler_mean_a_single_process(tmp_path, monkeypatch, environment):
+    set_environment(monkeypatch, environment)
+    with joined_processes("cpu") as processes:
+        assert (processes.rank, processes.size) == (0, 1)
+        assert processes.one_per_machine_first(lambda: 5) == 5
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {}, {"MASTER_ADDR": ""}, {"MASTER_PORT": ""}, {"MASTER_PORT": "http"}, {"RANK": "4"}, {"RANK": "-1"},
+        {"RANK": "first"}, {"WORLD_SIZE": "four"}, {"WORLD_SIZE": "0"},
+    ],
+)  # fmt: skip
+def test_inconsistent_variables_are_refused_in_one_line(monkeypatch, environment):
+    complete = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    set_environment(monkeypatch, {**complete, **environment} if environment else {"RANK": "0", "WORLD_SIZE": "4"})
+    with pytest.raises(UserError, match=r"RANK=.*WORLD_SIZE=.*torchrun") as caught, joined_processes("cpu"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def set_environment(monkeypatch, environment):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
 
 def main(root, *words):
-    """Make the runs of the named cases; ``--kill=<rank>``: that process dies in the 31st step;
-    ``--mnist5k``: with its data, 784 steps of time."""
+    """Make the runs of the named cases with the overrides, which contain a =."""
     torch.set_num_threads(1)
-    flags = [word for word in words if word.startswith("--")]
-    if "--mnist5k" not in flags:
-        state.make_task = lambda data: small_task()
-    state.build_model = float64_model
-    advance = loop.Training._advance
-
-    def killed(self):
-        if self.position.step == 30 and f"--kill={os.environ['RANK']}" in flags:
-            os.kill(os.getpid(), signal.SIGKILL)
-        advance(self)
-
-    loop.Training._advance = killed
-    longer = ("trainer.max_steps=75",) if "--longer" in flags else ()
     try:
-        for case in words:
-            if case not in flags:
-                run_case(root, case, *longer)
+        for case in (word for word in words if "=" not in word):
+            run_case(root, case, *(word for word in words if "=" in word))
     except RunError as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.exit_code)
-    # One that still runs when the interpreter ends may abort it.
+    # A thread that still runs when the interpreter ends may abort it.
     threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
     assert not any("gloo" in name for name in threads), threads
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from test_distributed import main as imported_main
+
+    imported_main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Batch-norm statistics from training data, and figures over a whole split."""
+"""Batch-norm statistics from training data, and the evaluation of a whole split."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from indrnn.models import build_model
 from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
 from parts import adding as adding_data
-from small_runs import ArraySplit, small_config, small_task
+from small_runs import READS, ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_statistics_equal_a_direct_computation_without_dropout(tmp_path):
         x = z.view(x.shape[0], -1, layer.hidden_size)
 
 
-def test_several_batches_are_averaged_whatever_was_there_before(tmp_path):
+def test_statistics_of_several_batches_are_averaged(tmp_path):
     model, split = small_model(tmp_path, "model.num_layers=1"), ArraySplit(200, 1)
     norm = batch_norms(model)[0]
     means, variances = [], []
@@ -56,7 +56,7 @@ def test_several_batches_are_averaged_whatever_was_there_before(tmp_path):
     torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
 
 
-def test_reestimating_changes_nothing_else(tmp_path):
+def test_reestimation_changes_nothing_else(tmp_path):
     model, split = small_model(tmp_path), ArraySplit(200, 1)
     before = {name: value.clone() for name, value in model.named_parameters()}
     random = torch.get_rng_state()
@@ -67,13 +67,13 @@ def test_reestimating_changes_nothing_else(tmp_path):
     assert not any(module.training for module in model.modules())
 
 
-def test_a_forward_that_raises_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+def test_a_forward_that_raises_restores_the_momenta(tmp_path):
     model, split = small_model(tmp_path), ArraySplit(200, 1)
 
-    def full(self, *_):
+    def full(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(type(model), "forward", full)
+    model.register_forward_pre_hook(full)
     with pytest.raises(RuntimeError, match="out of memory"):
         reestimate_batch_norm(model, split, torch.arange(64), batch_size=32)
     assert [norm.momentum for norm in batch_norms(model)] == [0.1, 0.1]
@@ -82,16 +82,17 @@ def test_a_forward_that_raises_leaves_the_model_as_it_was(tmp_path, monkeypatch)
 
 def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
     split = ArraySplit(200, 1)
+    READS.clear()
     reestimate_batch_norm(nn.Linear(1, 1), split, torch.arange(64), batch_size=32)
-    assert split.read == []
+    assert READS == []
 
 
-def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
-    model, task = small_model(tmp_path), small_task()
+def test_an_evaluation_weights_every_sequence_equally(tmp_path):
+    model, task = small_model(tmp_path), make_small()
     split, objective = ArraySplit(71, 2), Objective(task)
+    READS.clear()
     found = evaluate(model, split, objective, 30, CPU)
-    assert torch.equal(torch.cat(split.read).sort().values, torch.arange(71))
-    assert [len(batch) for batch in split.read] == [30, 30, 11]
+    assert [indices.tolist() for _, indices in READS] == [[*range(30)], [*range(30, 60)], [*range(60, 71)]]
     model.eval()
     with torch.no_grad():
         output = model(split.x)
@@ -101,7 +102,7 @@ def test_figures_count_every_sequence_once_with_equal_weight(tmp_path):
     assert found.chance == pytest.approx(int(split.y.bincount().max()) / 71)
 
 
-def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
+def test_the_chance_level_of_an_error_is_the_predict_the_mean_baseline():
     split = ArraySplit(40, 2)
     split.y = torch.linspace(0, 1, 40)
     objective = Objective(make_task(adding_data()))
@@ -117,25 +118,26 @@ def test_the_mean_squared_error_of_the_mean_answer_is_its_chance_level():
 
 
 @pytest.mark.parametrize(("accuracy", "near"), [(0.1135, True), (0.1180, True), (0.13, False), (0.9, False)])
-def test_the_share_of_the_most_frequent_class_is_recognised(accuracy, near):
+def test_accuracy_at_chance_level_is_recognized(accuracy, near):
     assert Evaluation(2.3, accuracy, 0, 10_000, chance=0.1135).near_chance is near
 
 
-def test_an_evaluation_can_be_broken_off_between_batches(tmp_path):
+def test_an_evaluation_can_be_ended_between_batches(tmp_path):
     model, split = small_model(tmp_path), ArraySplit(71, 2)
 
     def stop():
-        if len(split.read) == 2:
+        if len(READS) == 2:
             raise KeyError("stop")
 
+    READS.clear()
     with pytest.raises(KeyError):
-        evaluate(model, split, Objective(small_task()), 30, CPU, stop)
-    assert len(split.read) == 2
+        evaluate(model, split, Objective(make_small()), 30, CPU, stop)
+    assert len(READS) == 2
 
 
-def test_sequences_to_show_are_spread_over_the_whole_split(tmp_path):
+def test_shown_sequences_are_spread_over_the_split(tmp_path):
     split = ArraySplit(70, 2)
-    found = evaluate(small_model(tmp_path), split, Objective(small_task()), 20, CPU)
+    found = evaluate(small_model(tmp_path), split, Objective(make_small()), 20, CPU)
     assert torch.equal(found.inputs, split.batch(torch.arange(32) * 70 // 32)[0])
 
 
@@ -143,31 +145,37 @@ class Threads(Processes):
     """Processes of one run, as threads."""
 
     def __init__(self, rank, summands, barrier):
-        self.rank, self.size, self.summands, self.barrier = rank, len(summands), summands, barrier
+        super().__init__(rank, len(summands))
+        self._summands, self._barrier = summands, barrier
 
-    def sum_(self, values):
-        self.summands[self.rank] = values.clone()
-        self.barrier.wait()
-        values.copy_(sum(self.summands))
-        self.barrier.wait()
+    def all_reduce_sum(self, values):
+        self._summands[self.rank] = values.clone()
+        self._barrier.wait()
+        values.copy_(sum(self._summands))
+        self._barrier.wait()
         return values
+
+    def _communicate(self, work):
+        """Nothing else has to be sent."""
+
+
+def in_threads(size, work):
+    """``work(processes)`` in every process."""
+    summands, barrier = [None] * size, threading.Barrier(size, timeout=60)
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: work(Threads(rank, summands, barrier)), range(size)))
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("good", [True, False])
-def test_processes_that_share_an_evaluation_all_know_the_whole(tmp_path, size, good):
+@pytest.mark.parametrize("finite", [True, False])
+def test_processes_that_share_an_evaluation_all_have_the_whole(tmp_path, size, finite):
     model, split = small_model(tmp_path), ArraySplit(70, 2)
-    objective = Objective(small_task())
-    if not good:
+    objective = Objective(make_small())
+    if not finite:
         split.x[69] = float("nan")
     alone = evaluate(model, split, objective, 20, CPU)
-    summands, barrier = [None] * size, threading.Barrier(size, timeout=60)
-    with ThreadPoolExecutor(size) as pool:
-        ranks = [Threads(rank, summands, barrier) for rank in range(size)]
-        shared = list(pool.map(lambda rank: evaluate(model, split, objective, 20, CPU, processes=rank), ranks))
-    for each in shared:
+    for each in in_threads(size, lambda rank: evaluate(model, split, objective, 20, CPU, processes=rank)):
         assert (each.correct, each.accuracy, each.chance) == (alone.correct, alone.accuracy, alone.chance)
         assert each.loss == pytest.approx(alone.loss, rel=1e-12, nan_ok=True)
         assert torch.equal(each.outputs.nan_to_num(), alone.outputs.nan_to_num())
-        assert (each.bad is None) == good
-        assert good or each.bad.tolist() == alone.bad.tolist() == list(range(60, 70))
+        assert each.finite == alone.finite == finite

@@ -15,7 +15,6 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.models import build_model, recurrent_weights
-from indrnn.report.page import write_report
 from indrnn.training import load_run, train
 
 MODEL_YAML = """\

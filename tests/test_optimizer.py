@@ -1,4 +1,7 @@
-"""Which parameters an optimizer gets, and what is refused; learning-rate schedules against values computed by hand."""
+"""Optimizers and their parameter groups; learning-rate schedules against values computed by hand."""
+
+import math
+import textwrap
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.models import build_model
-from indrnn.training.optimizer import build_optimizers, build_schedule, set_rates
+from indrnn.training.optimizer import build_optimizers, build_schedule, learning_rates, set_rates
+from small_runs import checkpoint_of, folder_of, run_small
 
 
 def schedule(name, peak=1.0, max_steps=100, **values):
@@ -16,73 +20,63 @@ def schedule(name, peak=1.0, max_steps=100, **values):
     return build_schedule(OmegaConf.create({"name": name, **plateau, **values}), peak, max_steps)
 
 
-def test_constant():
-    assert {schedule("constant").share(steps) for steps in (0, 99, 10**6)} == {1.0}
+CASES = [
+    ("constant", {}, {0: 1.0, 99: 1.0, 10**6: 1.0}),
+    ("staircase", {"every": 200, "factor": 0.1}, {0: 1.0, 199: 1.0, 200: 0.1, 399: 0.1, 400: 0.01}),
+    # Half way between 1 and 0.2 at step 60; a quarter of the way, cos 45°, at step 35.
+    (
+        "cosine",
+        {"max_steps": 111, "warmup": 10 / 111, "final": 0.2},
+        {0: 0.1, 9: 1.0, 10: 1.0, 35: 0.2 + 0.8 * (1 + 2**-0.5) / 2, 60: 0.6, 110: 0.2},
+    ),
+    ("cosine", {"warmup": 0.0, "final": 0.0}, {0: 1.0, 99: 0.0}),
+    ("cosine", {"max_steps": 1, "warmup": 0.0, "final": 0.0}, {0: 1.0}),
+    (
+        "one_cycle",
+        {"max_steps": 101, "warmup": 0.5, "initial": 0.04, "final": 0.01},
+        {0: 0.04, 25: 0.52, 50: 1.0, 75: 0.505, 100: 0.01},
+    ),
+]
 
 
-def test_staircase_drops_exactly_at_its_steps():
-    staircase = schedule("staircase", every=20_000, factor=0.1)
-    assert [staircase.share(steps) for steps in (0, 19_999)] == [1.0, 1.0]
-    assert [staircase.share(steps) for steps in (20_000, 39_999, 40_000)] == pytest.approx([0.1, 0.1, 0.01], rel=1e-12)
-    assert not staircase.finished
-
-
-def test_cosine_rises_over_the_warmup_and_ends_with_the_last_update():
-    cosine = schedule("cosine", max_steps=111, warmup=10 / 111, final=0.2)
-    assert cosine.share(0) == pytest.approx(0.1)
-    assert cosine.share(9) == pytest.approx(1.0)
-    assert cosine.share(10) == pytest.approx(1.0)
-    assert cosine.share(60) == pytest.approx(0.6)  # half way between 1 and 0.2
-    assert cosine.share(35) == pytest.approx(0.2 + 0.8 * (1 + 2**-0.5) / 2)  # a quarter of the way: cos 45°
-    assert cosine.share(110) == pytest.approx(0.2)
-
-
-def test_cosine_without_warmup_starts_at_the_peak():
-    assert schedule("cosine", warmup=0.0, final=0.0).share(0) == 1.0
-    assert schedule("cosine", max_steps=1, warmup=0.0, final=0.0).share(0) == 1.0
-
-
-def test_one_cycle_meets_its_three_ends():
-    cycle = schedule("one_cycle", max_steps=101, warmup=0.5, initial=0.04, final=0.01)
-    assert round(0.5 * 101) == 50
-    assert cycle.share(0) == pytest.approx(0.04)
-    assert cycle.share(25) == pytest.approx(0.52)  # half way up
-    assert cycle.share(50) == pytest.approx(1.0)
-    assert cycle.share(75) == pytest.approx(0.505)  # half way down
-    assert cycle.share(100) == pytest.approx(0.01)
+@pytest.mark.parametrize(("name", "values", "expected"), CASES)
+def test_schedules_have_the_values_computed_by_hand(name, values, expected):
+    share = schedule(name, **values).share
+    assert {step: share(step) for step in expected} == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
 def test_plateau_shrinks_its_patience_and_ends_below_the_minimum():
     plateau = schedule("plateau", peak=2e-4, factor=0.1, patience=[3, 2, 1], minimum_lr=1e-6)
-    rates = []
-    scores = [0.5, 0.6, 0.6, 0.55, 0.6, 0.7, 0.7, 0.7, 0.7]
-    for score in scores:
+    shares = []
+    for score in [0.5, 0.6, 0.6, 0.55, 0.6, 0.7, 0.7, 0.7, 0.7]:
         plateau.observe(score)
-        rates.append(plateau.share(0))
+        shares.append(plateau.share(0))
     # Evaluations 3 to 5 bring no gain (an equal score is none): a drop. The sixth is a gain; two without: a drop; then
     # one is enough for the last drop, below the minimum.
-    expected = [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.001]
-    assert rates == pytest.approx(expected, rel=1e-9)
+    assert shares == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.001], rel=1e-9)
     assert plateau.finished
 
 
 def test_plateau_is_not_finished_while_the_rate_equals_the_minimum():
     plateau = schedule("plateau", peak=2e-4, factor=0.1, patience=[1], minimum_lr=2e-7)
-    plateau.observe(1.0)
+    plateau.observe(-1e9)  # the first evaluation is a gain, however bad
+    assert plateau.state() == {"drops": 0, "waited": 0, "best": -1e9}
     finished = []
     for _ in range(4):
-        plateau.observe(0.0)
+        plateau.observe(-2e9)
         finished.append(plateau.finished)
     assert finished == [False, False, False, True]
+    restored = schedule("plateau", peak=2e-4, factor=0.1, patience=[1], minimum_lr=2e-7)
+    restored.restore(plateau.state())
+    assert restored.finished
 
 
-def test_plateau_goes_on_from_its_state():
+def test_plateau_continues_from_its_state():
     one, two = (schedule("plateau", factor=0.5, patience=[2, 1], minimum_lr=1e-6) for _ in range(2))
-    scores = [-0.3, -0.2, -0.2, -0.5, -0.1, -0.4]
-    for score in scores[:3]:
+    for score in (-0.3, -0.2, -0.2):
         one.observe(score)
     two.restore(one.state())
-    for score in scores[3:]:
+    for score in (-0.5, -0.1, -0.4):
         one.observe(score)
         two.observe(score)
         assert one.share(0) == two.share(0)
@@ -90,21 +84,59 @@ def test_plateau_goes_on_from_its_state():
 
 
 @pytest.mark.parametrize("restore_best", [True, False])
-def test_plateau_goes_back_to_the_best_at_a_drop(restore_best):
+def test_plateau_returns_to_the_best_at_a_drop(restore_best):
     plateau = schedule("plateau", factor=0.1, patience=[2, 1], minimum_lr=1e-9, restore_best=restore_best)
-    said = [plateau.observe(score) for score in (0.5, 0.4, 0.4, 0.6, 0.3)]
-    assert said == [False, False, restore_best, False, restore_best]
-
-
-def test_plateau_counts_the_first_evaluation_as_a_gain_however_bad():
-    plateau = schedule("plateau", factor=0.1, patience=[1], minimum_lr=1e-9)
-    plateau.observe(-1e9)
-    assert plateau.state() == {"drops": 0, "waited": 0, "best": -1e9}
+    observed = [plateau.observe(score) for score in (0.5, 0.4, 0.4, 0.6, 0.3)]
+    assert observed == [False, False, restore_best, False, restore_best]
 
 
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(UserError, match=r"schedule\.name=linear is unknown; choose from constant"):
         schedule("linear")
+
+
+def rising(steps):
+    return lambda step: (step + 1) / steps
+
+
+def wrong(value):
+    return lambda step: eval(value)
+
+
+def custom(target, peak=1.0, max_steps=100, **args):
+    return schedule("custom", peak, max_steps, _target_=target, args=args).share
+
+
+def test_custom_schedules_are_functions_of_the_step():
+    assert [custom("test_optimizer.rising", steps=100)(step) for step in (0, 49, 99)] == [0.01, 0.5, 1.0]
+    cosine = custom("torch.optim.lr_scheduler.CosineAnnealingLR", peak=0.4, T_max=100, eta_min=0.1)
+    expected = {step: (0.1 + 0.3 * (1 + math.cos(math.pi * step / 100)) / 2) / 0.4 for step in (0, 50, 99, 10)}
+    assert {step: cosine(step) for step in expected} == pytest.approx(expected, rel=1e-9)
+    cycle = custom("torch.optim.lr_scheduler.OneCycleLR", peak=1e-3, max_lr=1e-3, total_steps=100)
+    assert [cycle(step) for step in (0, 30)] == pytest.approx([1 / 25, 1.0], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "message"),
+    [
+        ("torch.optim.lr_scheduler.ReduceLROnPlateau", {}, "metrics"),
+        ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 1.0, "total_steps": 50}, "at step 99: ValueError"),
+        ("torch.optim.lr_scheduler.StepLR", {"step": 3}, "schedule.args: .*step"),
+        ("torch.optim.lr_scheduler.CosineLR", {}, "no class or function CosineLR; did you mean"),
+        ("nowhere.share", {}, "no module nowhere"),
+        ("math.sqrt", {}, "math.sqrt"),
+        ("builtins.dict", {}, "must return a function of the step"),
+        ("test_optimizer.wrong", {"value": "-0.5"}, "at step 0 .* not -0.5"),
+        ("test_optimizer.wrong", {"value": "1 if step == 0 else float('nan')"}, "at step 99 .* not nan"),
+        ("test_optimizer.wrong", {"value": "None"}, "at step 0: TypeError"),
+        ("test_optimizer.wrong", {"value": "step / 0"}, "at step 0: ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_in_one_line(target, args, message):
+    with pytest.raises(UserError, match=message) as caught:
+        custom(target, **args)
+    assert "\n" not in str(caught.value)
+    assert target in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["indrnn", "indrnn_residual", "lstm", "gru", "mingru", "rnn"])
@@ -117,26 +149,26 @@ def test_muon_updates_the_hidden_matrices_and_adam_the_rest(model):
     adam, muon = build_optimizers(network, cfg.optimizer)
     assert (type(adam), type(muon)) == (torch.optim.Adam, torch.optim.Muon)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    by_muon = {names[id(each)] for group in muon.param_groups for each in group["params"]}
-    by_adam = {names[id(each)] for group in adam.param_groups for each in group["params"]}
+    by_muon, by_adam = (
+        {names[id(each)] for group in optimizer.param_groups for each in group["params"]} for optimizer in (muon, adam)
+    )
     assert not by_muon & by_adam
     assert by_muon | by_adam == set(names.values())
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    one_column = {name for name, shape in shapes.items() if len(shape) == 2 and shape[1] == 1}
-    matrices = {name for name, shape in shapes.items() if len(shape) == 2}
-    assert by_muon == matrices - one_column - {"head.weight"}
+    matrices = {name for name, each in network.named_parameters() if each.dim() == 2 and each.shape[1] > 1}
+    assert by_muon == matrices - {"head.weight"}
 
 
-def test_rates_of_both_optimizers_follow_the_schedule():
+def test_the_rates_of_both_optimizers_follow_the_schedule():
     cfg = load_config(["optimizer=muon", "optimizer.lr=0.01", "optimizer.muon_lr=0.5", "data=mnist5k"])
     optimizers = build_optimizers(build_model(cfg.model, make_task(cfg.data)), cfg.optimizer)
     set_rates(optimizers, 0.1)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.001, 0.001, 0.05])
+    assert learning_rates(optimizers) == pytest.approx({"lr": 0.001, "muon_lr": 0.05})
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
         ("torch.optim.LBFGS", "closure"),
         ("torch.optim.SparseAdam", "dense gradients"),
@@ -145,9 +177,9 @@ def test_rates_of_both_optimizers_follow_the_schedule():
         ("nowhere.Optimizer", "no module nowhere"),
     ],
 )
-def test_what_is_no_optimizer_of_ours_is_refused_in_one_line(target, said):
+def test_what_is_no_optimizer_is_refused_in_one_line(target, message):
     cfg = load_config(["optimizer=custom", f"optimizer._target_={target}", "data=mnist5k"])
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         build_optimizers(torch.nn.Linear(2, 2), cfg.optimizer)
     assert target in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -159,3 +191,33 @@ def test_unknown_arguments_of_an_optimizer_are_refused():
     cfg = load_config(["+optimizer.args.foo=1", "data=mnist5k"])
     with pytest.raises(UserError, match="foo"):
         build_optimizers(torch.nn.Linear(2, 2), cfg.optimizer)
+
+
+OPTIMIZER = """
+import torch
+
+class SignSGD(torch.optim.Optimizer):
+    def __init__(self, params, lr, momentum=0.9):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    average.lerp_(p.grad, 1 - group["momentum"])
+                    p.sub_(average.sign(), alpha=group["lr"])
+"""
+
+
+def test_a_custom_optimizer_from_outside_the_package_trains_and_is_recorded(tmp_path, monkeypatch):
+    (tmp_path / "myoptimizer.py").write_text(textwrap.dedent(OPTIMIZER))
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("optimizer=custom", "optimizer._target_=myoptimizer.SignSGD", "+optimizer.args.momentum=0.5")
+    run_small(tmp_path, *words, "trainer.max_steps=10", "optimizer.lr=1e-3")
+    (state,) = checkpoint_of(folder_of(tmp_path))["optimizer"]
+    assert {group["momentum"] for group in state["param_groups"]} == {0.5}
+    assert all("average" in each for each in state["state"].values())
+    with pytest.raises(UserError, match=r"optimizer\.args\.momentum: 0\.5 -> 0\.7"):
+        run_small(tmp_path, *words[:2], "+optimizer.args.momentum=0.7", "trainer.max_steps=10", "optimizer.lr=1e-3")

@@ -1,7 +1,7 @@
-"""One optimisation step: what it updates, what it limits, and that it can be captured as a CUDA graph."""
+"""One training step: what it updates and clips, and its capture as a CUDA graph."""
 
 import copy
-from contextlib import nullcontext
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,33 +10,29 @@ from torch import nn
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
-from indrnn.errors import RunError
+from indrnn.errors import UserError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
+from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers, decayed_parameters, set_rates
-from indrnn.training.step import CaptureError, GraphedGradients, TrainingStep
-from small_runs import ArraySplit, small_config, small_task
+from indrnn.training.step import CaptureError, GraphedGradients, TrainingStep, can_use_graph
+from small_runs import ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
 BATCH = torch.arange(16)
 
 
-def make_step(tmp_path, *overrides, split=None):
-    cfg = small_config(tmp_path, *overrides)
+def make_step(tmp_path, *overrides):
+    cfg = small_config(tmp_path, "model.dropout=0", *overrides)
     torch.manual_seed(0)
     model = build_model(cfg.model, make_task(cfg.data))
     optimizers = build_optimizers(model, cfg.optimizer)
-    task = small_task()
-    return TrainingStep(model, optimizers, Objective(task), split or task.load(CPU).train, cfg.trainer, CPU)
+    return TrainingStep(model, optimizers, Objective(make_small()), ArraySplit(200, 1), cfg.trainer, CPU)
 
 
-def weights(step):
-    return {name: value.clone() for name, value in step.model.named_parameters()}
-
-
-def test_a_step_is_plain_adam_on_clipped_gradients(tmp_path):
-    step = make_step(tmp_path, "model.dropout=0", "trainer.clip_norm=0.5", "optimizer.lr=0.01")
+def test_a_step_is_adam_on_clipped_gradients(tmp_path):
+    step = make_step(tmp_path, "trainer.clip_norm=0.5", "optimizer.lr=0.01")
     model = copy.deepcopy(step.model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, foreach=False, fused=False)
     norms = 0.0
@@ -53,15 +49,15 @@ def test_a_step_is_plain_adam_on_clipped_gradients(tmp_path):
     assert step.meter.read()["grad_norm"] == pytest.approx(norms, rel=1e-5)
 
 
-def test_gradients_are_limited_by_value_before_their_norm_is(tmp_path):
-    step = make_step(tmp_path, "model.dropout=0", "trainer.clip_value=1e-3", "trainer.clip_norm=1e-2")
+def test_gradients_are_clipped_by_value_and_then_by_norm(tmp_path):
+    step = make_step(tmp_path, "trainer.clip_value=1e-3", "trainer.clip_norm=1e-2")
     model = copy.deepcopy(step.model)
     step(BATCH)
     x, y = step.split.batch(BATCH)
     nn.functional.cross_entropy(model(x), y).backward()
     nn.utils.clip_grad_value_(model.parameters(), 1e-3)
     before = float(nn.utils.clip_grad_norm_(model.parameters(), 1e-2))
-    assert before > 1e-2, "the norm was not limited, so the test shows nothing"
+    assert before > 1e-2, "the norm was not clipped, so the test shows nothing"
     for ours, theirs in zip(step.parameters, model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
 
@@ -82,38 +78,32 @@ def test_weight_decay_applies_to_all_but_u_and_biases(model):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
-@pytest.fixture
-def _meta(monkeypatch):
-    """Lets a whole step run on tensors without content, of which nothing can be read and so nothing waited for."""
-    monkeypatch.setattr("indrnn.training.step.computing", lambda *_: nullcontext())
-
-
-@pytest.mark.usefixtures("_meta")
 @pytest.mark.parametrize(
     "overrides",
     [
         ("model=indrnn", "model.dropout=0.1"),
         ("model=indrnn", "model.constraint=project", "trainer.clip_value=1.0", "optimizer.weight_decay=0.1"),
         ("model=indrnn_residual",),
-        ("model=indrnn_dense", "model.dropout=0.1", "data=adding", "trainer.target_accuracy=null"),
+        ("model=indrnn_dense", "model.dropout=0.1", "data=adding"),
         ("model=lstm",),
     ],
 )
 def test_a_step_never_waits_for_the_device(overrides):
-    cfg = load_config(["data=mnist5k", *overrides] if "data=adding" not in overrides else list(overrides))
+    """Tensors on the meta device have no content, so nothing that needs one can run."""
+    cfg = load_config(["data=mnist5k", "trainer.target_accuracy=null", *overrides])
     device = torch.device("meta")
     task = make_task(cfg.data)
     model = build_model(cfg.model, task).to(device).train()
-    images = ArraySplit(200, 1)
-    images.x, images.y = images.x.to(device), images.y.to(device)
-    split = task.load(CPU).train if cfg.data.name == "adding" else images
-    step = TrainingStep(model, [], Objective(task), split, cfg.trainer, device)
+    split = task.load(CPU).train if cfg.data.name == "adding" else ArraySplit(200, 1, device=device)
+    # float32 needs no autocast, which has no meta device.
+    step = TrainingStep(model, [], Objective(task), split, cfg.trainer, CPU)
+    step.meter.sums, step.meter._one = step.meter.sums.to(device), step.meter._one.to(device)
     step(torch.arange(16, device=device))
     with pytest.raises(RuntimeError, match="meta"):
         step.meter.read()
 
 
-def test_project_keeps_the_stored_weight_in_its_bounds(tmp_path):
+def test_projection_keeps_the_stored_weight_in_its_bounds(tmp_path):
     step = make_step(tmp_path, "model.constraint=project")
     set_rates(step.optimizers, 50.0)
     step(BATCH)
@@ -121,21 +111,10 @@ def test_project_keeps_the_stored_weight_in_its_bounds(tmp_path):
         assert layer.weight_hh.abs().max() <= layer.recurrent_max_abs
 
 
-class FakeGraph:
-    """Stands for a CUDA graph: what the step does is fixed at capture; only its buffers' contents may change."""
-
-    def __init__(self, warm_up=3):
-        self.warm_up = warm_up
-
-    def __call__(self, step, device):
-        for _ in range(self.warm_up):
-            step()
-        return step
-
-
 def test_the_captured_passes_read_indices_from_a_fixed_buffer(tmp_path):
-    eager, graphed = make_step(tmp_path, "model.dropout=0"), make_step(tmp_path, "model.dropout=0")
-    graphed.gradients = GraphedGradients(graphed.compute_gradients, BATCH, CPU, capture=FakeGraph(warm_up=0))
+    eager, graphed = make_step(tmp_path), make_step(tmp_path)
+    # Like a CUDA graph, it repeats the same call; only the contents of its buffers change.
+    graphed.gradients = GraphedGradients(graphed.compute_gradients, BATCH, CPU, capture=lambda step, device: step)
     for number, share in enumerate((1.0, 0.2)):
         set_rates(eager.optimizers, share)
         set_rates(graphed.optimizers, share)
@@ -143,37 +122,58 @@ def test_the_captured_passes_read_indices_from_a_fixed_buffer(tmp_path):
         eager(indices)
         graphed(indices)
         indices.fill_(0)  # the caller's tensor is not the buffer
-    for name, value in weights(eager).items():
-        assert torch.equal(value, weights(graphed)[name])
+    for ours, theirs in zip(eager.model.parameters(), graphed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_a_step_that_cannot_be_captured_stops_the_run_with_the_reason(tmp_path):
-    def fails(step, device):
-        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
-
-    with pytest.raises(RunError) as caught:
-        GraphedGradients(make_step(tmp_path).compute_gradients, BATCH, CPU, capture=fails)
-    assert str(caught.value) == (
-        "the training step cannot be captured as a CUDA graph (CUDA error: operation not permitted when stream is "
-        "capturing); use trainer.cuda_graph=auto or false"
-    )
+@pytest.mark.parametrize(
+    ("name", "processes", "used"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False), ("mps", 1, False)]
+)
+def test_only_a_single_process_on_a_cuda_device_uses_a_graph(name, processes, used):
+    assert can_use_graph(torch.device(name), Processes(0, processes)) is used
 
 
-def test_the_reason_is_the_first_failure_and_not_its_consequence(tmp_path):
-    def fails(step, device):
+class PTXASError(Exception):
+    """Like Triton's, no RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, PTXASError, torch.OutOfMemoryError, AssertionError])
+def test_a_failed_capture_names_the_first_failure_and_frees_the_step(tmp_path, error):
+    step = make_step(tmp_path)
+    graphs = []
+
+    def fails(run, device):
         try:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            run()
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    with pytest.raises(CaptureError) as caught:
-        GraphedGradients(make_step(tmp_path).compute_gradients, BATCH, CPU, capture=fails)
+    def compute(indices):
+        x, y = step.split.batch(indices)
+        loss = nn.functional.cross_entropy(step.model(x), y)
+        graphs.append(weakref.ref(loss))
+        raise error("operation not permitted\nwhen stream is capturing")
+
+    with pytest.raises(CaptureError, match=r"not permitted when stream is capturing\); use .*cuda_graph") as caught:
+        GraphedGradients(compute, BATCH, CPU, capture=fails)
     assert caught.value.reason == "operation not permitted when stream is capturing"
+    assert caught.value.exit_code == 1
+    assert graphs[0]() is None, "the exception keeps the autograd graph of the step"
+    step(BATCH)  # eagerly
+
+
+def test_a_capture_that_cannot_be_requested_is_not_a_fallback(tmp_path):
+    def refuse(step, device):
+        raise UserError("model.backend=triton: no GPU")
+
+    with pytest.raises(UserError, match="no GPU") as caught:
+        GraphedGradients(make_step(tmp_path).compute_gradients, BATCH, CPU, capture=refuse)
+    assert not isinstance(caught.value, CaptureError)
 
 
 @pytest.mark.gpu
-def test_after_a_capture_that_fails_the_step_goes_on_eagerly():
-    """Dropout's generator, the allocator and the current stream are as they were."""
+def test_after_a_failed_capture_the_step_runs_eagerly():
+    """Dropout's generator, the allocator and the current stream are as before."""
     device = torch.device("cuda", torch.cuda.current_device())
     x = torch.ones(1000, device=device)
     stream = torch.cuda.current_stream()
@@ -195,22 +195,26 @@ def test_after_a_capture_that_fails_the_step_goes_on_eagerly():
     assert torch.equal(x > 0, one > 0)
 
 
-def test_the_meter_sums_over_its_interval(tmp_path):
-    step = make_step(tmp_path, "model.dropout=0", "optimizer.lr=1e-12")
+def test_the_meter_sums_over_its_interval_and_counts_finite_steps(tmp_path):
+    step = make_step(tmp_path, "optimizer.lr=1e-12")
     for number in range(3):
         step(BATCH + 16 * number)
     x, y = step.split.batch(torch.arange(48))
-    step.model.train()
     with torch.no_grad():
         outputs = torch.cat([step.model(part) for part in x.split(16)])
     sums = step.meter.read()
     assert sums["loss"] / 3 == pytest.approx(float(nn.functional.cross_entropy(outputs, y)), rel=1e-5)
     assert sums["correct"] == int((outputs.argmax(1) == y).sum())
+    assert (sums["count"], sums["finite"]) == (3, 3)
+    for loss, norm in ((torch.nan, 1.0), (1.0, torch.inf), (-torch.inf, torch.inf), (1.0, 1.0)):
+        step.meter.add(torch.tensor(loss), torch.tensor(0), torch.tensor(norm))
+    sums = step.meter.read()
+    assert (sums["count"], sums["finite"]) == (7, 4)
     step.meter.clear()
     assert set(step.meter.read().values()) == {0.0}
 
 
-def test_mean_squared_error_is_judged_without_accuracy():
+def test_mean_squared_error_has_no_accuracy():
     objective = Objective(SimpleNamespace(measures_accuracy=False, output_size=1))
     loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
     assert (float(loss), float(correct)) == (0.5, 0.0)

@@ -73,7 +73,7 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
     from ..record.folder import RESULT
     from ..record.result import read_result, wilson_interval
     from ..training.checkpoint import load_run
-    from ..training.device import computing, precision_refusal, prepare_process, resolve_device, set_precision
+    from ..training.device import autocast_context, precision_refusal, prepare_process, resolve_device, set_precision
     from ..training.evaluation import Objective, evaluate
 
     device = resolve_device(device_name)
@@ -91,7 +91,7 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
         layer.backend = "auto"
     precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
     set_precision(precision, device)
-    with computing(precision, device):
+    with autocast_context(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     note = "" if precision == recorded.precision else f" in float32, because {recorded.precision} is unavailable"
     if recorded.test_accuracy is None:

@@ -216,6 +216,15 @@ class OneCycleConfig(ScheduleConfig):
 
 
 @dataclass
+class CustomScheduleConfig(ScheduleConfig):
+    """A function of the step alone. A class is called as Class(optimizer, **args), where the optimizer has
+    optimizer.lr; a function as function(**args), and returns share(step), the share of the peak rates."""
+
+    _target_: str = setting("a torch.optim.lr_scheduler class or a function, as module.Name")
+    args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "its arguments"})
+
+
+@dataclass
 class TrainerConfig:
     batch_size: int = setting("sequences per step", minimum=2)
     max_steps: int = setting("maximum number of steps", minimum=1)
@@ -274,6 +283,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "plateau": PlateauConfig,
         "cosine": CosineConfig,
         "one_cycle": OneCycleConfig,
+        "custom": CustomScheduleConfig,
     },
     "trainer": {"base": TrainerConfig},
 }

@@ -1,12 +1,9 @@
-"""One run in several processes, ``torchrun --nproc-per-node=2 -m indrnn ...``, which compute what one process computes,
-apart from rounding.
+"""One run in several processes: ``torchrun --nproc-per-node=2 -m indrnn ...``.
 
-Each process has the whole network and computes some rows of every batch; trainer.batch_size is that of all together.
-Loss and gradients are summed in one transfer per step. Batch-norm statistics and their gradients are joined in every
-layer. Every process draws the dropout masks of the whole batch, from the same stream. In an evaluation each process
-computes whole batches. So all processes have the same numbers, to the last bit, and only the first one writes.
-
-Data are transferred by gloo between CPUs and by nccl between GPUs. On GPUs this has not been tried yet.
+Each process has the whole network and computes some rows of every batch; trainer.batch_size is the global batch size.
+Gradients and loss are all-reduced once per step, batch-norm statistics and their gradients in every layer. Each process
+draws the dropout masks of the global batch from the same stream. The result equals that of a single process up to
+rounding, and all processes agree to the last bit. Only rank 0 writes. gloo connects CPUs, nccl GPUs (not tried yet).
 """
 
 import itertools
@@ -22,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
@@ -32,60 +28,57 @@ from ..layers import recurrent_layers
 
 T = TypeVar("T")
 
-_groups = itertools.count()  # numbers the groups of this process: each job of a sweep has its own
+_groups = itertools.count()  # numbers the process groups of this process: each job of a sweep has its own
 
 
 class ProcessLost(RunError):  # noqa: N818
-    """Another process of the run has ended, or cannot be reached."""
+    """Another process of the run has ended or cannot be reached."""
 
 
 class Processes:
-    """The processes of a run; one that is alone transfers nothing."""
+    """The processes of a run. A single process communicates nothing."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes and prints."""
         return self.rank == 0
 
-    def part(self, indices: Tensor) -> Tensor:
-        """This process's rows of a batch (B,)."""
-        return indices[self._rows(len(indices))]
-
-    def _rows(self, count: int) -> slice:
+    def rows(self, count: int) -> slice:
+        """This process's rows of a batch of ``count`` sequences."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def from_leader(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the leading process and return its value in every process."""
-        value = [work() if self.leads else None]
-        self._transfer(lambda: dist.broadcast_object_list(value, src=0))
+    def broadcast_from_rank_zero(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on rank 0 and return its value in every process."""
+        value = [work() if self.is_rank_zero else None]
+        self._communicate(lambda: dist.broadcast_object_list(value, src=0))
         return value[0]  # type: ignore[return-value]
 
-    def one_a_machine_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in every process, but first in one on each machine: it may fill a folder that all read."""
-        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-            self.agree(0)
-            return work()
-        value = work()
-        self.agree(0)
-        return value
+    def one_per_machine_first(self, work: Callable[[], T]) -> T:
+        """Run ``work``, which may fill a folder, in one process on each machine before the others."""
+        first = self.size == 1 or int(os.environ.get("LOCAL_RANK") or 0) == 0
+        if first:
+            value = work()
+        self.all_reduce_max(0)
+        return value if first else work()
 
-    def agree(self, number: int) -> int:
-        """The largest of all processes' numbers. All must call it equally often."""
-        largest = torch.tensor(number)
-        self._transfer(lambda: dist.all_reduce(largest, dist.ReduceOp.MAX))
+    def all_reduce_max(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        largest = torch.tensor(number, device="cpu")
+        self._communicate(lambda: dist.all_reduce(largest, dist.ReduceOp.MAX))
         return int(largest)
 
-    def sum_(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum ``values`` over all processes, in place."""
-        self._transfer(lambda: dist.all_reduce(values))
+        self._communicate(lambda: dist.all_reduce(values))
         return values
 
     def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
-        """Prepare ``model`` to see part of each batch. ``norm_batch``: sequences in the smallest batch that statistics
-        are estimated from. None for a single process."""
+        """Prepare ``model`` to see part of each batch; None for a single process. ``norm_batch``: the sequences in the
+        smallest batch that batch-norm statistics are estimated from. Raises UserError if a part would be empty, or a
+        module cannot be synchronized."""
         if self.size == 1:
             return None
         for key, count in (("trainer.batch_size", batch_size), ("trainer.bn_samples", norm_batch)):
@@ -94,78 +87,88 @@ class Processes:
                     f"{key} leaves {count} sequences for {self.size} processes, and each needs one; raise it, or use "
                     "fewer processes"
                 )
-        share = Share(self, batch_size, self._rows(batch_size))
+        share = Share(self, batch_size)
         folded = {id(layer.norm) for _, layer in recurrent_layers(model)}
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in folded:
-                raise UserError(f"the batch norm {name} cannot be joined between processes; train in one process")
+                raise UserError(f"the batch norm {name} cannot be synchronized between processes; use one process")
             if isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1:
                 raise UserError(
                     f"model.dropout={module.dropout}: {type(module).__name__} itself draws the masks between its "
-                    "layers and cannot share them; set model.dropout=0, model.num_layers=1, or train in one process"
+                    "layers and cannot share them; set model.dropout=0 or model.num_layers=1, or use one process"
                 )
             for child_name, child in list(module.named_children()):
                 if type(child) is nn.Dropout:
                     setattr(module, child_name, _SharedDropout(child.p, share))
         for _, layer in recurrent_layers(model):
             layer.share = share
-        # Initial values may differ in their last bits between unlike machines.
+        # Initial values may differ in their last bits between different machines.
         for tensor in model.state_dict().values():
-            self._transfer(partial(dist.broadcast, tensor, src=0))
+            self._communicate(partial(dist.broadcast, tensor, src=0))
         return share
 
-    def _transfer(self, work: Callable[[], object]) -> None:
+    def _communicate(self, work: Callable[[], object]) -> None:
         if self.size > 1:
-            _transfer(work)
+            _communicate(work)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 class Share:
-    """The rows of each training batch that this process computes, and how they are joined to the others."""
+    """The rows of each training batch that this process computes, and how they are combined with the others."""
 
-    def __init__(self, processes: Processes, batch_size: int, rows: slice) -> None:
-        self.rows = rows
-        self.weight = (rows.stop - rows.start) / batch_size
-        """The weight of this process's mean loss in that of the whole batch."""
+    def __init__(self, processes: Processes, batch_size: int) -> None:
         self._processes, self._batch_size = processes, batch_size
+        self.rows = processes.rows(batch_size)
+        self.weight = (self.rows.stop - self.rows.start) / batch_size
+        """The weight of this process's mean loss in that of the whole batch."""
 
     def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """From the mean and biased variance (H,) of this process's n values per unit, those of all processes' values,
-        and their number. Differentiable. In float64, where cancellation does not matter."""
+        """From mean and biased variance (H,) of this process's n values per unit, those of all processes' values, and
+        their number. Differentiable; computed in float64, where cancellation does not matter."""
         mean64 = mean.double()
         moments = torch.cat([mean64, variance.double() + mean64.square(), mean64.new_ones(1)]) * n
-        sums = _Sum.apply(moments, self._processes)
+        sums = _AllReduceSum.apply(moments, self._processes)
         count = sums[-1].detach()
         first, second = (sums[:-1] / count).chunk(2)
         return first.to(mean.dtype), (second - first.square()).clamp(min=0.0).to(variance.dtype), count
 
     def mask(self, like: Tensor, keep: float) -> Tensor:
-        """This process's rows (b, H) of the dropout mask of a batch (B, H)."""
+        """This process's rows (b, H) of the dropout mask of a whole batch (B, H)."""
         whole = like.new_empty(self._batch_size, *like.shape[1:])
         return whole.bernoulli_(keep).div_(keep)[self.rows]
 
-    def sum_gradients(self, gradients: Sequence[Tensor], loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum the gradients in place, and the loss and the number of right answers, over all processes."""
-        parts = [*gradients, loss.detach(), correct.to(loss.dtype)]
-        flat = self._processes.sum_(torch.cat([part.reshape(-1) for part in parts]))
-        *summed, loss, correct = flat.split([part.numel() for part in parts])
-        torch._foreach_copy_(list(gradients), [new.view_as(old) for new, old in zip(summed, gradients, strict=True)])
+    def sum_gradients(self, parameters: Sequence[Tensor], loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum ``grad`` of the parameters, in place, and loss and correct predictions over all processes.
+
+        A parameter that has a gradient in any process has one in all of them afterwards.
+        """
+        missing = [parameter.grad is None for parameter in parameters]
+        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        reals = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
+        present = torch.tensor([not each for each in missing], device=loss.device)
+        parts = [*reals, loss.detach(), correct, present]
+        flat = self._processes.all_reduce_sum(torch.cat([part.reshape(-1).to(loss.dtype) for part in parts]))
+        *summed, loss, correct, present = flat.split([part.numel() for part in parts])
+        torch._foreach_copy_(reals, [new.view_as(old) for new, old in zip(summed, reals, strict=True)])
+        if any(missing):
+            for parameter, grad, holders in zip(parameters, grads, present.tolist(), strict=True):
+                parameter.grad = grad if holders else None
         return loss.squeeze(0), correct.squeeze(0)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes. Every process's use of it adds to the gradient of every summand: a sum as well."""
+class _AllReduceSum(torch.autograd.Function):
+    """torch.distributed.nn.functional.all_reduce that raises ProcessLost, also in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, processes: Processes) -> Tensor:
         ctx.processes = processes
-        return processes.sum_(values.clone())
+        return processes.all_reduce_sum(values.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.processes.sum_(gradients[0].clone()), None
+        return ctx.processes.all_reduce_sum(gradients[0].clone()), None
 
 
 class _SharedDropout(nn.Module):
@@ -174,48 +177,69 @@ class _SharedDropout(nn.Module):
     def __init__(self, p: float, share: Share) -> None:
         super().__init__()
         self.p = p
-        self.share: Share | None = share
+        self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        return F.dropout(x, self.p) if self.share is None else x * self.share.mask(x, 1 - self.p)
+        return x * self.share.mask(x, 1 - self.p) if self.training and self.p > 0 else x
+
+
+def launched_processes() -> tuple[int, int] | None:
+    """Rank and number of the processes that a launcher such as torchrun started; None for a single process.
+
+    Raises:
+        UserError: the environment variables do not describe a group of processes.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, size, *_ = values = [os.environ.get(name, "") for name in names]
+    if not rank or size in ("", "1"):
+        return None
+    found = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+    numbers = all(value.isdecimal() for value in (rank, size, values[3]))
+    if not (numbers and values[2] and int(rank) < int(size)):
+        raise UserError(
+            f"{found}: these environment variables do not describe a group of processes; start with torchrun, or unset "
+            "RANK to use a single process"
+        )
+    return int(rank), int(size)
 
 
 @cache
-def _meeting_place() -> tuple[Store, int, int]:
-    """The store that the processes share, the rank of this one and their number. All runs of a command share one: a
-    second store at the same address could connect to the first while that is closing."""
+def _rendezvous() -> tuple[Store, int, int]:
+    """The store that the processes share, rank and size. All runs of a command share one: a second store at the same
+    address could connect to the first while that is closing."""
+    if os.environ["RANK"] == "0":
+        names = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        print("waiting for {} processes at {}:{} ...".format(*map(os.environ.get, names)), file=sys.stderr, flush=True)
     return next(rendezvous("env://"))
 
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun started together, joined within the block; a single one if it started none.
+    """The processes that torchrun started together, joined within the block, or a single process.
 
-    The first process that fails reports why; the others, which fail because of it, end silently. ``device`` is
-    cfg.device. Raises UserError if the device cannot be shared.
+    The first process that fails reports why; the others, which fail because of it, exit without a message. ``device``
+    is cfg.device. Raises UserError if it cannot be shared, or if the environment variables are inconsistent.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
-        yield ALONE
+    if launched_processes() is None:
+        yield SINGLE_PROCESS
         return
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu and torch.cuda.is_available():
-        gpu, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        gpu, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
         if gpu >= gpus:
-            raise UserError(f"process {gpu + 1} lacks a GPU: there are {gpus}; use --nproc-per-node={gpus}")
+            raise UserError(f"process {gpu + 1} has no GPU: there are {gpus}; use --nproc-per-node={gpus}")
         torch.cuda.set_device(gpu)
     elif device == "mps":
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
-    # Optimizers import this. If the group exists by then (PyTorch 2.14), the import keeps the group's threads alive
-    # after destroy_process_group, and a thread that frees a tensor while the interpreter ends aborts the process.
+    # Optimizers import this. With PyTorch 2.14, an import while the group exists keeps its threads alive after
+    # destroy_process_group, and a thread that frees a tensor while the interpreter ends aborts the process.
     import_module("torch._dynamo")
-    store, rank, size = _meeting_place()
+    store, rank, size = _communicate(_rendezvous)
     store = PrefixStore(f"indrnn{next(_groups)}", store)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
-        _transfer(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size))
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        _communicate(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size))
+        yield Processes(rank, size)
     except (Exception, KeyboardInterrupt) as failure:
         if threading.current_thread() is threading.main_thread():
             # torchrun ends all processes once one has failed; this one is ending anyway.
@@ -231,8 +255,8 @@ def joined_processes(device: str) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _transfer(work: Callable[[], object]) -> None:
+def _communicate(work: Callable[[], T]) -> T:
     try:
-        work()
+        return work()
     except RuntimeError as failure:
         raise ProcessLost("another process of this run has ended or cannot be reached") from failure

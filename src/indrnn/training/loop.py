@@ -1,8 +1,7 @@
-"""train(cfg): a run from its first step, or from its checkpoint, to its result, and the order of events.
+"""train(cfg): the order of events in a run, from its first step or its checkpoint to its result.
 
-After every step these follow in this order, if they are due: a row of training figures, an evaluation on the validation
-split (and best.pt), a checkpoint. Everything that decides how training continues is in `TrainingState`, so a run that
-resumes from a checkpoint is the same run.
+After each step these follow in this order, if due: a training row, an evaluation on the validation split (and best.pt),
+a checkpoint. Everything that decides how training continues is in `RunState`, so a resumed run is the same run.
 """
 
 import signal
@@ -14,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config.checks import check
 from ..config.schema import Config
@@ -30,16 +28,16 @@ from .checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from .device import check_memory, computing, resolve_device, return_freed_memory, synchronise
+from .device import autocast_context, resolve_device, return_freed_memory, synchronize, torch_defaults
 from .distributed import Processes, ProcessLost, joined_processes
 from .evaluation import Evaluation, evaluate, reestimate_batch_norm
 from .optimizer import set_rates
-from .recorder import Recorder, SilentRecorder
-from .state import TrainingState, changes
+from .recorder import Recorder, SilentRecorder, build_result
+from .state import RunState
 
 
 class Interrupted(RunError):  # noqa: N818
-    """The run was asked to stop and can resume later. exit_code is that of a shell: 130 for SIGINT, 143 for SIGTERM."""
+    """The run was interrupted and can be resumed. exit_code is that of a shell: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -49,80 +47,73 @@ class Interrupted(RunError):  # noqa: N818
 def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> Result:
     """Train, evaluate and record the run that ``cfg`` describes.
 
-    A finished run is read, not run again; an unfinished one continues. ``overrides`` and ``command`` are recorded.
-    Processes that torchrun started together train one run (`indrnn.training.distributed`). For the whole process this
-    sets PyTorch's seed and float32 precision, flushes denormals and lets the allocator keep freed memory.
+    The result of a finished run is returned; an unfinished run is resumed. Processes that torchrun started together
+    train one run (`indrnn.training.distributed`). For the whole process this sets PyTorch's seed and float32 precision,
+    flushes denormals and lets the allocator keep freed memory.
+
+    Args:
+        overrides, command: recorded in the run folder.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
-        RunError: the run failed (a loss that is not finite, a full disk).
-        Interrupted: SIGINT or SIGTERM came; a checkpoint is saved, or the run is finished.
+        RunError: the run failed (a non-finite loss, a full disk).
+        Interrupted: after SIGINT or SIGTERM; a checkpoint is saved, or the run is finished.
     """
     check(cfg)
-    with joined_processes(cfg.device) as processes:
+    with torch_defaults(), joined_processes(cfg.device) as processes:
         device = resolve_device(cfg.device)
-        check_memory(cfg, device)
-        with _open(cfg, list(overrides), command, processes) as folder:
-            if folder.state == "finished":
-                return processes.from_leader(lambda: _finished(folder))
-            if processes.leads:
-                print(f"{folder.path}: reading the data and trying a first step ...", file=sys.stderr, flush=True)
+        folder = open_run(cfg, list(overrides), command) if processes.is_rank_zero else None
+        state = processes.broadcast_from_rank_zero(lambda: folder.state if folder else "")
+        with folder or RunFolder(run_folder(cfg), state, cfg, list(overrides), command) as folder:
+            if state == "finished":
+                return processes.broadcast_from_rank_zero(lambda: _finished(folder))
+            if processes.is_rank_zero:
+                print(f"{folder.path}: loading the data and running a warm-up step ...", file=sys.stderr, flush=True)
             return Training(cfg, folder, device, processes).run()
 
 
-def _open(cfg: Config, overrides: list[str], command: str, processes: Processes) -> RunFolder:
-    """The run folder, locked by the leading process; the others only get its path and state."""
-    folder = open_run(cfg, overrides, command) if processes.leads else None
-    state = processes.from_leader(lambda: folder.state if folder else "")
-    return folder or RunFolder(run_folder(cfg), state, cfg, overrides, command)
-
-
 def _finished(folder: RunFolder) -> Result:
-    """The result of a finished run."""
     result = read_result(folder.result_path)
     print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
     return result
 
 
 class Training:
-    """One run in this process. Use: ``Training(cfg, folder, device, processes).run()``."""
+    """One run in this process: ``Training(cfg, folder, device, processes).run()``."""
 
     def __init__(self, cfg: Config, folder: RunFolder, device: torch.device, processes: Processes) -> None:
         self.cfg, self.folder, self.device, self.processes = cfg, folder, device, processes
-        self.state = TrainingState(cfg, device, processes)
-        self.position, self.model, self.data = self.state.position, self.state.model, self.state.data
-        self.objective, self.order, self.schedule = self.state.objective, self.state.order, self.state.schedule
+        self.state = RunState(cfg, device, processes)
+        self.position = self.state.position
+        self.interrupts = Interrupts()
         self._clock: float | None = None
-        self._signal = 0
-        self._random: Tensor | None = None
+        """When the running steps began; None while the clock is stopped."""
 
     def run(self) -> Result:
-        """Train to the end and write result.json. Raises Interrupted after SIGINT or SIGTERM (with the run finished, if
-        the signal came too late to stop it), RunError if a loss is not finite or a file cannot be written; the last
-        checkpoint is intact in either case."""
-        position, folder = self.position, self.folder
-        self.state.prepare(folder)
-        resume_step = position.observed if folder.state == "resume" else None
-        if self.processes.leads:
+        """Train to the end and write result.json. Whatever is raised, the last checkpoint is intact."""
+        position, folder, state = self.position, self.folder, self.state
+        resumed = folder.state == "resume"
+        state.start(folder.checkpoint_path if resumed else None)
+        recorder: Recorder = SilentRecorder()
+        if self.processes.is_rank_zero:
             folder.begin()
-            # The run may have been killed between writing best.pt and checkpoint.pt; they must agree.
-            if self.state.best is not None:
-                save_checkpoint(folder.best_path, self.state.best)
+            # The run may have been killed between writing best.pt and checkpoint.pt, which must agree.
+            if state.best is not None:
+                save_checkpoint(folder.best_path, state.best)
             else:
                 folder.best_path.unlink(missing_ok=True)
-            recorder = Recorder(self.state, folder, resume_step)
-        else:
-            recorder = SilentRecorder()
-        with recorder as self.recorder, Interrupts() as self.interrupts:
-            label = f"{folder.path.parent.name} seed {self.cfg.seed}"
-            if folder.state == "resume":
-                differ = changes(self.state.segments)
-                elsewhere = f", written elsewhere ({differ}), so figures may differ from here on" if differ else ""
-                self.recorder.say(f"{label}: resuming from the checkpoint at step {position.step}{elsewhere}")
+            recorder = Recorder(state, folder, position.observed if resumed else None)
+        with recorder as self.recorder, self.interrupts:
+            message = f"{state.parameters:,} parameters"
+            if resumed:
+                moved = state.moved()
+                message += f", resuming from the checkpoint at step {position.step}"
+                message += f", written elsewhere ({moved}), so results may differ from here on" if moved else ""
+            recorder.say(f"{folder.path.parent.name} seed {self.cfg.seed}: {message}")
             self._train()
             result = self._finish()
         if self.interrupts.received:
-            raise Interrupted(f"stopped after {label} was finished: {folder.path}", self.interrupts.received)
+            raise Interrupted(f"stopped after the run in {folder.path} was finished", self.interrupts.received)
         return result
 
     # Training
@@ -131,12 +122,9 @@ class Training:
         try:
             self._train_to_the_end()
         except ProcessLost as lost:
-            if not self.processes.leads or self.device.type != "cpu":
-                again = f"the last checkpoint is {self.folder.checkpoint_path}; continue with the same command"
-                raise ProcessLost(f"{lost}; {again}") from lost
-            # The interrupted step has not changed the weights.
-            if self._random is not None:
-                torch.set_rng_state(self._random)
+            if not self.processes.is_rank_zero or self.device.type != "cpu":
+                fix = f"the last checkpoint is {self.folder.checkpoint_path}; rerun the same command to resume"
+                raise ProcessLost(f"{lost}; {fix}") from lost
             self._save()
             raise ProcessLost(f"{lost}; {self._stopped_message()}") from lost
 
@@ -149,8 +137,7 @@ class Training:
                 self._save()
                 raise
             ended = self._has_ended()
-            due = self.position.step % self.cfg.trainer.checkpoint_every == 0
-            if ended or self._asked_to_stop() or due:
+            if ended or self._signal() or self.position.step % self.cfg.trainer.checkpoint_every == 0:
                 if self.position.step != saved or ended:
                     self._save()
                     saved = self.position.step
@@ -160,27 +147,30 @@ class Training:
             self._advance()
 
     def _advance(self) -> None:
-        """Make one update."""
+        """Make one update. If another process is lost, weights and generators are as before the step."""
         if self._clock is None:
             self._clock = time.perf_counter()
-        set_rates(self.state.optimizers, self.schedule.share(self.position.step))
-        if self.processes.size > 1:
-            self._random = torch.get_rng_state()
-        self.state.update(self.order.indices(self.position.step))
-        self._random = None
+        set_rates(self.state.optimizers, self.state.schedule.share(self.position.step))
+        random = torch.get_rng_state() if self.processes.size > 1 else None
+        try:
+            self.state.update(self.state.sampler.indices(self.position.step))
+        except ProcessLost:
+            if random is not None:
+                torch.set_rng_state(random)
+            raise
         self.position.step += 1
         self.recorder.step_done()
 
     def _has_ended(self) -> bool:
-        trainer = self.cfg.trainer
-        if self.position.observed != self.position.step or self.state.best is None:
+        trainer, best = self.cfg.trainer, self.state.best
+        if self.position.observed != self.position.step or best is None:
             return False
-        accuracy, target = self.state.best["accuracy"], trainer.target_accuracy
+        accuracy, target = best["accuracy"], trainer.target_accuracy
         reached = accuracy is not None and target is not None and accuracy > target
-        return reached or self.schedule.finished or self.position.step >= trainer.max_steps
+        return reached or self.state.schedule.finished or self.position.step >= trainer.max_steps
 
     def _record_what_is_due(self) -> None:
-        """Write the row of training figures and evaluate, if due at this step and not done yet."""
+        """Write the training row and evaluate, if due at this step and not done yet."""
         position, trainer = self.position, self.cfg.trainer
         if position.observed == position.step:
             return
@@ -191,155 +181,139 @@ class Training:
             evaluation = self._validate()
         # Rows are written after the evaluation: if a signal interrupts it, nothing that was due is recorded yet.
         if position.step % trainer.log_every == 0 or last:
-            self._record_training()
+            self.recorder.training(self._read_meter())
+            self.state.meter.clear()
+            position.interval_seconds = position.seconds
         if evaluation is not None:
             self._record_validation(evaluation)
         position.observed = position.step
 
-    def _record_training(self) -> None:
-        position = self.position
-        sums = self._read_meter()
-        count = sums["count"]
-        elapsed = position.seconds - position.interval_seconds
-        self.recorder.training(
-            loss=sums["loss"] / count,
-            accuracy=self.objective.accuracy(sums["correct"], count * self.cfg.trainer.batch_size),
-            share=self.schedule.share(position.step - 1),
-            norm=sums["grad_norm"] / count,
-            speed=count / elapsed if elapsed > 0 else None,
-        )
-        self.state.meter.clear()
-        position.interval_seconds = position.seconds
-
     def _read_meter(self) -> dict[str, float]:
-        """The sums of the interval so far; stops the clock and waits for the device. Raises RunError if a step was not
-        finite."""
+        """The sums of the interval so far. Stops the clock. Raises RunError if a step was not finite."""
         if self._clock is not None:
-            synchronise(self.device)
+            synchronize(self.device)
             self.position.seconds += time.perf_counter() - self._clock
             self._clock = None
         sums = self.state.meter.read()
         if sums["finite"] < sums["count"]:
-            # A step that is not finite leaves weights that are not, so all steps after it count too.
+            # A non-finite step leaves non-finite weights, so all steps after it count too.
             self._fail("loss or gradient", self.position.step - int(sums["count"] - sums["finite"]) + 1)
         return sums
 
     def _validate(self) -> Evaluation:
-        trainer = self.cfg.trainer
-        samples = self.order.norm_samples(trainer.bn_samples, self.position.step)
+        trainer, state = self.cfg.trainer, self.state
+        samples = state.sampler.norm_samples(trainer.bn_samples, self.position.step)
         try:
-            with computing(trainer.precision, self.device):
-                reestimate_batch_norm(self.model, self.data.train, samples, trainer.eval_batch_size, self.processes)
-                return self._evaluate(self.data.validation, "validation loss")
+            with autocast_context(trainer.precision, self.device):
+                reestimate_batch_norm(state.model, state.data.train, samples, trainer.eval_batch_size, self.processes)
+                return self._evaluate(state.data.validation, "validation loss")
         finally:
-            self.model.train()
+            state.model.train()
             return_freed_memory()
 
-    def _evaluate(self, split: Split, figure: str) -> Evaluation:
-        """Raises RunError, naming the figure, if the loss is not finite."""
-        size = self.cfg.trainer.eval_batch_size
+    def _evaluate(self, split: Split, name: str) -> Evaluation:
+        """Raises RunError, with the loss's name, if it is not finite."""
+        size, objective = self.cfg.trainer.eval_batch_size, self.state.objective
         evaluation = evaluate(
-            self.model, split, self.objective, size, self.device, self._stop_if_asked, processes=self.processes
+            self.state.model, split, objective, size, self.device, self._stop_if_asked, processes=self.processes
         )
-        if evaluation.bad is not None:
-            self._fail(figure, self.position.step)
+        if not evaluation.finite:
+            self._fail(name, self.position.step)
         return evaluation
 
     def _record_validation(self, evaluation: Evaluation) -> None:
         """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
-        step = self.position.step
+        step, state = self.position.step, self.state
         self.recorder.validation(evaluation)
         if evaluation.near_chance and not self.position.warned:
-            self.recorder.say(_nothing_learnt(step, evaluation))
+            self.recorder.say(_at_chance_level(step, evaluation))
             self.position.warned = True
-        go_back = self.schedule.observe(evaluation.score)
-        if self.state.best is None or evaluation.score > self.state.best["score"]:
-            self.state.best = {
+        return_to_best = state.schedule.observe(evaluation.score)
+        if state.best is None or evaluation.score > state.best["score"]:
+            state.best = {
                 "step": step,
                 "score": evaluation.score,
                 "accuracy": evaluation.accuracy,
                 "loss": evaluation.loss,
-                "model": copied_weights(self.model),
+                "model": copied_weights(state.model),
             }
-            if self.schedule.restores_best:
-                self.state.best["optimizer"] = optimizer_states(self.state.optimizers)
-            if self.processes.leads:
-                save_checkpoint(self.folder.best_path, self.state.best)
-        elif go_back:
-            best_step = self.state.best["step"]
-            self.recorder.say(f"step {step}: the learning rate drops; back to the best step, {best_step}")
-            load_weights(self.model, self.state.best["model"], self.folder.best_path)
-            restore_optimizers(self.state.optimizers, self.state.best["optimizer"], self.folder.best_path)
+            if state.schedule.restores_best:
+                state.best["optimizer"] = optimizer_states(state.optimizers)
+            if self.processes.is_rank_zero:
+                save_checkpoint(self.folder.best_path, state.best)
+        elif return_to_best:
+            self.recorder.say(f"step {step}: the learning rate drops; back to the best step, {state.best['step']}")
+            load_weights(state.model, state.best["model"], self.folder.best_path)
+            restore_optimizers(state.optimizers, state.best["optimizer"])
 
     def _finish(self) -> Result:
-        """Read the test split once, with the weights and batch-norm statistics that were best on validation."""
-        folder, state, best = self.folder, self.state, self.state.best
+        """Evaluate the best checkpoint on the test split, which is read here for the first time, and write the result.
+
+        Pictures come last: if one fails, the result is already written.
+        """
+        folder, best = self.folder, self.state.best
         assert best is not None, "an evaluation precedes every end"
-        load_weights(self.model, best["model"], folder.best_path)
-        with computing(self.cfg.trainer.precision, self.device):
-            test = self._evaluate(self.data.test, "test loss")
-        result = state.result(folder.command, test)
-        self.recorder.finished(test, result)
-        if self.processes.leads:
+        load_weights(self.state.model, best["model"], folder.best_path)
+        with autocast_context(self.cfg.trainer.precision, self.device):
+            test = self._evaluate(self.state.data.test, "test loss")
+        self.state.note_peak_memory()
+        result = build_result(self.state, folder.command, test)
+        self.recorder.test(test, result)
+        if self.processes.is_rank_zero:
             save_weights(folder.weights_path, best["model"])
             write_result(folder.result_path, result)
+        self.recorder.pictures(test)
         return result
-
-    # Checkpoints
 
     def _save(self) -> None:
         self._read_meter()
-        self.position.peak_memory = self.state.peak_memory() or 0
-        if self.processes.leads:
+        if self.processes.is_rank_zero:
             save_checkpoint(self.folder.checkpoint_path, self.state.content())
 
     # Stopping
 
-    def _asked_to_stop(self) -> bool:
-        """Whether any of the processes has received a signal."""
-        self._signal = self.processes.agree(self.interrupts.received or 0)
-        return self._signal > 0
+    def _signal(self) -> int:
+        """The signal that any of the processes has received; 0 if none."""
+        return self.processes.all_reduce_max(self.interrupts.received)
 
     def _stop_if_asked(self) -> None:
-        if self._asked_to_stop():
-            raise Interrupted(self._stopped_message(), self._signal)
+        number = self._signal()
+        if number:
+            raise Interrupted(self._stopped_message(), number)
 
     def _stopped_message(self) -> str:
-        again = f": {self.folder.command}" if self.folder.command else ""
-        return (
-            f"stopped at step {self.position.step}, saved in {self.folder.path}; continue with the same command{again}"
-        )
+        command = f": {self.folder.command}" if self.folder.command else ""
+        where = f"stopped at step {self.position.step}, saved in {self.folder.path}"
+        return f"{where}; rerun the same command to resume{command}"
 
-    def _fail(self, figure: str, step: int) -> None:
+    def _fail(self, name: str, step: int) -> None:
         path = self.folder.checkpoint_path
         good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
         raise RunError(
-            f"the {figure} is not finite at step {step}; {good}; try a lower optimizer.lr or trainer.clip_norm"
+            f"the {name} is not finite at step {step}; {good}; try a lower optimizer.lr or trainer.clip_norm"
         )
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM during training: the current step is finished first; a second signal stops at once.
+    """Notes the first SIGINT or SIGTERM within a ``with`` block, so that the current step is finished first.
 
-    Within a ``with`` block, ``received`` is the number of the first SIGINT or SIGTERM, else None. SIGUSR2 counts too if
-    it has a handler, such as submitit's: a cluster sends it before the time limit or a preemption.
-
-    Outside the main thread, where Python allows no handlers, signals keep their usual effect.
+    A second signal stops at once. SIGUSR2 counts too if it has a handler, such as submitit's: a cluster sends it before
+    the time limit or a preemption. Outside the main thread, where Python allows no handlers, signals are not noted.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self.received = 0
+        """The number of the signal."""
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
             numbers = [*self.SIGNALS]
             if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
                 numbers.append(signal.SIGUSR2)
             self._previous = {number: signal.signal(number, self._note) for number in numbers}
-        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -351,10 +325,8 @@ class Interrupts:
             signal.signal(handled, signal.SIG_DFL)
 
 
-def _nothing_learnt(step: int, evaluation: Evaluation) -> str:
-    if evaluation.accuracy is None:
-        figure, trivial = f"error {evaluation.loss:.4f}", "the error of always answering the mean"
-    else:
-        figure, trivial = f"accuracy {evaluation.accuracy:.4f}", "the share of the most frequent class"
-    learnt = f"{trivial} is {evaluation.chance:.4f}, so the network has learnt nothing yet"
-    return f"validation {figure} at step {step}: {learnt}"
+def _at_chance_level(step: int, evaluation: Evaluation) -> str:
+    name, value, baseline = "accuracy", evaluation.accuracy, "the share of the most frequent class"
+    if value is None:
+        name, value, baseline = "error", evaluation.loss, "the predict-the-mean baseline"
+    return f"validation {name} {value:.4f} at step {step} is at chance level ({baseline} is {evaluation.chance:.4f})"

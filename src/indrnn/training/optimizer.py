@@ -1,18 +1,19 @@
-"""The optimizers of a run, with parameter groups chosen by module, and the schedules of their learning rates.
+"""Optimizers, with parameter groups chosen by module, and learning-rate schedules.
 
-All schedules except the plateau are pure functions of the step. `steps` counts the updates so far: the first update has
-``share(0)``. A schedule scales the rates of all optimizers alike.
+A schedule gives the share of the peak learning rates for each update and scales all optimizers alike. All but the
+plateau are functions of the step: ``share(0)`` applies to the first update.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..config.schema import MuonConfig, OptimizerConfig, ScheduleConfig
 from ..errors import UserError
@@ -20,70 +21,69 @@ from ..external import call_target, explained, import_target
 
 
 def decayed_parameters(model: nn.Module) -> list[Tensor]:
-    """The parameters with weight decay: all but u and biases, as in the paper's code. These are the matrices of every
-    module, custom models included, and the scales of normalizations."""
+    """The parameters with weight decay: matrices, also of custom models, and norm scales, but not u and biases."""
     weights: list[Tensor] = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.LayerNorm))
-    # A weight that two modules share must be there once.
+    # Two modules may share a weight.
     return list(dict.fromkeys([*weights, *(norm.weight for norm in norms if norm.weight is not None)]))
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """What Muon updates: every weight matrix with at least two columns, except the model's first and last (the input
+    """What Muon updates: every real matrix with at least two columns, except the model's first and last (the input
     weights and the classifier), in the order of ``model.parameters()``."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2 and parameter.requires_grad]
     return [matrix for matrix in matrices[1:-1] if matrix.shape[1] > 1 and not matrix.is_complex()]
 
 
+def uses_muon(cfg: OptimizerConfig) -> bool:
+    """Whether ``cfg`` asks for Muon on the hidden matrices."""
+    return issubclass(OmegaConf.get_type(cfg) or object, MuonConfig)
+
+
 def build_optimizers(model: nn.Module, cfg: OptimizerConfig) -> list[Optimizer]:
-    """The optimizers that update ``model`` together: ``cfg._target_``, and for optimizer=muon `torch.optim.Muon` for
-    the hidden matrices.
+    """The optimizers that update ``model`` together: ``cfg._target_``, then Muon if there are hidden matrices for it.
 
     Each parameter group has its peak learning rate as ``initial_lr``.
 
     Raises:
         UserError: the target is no optimizer, does not take these arguments, or needs more than ``step()``.
     """
-    muon_lr: float = getattr(cfg, "muon_lr", 0.0)
-    hidden = hidden_matrices(model) if muon_lr else []
-    optimizers = [_build(cfg, _groups(model, cfg.weight_decay, without=hidden))]
+    hidden = hidden_matrices(model) if uses_muon(cfg) else []
+    excluded = set(map(id, hidden))
+    decayed = [parameter for parameter in decayed_parameters(model) if id(parameter) not in excluded]
+    excluded.update(map(id, decayed))
+    others = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizers = [_build(cfg, [group for group in groups if group["params"]])]
     if hidden:
-        momentum = cast(MuonConfig, cfg).momentum
-        optimizers.append(torch.optim.Muon(hidden, lr=muon_lr, momentum=momentum, weight_decay=cfg.weight_decay))
+        muon = cast(MuonConfig, cfg)
+        optimizers.append(
+            torch.optim.Muon(hidden, lr=muon.muon_lr, momentum=muon.momentum, weight_decay=muon.weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
 
 
-def _groups(model: nn.Module, weight_decay: float, without: list[Tensor]) -> list[dict[str, Any]]:
-    elsewhere = set(map(id, without))
-    decayed = [parameter for parameter in decayed_parameters(model) if id(parameter) not in elsewhere]
-    elsewhere.update(map(id, decayed))
-    others = [parameter for parameter in model.parameters() if id(parameter) not in elsewhere]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 def _build(cfg: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
-    """``cfg._target_`` over the parameter groups, once a trial with a parameter of its own has shown that it works."""
+    """``cfg._target_`` for the parameter groups, after a step with another parameter has shown that it works."""
     what = f"optimizer._target_={cfg._target_}"
+    target = import_target(what, cfg._target_)
+    if not (isinstance(target, type) and issubclass(target, Optimizer)):
+        raise UserError(f"{what}: it is not a torch.optim.Optimizer")
     given: dict[str, Any] = {"lr": cfg.lr}
     if cfg.weight_decay > 0:
-        given["weight_decay"] = cfg.weight_decay  # the groups' own values apply; this checks that the target has it
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    fusable = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-    target = import_target(what, cfg._target_)
-    if target in fusable and all(parameter.is_floating_point() for parameter in parameters):
-        given["fused"] = True  # one kernel for all parameters
+        given["weight_decay"] = cfg.weight_decay  # the groups' values apply; this checks that the target takes it
+    floating = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
+    if target in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and floating:
+        given["fused"] = True  # one kernel for all parameters; there is none for complex ones
 
     def trial() -> None:
         parameter = nn.Parameter(torch.ones(2, 2, device="cpu", dtype=torch.float32))
         parameter.grad = torch.ones_like(parameter)
         call_target("optimizer", cfg, [parameter], **given).step()
 
-    if not (isinstance(target, type) and issubclass(target, Optimizer)):
-        raise UserError(f"{what}: it is not a torch.optim.Optimizer")
     explained(f"{what}: a step without a closure", target, trial)
     return cast(Optimizer, call_target("optimizer", cfg, groups, **given))
 
@@ -95,12 +95,18 @@ def set_rates(optimizers: Iterable[Optimizer], share: float) -> None:
             group["lr"] = share * group["initial_lr"]
 
 
+def learning_rates(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """The current learning rates: lr, and muon_lr if Muon has parameters."""
+    pairs = zip(("lr", "muon_lr"), optimizers, strict=False)
+    return {name: optimizer.param_groups[0]["lr"] for name, optimizer in pairs}
+
+
 def constant(steps: int, total: int) -> float:
     return 1.0
 
 
 def staircase(steps: int, total: int, every: int, factor: float) -> float:
-    """The share of the peak rate after a drop by ``factor`` every ``every`` steps."""
+    """A drop by ``factor`` every ``every`` steps."""
     return factor ** (steps // every)
 
 
@@ -127,22 +133,22 @@ def _half_cosine(steps: int, total: int) -> float:
 
 
 class Schedule:
-    """A schedule that depends on the step alone; ``share`` gives the share of the peak rates."""
+    """A schedule that depends on the step alone."""
 
     restores_best = False
-    """Whether `observe` may ask to go back: the best checkpoint then holds the optimizer's state."""
+    """Whether `observe` may ask to return to the best checkpoint, which then holds the optimizer state."""
 
     def __init__(self, share: Callable[[int], float]) -> None:
         self.share = share
-        """The share of the peak learning rates for the update that follows a number of updates."""
+        """The share of the peak learning rates for the update after a number of updates."""
 
     def observe(self, score: float) -> bool:
-        """Note an evaluation's score, higher is better; return whether to go back to the best checkpoint."""
+        """Note an evaluation's score, higher is better; return whether to return to the best checkpoint."""
         return False
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule says that training is over."""
+        """Whether the schedule ends training."""
         return False
 
     def state(self) -> dict[str, Any]:
@@ -150,7 +156,7 @@ class Schedule:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        pass
+        """Restore what `state` returned."""
 
 
 class PlateauSchedule(Schedule):
@@ -182,7 +188,42 @@ class PlateauSchedule(Schedule):
         return {"drops": self._drops, "waited": self._waited, "best": self._best}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._drops, self._waited, self._best = state["drops"], state["waited"], state["best"]
+        self._drops, self._waited, self._best = int(state["drops"]), int(state["waited"]), state["best"]
+
+
+def _scheduler_share(cfg: Any, peak: float) -> Callable[[int], float]:
+    """A class of `torch.optim.lr_scheduler` as a function of the step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros((), device="cpu"))], lr=peak, momentum=0.9)
+    scheduler = call_target("schedule", cfg, optimizer)
+    optimizer.step()  # before the scheduler, or PyTorch warns
+    rates = [optimizer.param_groups[0]["lr"]]
+
+    def share(steps: int) -> float:
+        while len(rates) <= steps:
+            scheduler.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates[steps] / peak
+
+    return share
+
+
+def _value(share: Callable[[int], Any], step: int) -> float:
+    return float(share(step))
+
+
+def _custom(cfg: Any, peak: float, max_steps: int) -> Callable[[int], float]:
+    """``cfg._target_``: an LRScheduler class, or a function of ``cfg.args`` that returns a function of the step."""
+    what = f"schedule._target_={cfg._target_}"
+    target: Any = import_target(what, cfg._target_)
+    scheduler = isinstance(target, type) and issubclass(target, LRScheduler)
+    share = _scheduler_share(cfg, peak) if scheduler else call_target("schedule", cfg)
+    if not callable(share):
+        raise UserError(f"{what}: it must return a function of the step, not {share!r}")
+    for step in (0, max_steps - 1):
+        value = explained(f"{what}, at step {step}", target, partial(_value, share, step))
+        if not 0.0 <= value < inf:
+            raise UserError(f"{what}: at step {step} it must return a share of optimizer.lr, at least 0, not {value}")
+    return share
 
 
 SHARES: dict[str, Callable[..., float]] = {
@@ -194,9 +235,15 @@ SHARES: dict[str, Callable[..., float]] = {
 
 
 def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule:
-    """The schedule ``cfg.name`` with the other keys of ``cfg``. Raises UserError if there is no such schedule."""
+    """The schedule ``cfg.name`` with the other keys of ``cfg``, or the custom one ``cfg._target_``.
+
+    Raises:
+        UserError: there is no such schedule, or the target does not fit.
+    """
     parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg))  # type: ignore[assignment]
     name = parameters.pop("name")
+    if "_target_" in parameters:
+        return Schedule(_custom(cfg, peak, max_steps))
     if name == "plateau":
         return PlateauSchedule(peak, **parameters)
     if name not in SHARES:
