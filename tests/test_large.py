@@ -1,32 +1,36 @@
-"""Sizes that only fit a GPU: long sequences, more chains than 2^20, more elements than a 32-bit index reaches.
+"""Sizes for a GPU: long sequences, more than 2^20 chains, more elements than a 32-bit index reaches.
 
-Each check also runs small on the CPU, so that the check itself is tested.
+Each check also runs small on the CPU, which tests the check.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor
 
-from indrnn.bench.recurrence import forced
 from indrnn.layers import recurrent_max
 from indrnn.recurrence import indrnn_recurrence
 from indrnn.recurrence.dispatch import Cell, OutputGradients, load_backend
 
-CPU = torch.device("cpu")
-CUDA = torch.device("cuda")
-STRATEGIES = ("auto", "sequential", "scan")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def sizes(small: tuple[int, int, int], large: tuple[int, int, int]):
-    """The CPU with auto, and on a GPU the large size with every strategy."""
-    on_gpu = [pytest.param(CUDA, large, strategy, marks=pytest.mark.gpu) for strategy in STRATEGIES]
+    """auto on the CPU, and every strategy with the large size on a GPU."""
+    on_gpu = [pytest.param(CUDA, large, strategy, marks=pytest.mark.gpu) for strategy in ("auto", "sequential", "scan")]
     return pytest.mark.parametrize(("device", "size", "strategy"), [(CPU, small, "auto"), *on_gpu])
 
 
 def run(device: torch.device, strategy: str, *inputs: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """h, h_last and the gradients of the inputs."""
+    forced = nullcontext()
+    if device.type == "cuda":
+        from indrnn.recurrence import triton_gpu
+
+        forced = triton_gpu.forced(strategy)
     inputs = tuple(each.requires_grad_() for each in inputs)
-    with forced(strategy if device.type == "cuda" else None):
+    with forced:
         outputs = indrnn_recurrence(*inputs)
         found = torch.autograd.grad(outputs, inputs, grads)
     return *(each.detach() for each in outputs), *found
@@ -49,7 +53,7 @@ def test_long_sequences(device, size, strategy):
     x, dh = torch.randn(B, T, H, device=device), torch.randn(B, T, H, device=device)
     dh_last = torch.randn(B, H, device=device)
     h, last, dx, du, dh0 = run(device, strategy, x, u, h0, grads=(dh, dh_last))
-    # A loop of 100,000 steps would take longer than all the rest.
+    # A loop of 100,000 steps would be too slow.
     reference = load_backend("reference" if device.type == "cpu" else "scan")
     cell = Cell(u.double(), h0.double(), "relu")
     exact, *_ = reference.forward(x.double(), None, cell, statistics=False)
@@ -63,7 +67,7 @@ def test_long_sequences(device, size, strategy):
 
 @sizes((300, 3, 8), (20_000, 3, 128))
 def test_many_chains(device, size, strategy):
-    """More than 2^20 of them: the first and the last sequences are as they are alone."""
+    """The same results as in three smaller batches."""
     B, T, H = size
     torch.manual_seed(0)
     u = uniform_weights(H, T, device)
@@ -87,8 +91,7 @@ def test_more_elements_than_a_32_bit_index(device, size, strategy):
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < 8 * 4 * B * T * H:
         pytest.skip("needs 69 GB of GPU memory")
     torch.manual_seed(0)
-    # So that a gradient from far away has vanished where it is compared.
-    u = uniform_weights(H, T, device) * 0.9
+    u = uniform_weights(H, T, device) * 0.9  # gradients vanish over the distance between the parts
     x = torch.randn(B, T, H, device=device)
     grad, grad_last = torch.randn_like(x), torch.zeros(B, H, device=device)
     h, last, dx, _ = run(device, strategy, x, u, grads=(grad, grad_last))

@@ -141,9 +141,7 @@ def test_what_is_no_schedule_is_refused_in_one_line(target, args, message):
 
 @pytest.mark.parametrize("model", ["indrnn", "indrnn_residual", "lstm", "gru", "mingru", "rnn"])
 def test_muon_updates_the_hidden_matrices_and_adam_the_rest(model):
-    two = {"gru": ["model.args.num_layers=2"], "indrnn_residual": []}.get(
-        model.replace("mingru", "gru"), ["model.num_layers=2"]
-    )
+    two = [] if model == "indrnn_residual" else ["model.num_layers=2"]
     cfg = load_config([f"model={model}", "optimizer=muon", "data=mnist5k", *two])
     network = build_model(cfg.model, make_task(cfg.data))
     adam, muon = build_optimizers(network, cfg.optimizer)

@@ -15,22 +15,6 @@ next matrix instead of being computed:
     z = sequence.materialise()                  # the tensor (B, T, H)
 
 ``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights: its only parameter is weight_hh.
-
-A checkpoint of the paper's authors (Sunnydreamrain/IndRNN_pytorch, pixelMNIST/Indrnn_plainnet.py), without its
-classifier, loads into an `IndRNN(..., norm="batch")` after renaming:
-
-    def from_authors(state):
-        names = {}
-        for name in state:
-            kind, _, rest = name.partition(".")
-            if kind in ("DIs", "RNNs"):
-                k, part, *_, last = rest.split(".")
-                names[name] = {
-                    "fc": {"weight": f"layers.{k}.weight_ih", "bias": f"layers.{k}.bias"}.get(last),
-                    "indrnn1": f"layers.{k}.weight_hh",
-                    "norm1": f"layers.{k}.norm.{last}",
-                }[part]
-        return {new: state[old] for old, new in names.items()}
 """
 
 from .folding import AffineSequence, concatenate, linear, materialise, sequences_in

@@ -10,16 +10,16 @@ mask (B, H). Neither needs its own pass over memory, because every reader of z f
 An `AffineSequence` keeps h, scale, shift and mask until then.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_dtype: ContextVar[torch.dtype | None] = ContextVar("sequences_in", default=None)
+_thread = threading.local()  # torch.compile of PyTorch 2.11 cannot read a ContextVar
 
 
 @contextmanager
@@ -29,11 +29,12 @@ def sequences_in(dtype: torch.dtype | None) -> Iterator[None]:
     With bfloat16, h and the factors of its products are bfloat16, and products are summed in float32. Scale, shift,
     mask, the folded matrix before its product, and h_last keep their dtype.
     """
-    before = _dtype.set(dtype)
+    before = getattr(_thread, "dtype", None)
+    _thread.dtype = dtype
     try:
         yield
     finally:
-        _dtype.reset(before)
+        _thread.dtype = before
 
 
 class AffineSequence(NamedTuple):
@@ -92,7 +93,7 @@ def factors(
         weight = weight.to(scale.dtype)
         bias = weight.new_zeros(len(weight)) if bias is None else bias.to(scale.dtype)
         if mask is None:
-            weight, bias = Fold.apply(weight, bias, scale, shift)
+            weight, bias = call(Fold, weight, bias, scale, shift)
         else:
             bias = F.linear(shift * mask, weight, bias)
             mask = mask * scale
@@ -102,7 +103,7 @@ def factors(
 
 
 def _cast(value: Tensor) -> Tensor:
-    dtype = _dtype.get()
+    dtype = getattr(_thread, "dtype", None)
     return value if dtype is None else value.to(dtype)
 
 
@@ -112,6 +113,11 @@ def concatenate(sequences: Sequence[AffineSequence]) -> AffineSequence:
     if any(len({part is None for part in column}) > 1 for column in columns):
         return concatenate([AffineSequence(sequence.materialise(), sequence.last()) for sequence in sequences])
     return AffineSequence(*[None if column[0] is None else torch.cat(column, -1) for column in columns])  # type: ignore
+
+
+def call(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Call a Function; in torch.compile, which fuses and differentiates its operations itself, only its forward."""
+    return (function.forward if torch.compiler.is_compiling() else function.apply)(*arguments)
 
 
 class Fold(torch.autograd.Function):

@@ -112,11 +112,6 @@ def check_size(name: str, size: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def check_flag(name: str, flag: bool) -> None:
-    if not isinstance(flag, bool):
-        raise TypeError(f"{name} must be True or False, got {flag!r}")
-
-
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -5,7 +5,7 @@ Letters: B batch, T time steps, D input features, H hidden units, N all time ste
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from ..recurrence import BACKENDS, NONLINEARITIES
 from ..recurrence.dispatch import SMALL_INPUT_SIZE, state_dtype
 from ..recurrence.ops import recurrence
-from .folding import Affine, AffineSequence, factors, materialise, project
+from .folding import Affine, AffineSequence, call, factors, materialise, project
 from .init import (
     Initializer,
     autocasts,
     check_bounds,
     check_choice,
     check_dropout,
-    check_flag,
     check_size,
     check_tensor,
     clip_recurrent_weight,
@@ -58,16 +57,6 @@ class Steps:
         return rows.new_full((B * T, rows.shape[-1]), padding).index_copy(0, places, rows).view(B, T, -1)
 
 
-class BatchShare(Protocol):
-    """Joins this process's part of a batch with the parts of other processes."""
-
-    def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """From mean and variance (H,) of this part's n values per unit, return those of all parts and their number."""
-
-    def mask(self, like: Tensor, keep: float) -> Tensor:
-        """Return this part's rows (b, H) of a dropout mask drawn for the whole batch."""
-
-
 class Weights(nn.Module):
     """The parameters of a layer or a cell: weight_ih (H, D), weight_hh (H,), bias (H,). Arguments: see `IndRNN`."""
 
@@ -89,7 +78,6 @@ class Weights(nn.Module):
         super().__init__()
         check_size("input_size", 1 if input_size is None else input_size)
         check_size("hidden_size", hidden_size)
-        check_flag("bias", bias)
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
         check_choice("constraint", constraint, ("clip", "project", "none"))
         check_bounds(recurrent_max_abs, recurrent_min_abs)
@@ -128,6 +116,7 @@ class Weights(nn.Module):
         if self.recurrent_max_abs is not None or self.recurrent_min_abs:
             limits = f"[{self.recurrent_min_abs:.6g}, {self.recurrent_max_abs or float('inf'):.6g}]"
             parts.append(f"|u| in {limits} by {self.constraint}")
+        parts += [f"{name}={getattr(self, name)}" for name in ("dropout", "reverse") if getattr(self, name, False)]
         return ", ".join(parts)
 
 
@@ -148,8 +137,8 @@ class IndRNNLayer(Weights):
         ValueError, TypeError: as `IndRNN`.
     """
 
-    share: BatchShare | None = None
-    """Set for training in several processes (`indrnn.training.distributed`)."""
+    share: Any = None
+    """`indrnn.training.distributed.Share`, which joins statistics and masks when several processes train together."""
 
     def __init__(
         self,
@@ -208,14 +197,15 @@ class IndRNNLayer(Weights):
                 raise ValueError(f"input must have shape {expected}, {features}), got {tuple(input.shape)}")
         if h0 is not None:
             check_tensor("h0", h0, dtype)
+        narrow = isinstance(input, Tensor) and steps is None and input.shape[-1] <= SMALL_INPUT_SIZE
         weight = bias = None
         if self.weight_ih is None:
             x = materialise(input)
-        elif isinstance(input, Tensor) and steps is None and _enters_unmultiplied(input):
+        elif narrow and not autocasts(self.weight_hh.device):  # the recurrence forms W x, unless autocast casts it
             x, weight, bias = factors(input, self.weight_ih, self.bias)
         else:
             x, bias = project(input, self.weight_ih, self.bias)
-        statistics = self.norm is not None and _uses_batch_statistics(self.norm)
+        statistics = self.norm is not None and (self.norm.training or self.norm.running_mean is None)
         places = None if steps is None else steps.backwards if self.reverse else steps.place
         if steps is not None and places is not None:
             # With relu the state rests at 0 in the padding. It could grow to an infinity that spoils du.
@@ -238,14 +228,10 @@ class IndRNNLayer(Weights):
                 variance, mean = torch.var_mean(h.to(last.dtype), dim=0, correction=0)
         scale = shift = mask = None
         if self.norm is not None:
-            scale, shift = self._affine(mean, variance, h.numel() // h.shape[-1], updates)
+            scale, shift = self._affine((mean, variance) if statistics else None, h.numel() // h.shape[-1], updates)
         if self.training and self.dropout > 0:
             keep = 1 - self.dropout
-            mask = (
-                torch.empty_like(last).bernoulli_(keep).div_(keep)
-                if self.share is None
-                else self.share.mask(last, keep)
-            )
+            mask = self.share.mask(last, keep) if self.share else torch.empty_like(last).bernoulli_(keep).div_(keep)
         last = last.to(dtype)
         if steps is not None and mask is not None:
             # Rows of one sequence are scattered, so a mask cannot be folded into its matrix.
@@ -254,29 +240,28 @@ class IndRNNLayer(Weights):
             return AffineSequence(z, (affine.last() * mask).to(dtype)), last
         return AffineSequence(h, last, scale, shift, mask), last
 
-    def _affine(self, mean: Tensor, variance: Tensor, n: int, updates: list[Update] | None) -> tuple[Tensor, Tensor]:
-        """scale and shift (H,) with ``norm(h) = scale ⊙ h + shift``, given h's mean and biased variance over n values
-        per unit, if the norm uses them."""
+    def _affine(
+        self, statistics: tuple[Tensor, Tensor] | None, n: int, updates: list[Update] | None
+    ) -> tuple[Tensor, Tensor]:
+        """scale and shift (H,) with ``norm(h) = scale ⊙ h + shift``, from the mean and biased variance of n values per
+        unit, or with None from the running statistics."""
         norm = self.norm
         if not isinstance(norm, nn.BatchNorm1d):
             raise ValueError(f"norm must be a BatchNorm1d, which the layer folds into its reader, got {norm}")
-        if _uses_batch_statistics(norm):
-            count: int | Tensor = n
-            if self.share is not None:
-                mean, variance, count = self.share.join(mean, variance, n)
-            elif n < 2:
-                raise ValueError(f"batch norm needs more than one value per unit in training, got {n}")
-            if norm.training and norm.running_mean is not None:
-                update = (norm, mean, variance, count)
-                if updates is None:
-                    update_running_statistics([update])
-                else:
-                    updates.append(update)
-        elif norm.running_mean is not None and norm.running_var is not None:
-            mean, variance = norm.running_mean, norm.running_var
+        mean, variance = cast(Any, statistics or (norm.running_mean, norm.running_var))
+        if statistics and self.share:
+            mean, variance, n = self.share.join(mean, variance, n)
+        elif statistics and n < 2:
+            raise ValueError(f"batch norm needs more than one value per unit in training, got {n}")
+        if statistics and norm.training and norm.running_mean is not None:
+            update = (norm, mean, variance, n)
+            if updates is None:
+                update_running_statistics([update])
+            else:
+                updates.append(update)
         weight = torch.ones_like(mean) if norm.weight is None else norm.weight.to(mean.dtype)
         bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.to(mean.dtype)
-        scale, shift, _ = Affine.apply(mean, variance, weight, bias, norm.eps)
+        scale, shift, _ = call(Affine, mean, variance, weight, bias, norm.eps)
         return scale, shift
 
     def register_full_backward_hook(self, *_: Any, **__: Any) -> Any:
@@ -287,23 +272,6 @@ class IndRNNLayer(Weights):
         )
 
     register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook
-
-    def extra_repr(self) -> str:
-        parts = [super().extra_repr()]
-        if self.dropout:
-            parts.append(f"dropout={self.dropout}")
-        if self.reverse:
-            parts.append("reverse=True")
-        return ", ".join(parts)
-
-
-def _enters_unmultiplied(input: Tensor) -> bool:
-    """Whether the recurrence forms W x. Not under autocast, which chooses the dtype of products."""
-    return input.shape[-1] <= SMALL_INPUT_SIZE and not autocasts(input.device)
-
-
-def _uses_batch_statistics(norm: nn.BatchNorm1d) -> bool:
-    return norm.training or norm.running_mean is None
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..recurrence.reference import activate
 from .folding import AffineSequence, concatenate, materialise
-from .init import Initializer, check_dropout, check_flag, check_size, check_tensor, is_range
+from .init import Initializer, check_dropout, check_size, check_tensor, is_range
 from .layer import IndRNNLayer, Steps, Update, Weights, recurrent_layers, update_running_statistics
 
 
@@ -71,11 +71,11 @@ class IndRNN(nn.Module):
 
     Differences from torch.nn.RNN: one recurrent weight per unit instead of a matrix; one bias; relu is the default;
     dropout keeps its mask over time; lengths, norm, bounds, initial values and backend are new; shapes that do not fit
-    raise ValueError instead of RuntimeError; dropout=1 and proj_size are not supported. For one time step per call,
-    `IndRNNCell` has less overhead.
+    raise ValueError instead of RuntimeError; dropout=1 and proj_size are not supported. At T = 1 a call
+    takes several times as long as torch.nn.RNN's: use `IndRNNCell`, which does not.
 
     Raises:
-        ValueError: an argument is outside the values listed here. TypeError: a size is no int, or a flag no bool.
+        ValueError: an argument is outside the values listed here. TypeError: a size is no int.
     """
 
     proj_size = 0
@@ -105,8 +105,6 @@ class IndRNN(nn.Module):
         super().__init__()
         check_size("input_size", input_size)
         check_size("num_layers", num_layers)
-        check_flag("batch_first", batch_first)
-        check_flag("bidirectional", bidirectional)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

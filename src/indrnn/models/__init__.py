@@ -16,21 +16,10 @@ from indrnn.errors import UserError
 from indrnn.external import call_target, explained
 from indrnn.layers import recurrent_layers
 
-from .baselines import GRUClassifier, LSTMClassifier, MinGRUClassifier, RNNClassifier
+from .baselines import LSTMClassifier, MinGRUClassifier, RNNClassifier
 from .indrnn import DenseIndRNN, PlainIndRNN, ResidualIndRNN
 
-__all__ = [
-    "MODELS",
-    "DenseIndRNN",
-    "GRUClassifier",
-    "LSTMClassifier",
-    "MinGRUClassifier",
-    "PlainIndRNN",
-    "RNNClassifier",
-    "ResidualIndRNN",
-    "build_model",
-    "recurrent_weights",
-]
+__all__ = ["MODELS", "build_model", "recurrent_weights"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "indrnn": PlainIndRNN,
@@ -38,7 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "indrnn_dense": DenseIndRNN,
     "lstm": LSTMClassifier,
     "rnn": RNNClassifier,
-    "gru": GRUClassifier,
+    "gru": RNNClassifier,
     "mingru": MinGRUClassifier,
 }
 

@@ -73,38 +73,22 @@ def _initialize(rnn: nn.RNNBase, gates: int | None) -> None:
         nn.init.zeros_(bias_hh)
 
 
-class GRUClassifier(nn.Module):
-    """`nn.GRU` (Cho et al. 2014, arXiv 1406.1078) and a linear classifier on its last output, initialized as the LSTM;
-    biases are 0."""
-
-    def __init__(self, model: GRUConfig, task: Task) -> None:
-        super().__init__()
-        self.gru = nn.GRU(task.input_size, model.hidden_size, model.num_layers, batch_first=True)
-        self.head = classifier(model.hidden_size, task)
-        _initialize(self.gru, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
-        _, h_last = self.gru(x)
-        return self.head(h_last[-1])
-
-
 class RNNClassifier(nn.Module):
-    """`nn.RNN` and a linear classifier on its last output.
+    """`nn.RNN` or `nn.GRU` (Cho et al. 2014, arXiv 1406.1078) and a linear classifier on its last output.
 
-    With relu it starts as the IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941): recurrent identity, biases 0, input
-    weights N(0, 0.001²), without which a fully connected relu network does not train over hundreds of steps. With tanh
-    the recurrent matrix is orthogonal and the input weights are Glorot uniform.
+    A relu RNN starts as the IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941): recurrent identity and input weights
+    N(0, 0.001²), without which a fully connected relu network does not train over hundreds of steps. A tanh RNN and a
+    GRU have orthogonal recurrent and Glorot uniform input weights, gate by gate. Biases are 0.
     """
 
-    def __init__(self, model: RNNConfig, task: Task) -> None:
+    def __init__(self, model: RNNConfig | GRUConfig, task: Task) -> None:
         super().__init__()
-        self.rnn = nn.RNN(
-            task.input_size, model.hidden_size, model.num_layers, nonlinearity=model.nonlinearity, batch_first=True
-        )
+        sizes = (task.input_size, model.hidden_size, model.num_layers)
+        nonlinearity = getattr(model, "nonlinearity", None)
+        self.rnn = nn.RNN(*sizes, nonlinearity, batch_first=True) if nonlinearity else nn.GRU(*sizes, batch_first=True)
         self.head = classifier(model.hidden_size, task)
-        _initialize(self.rnn, None if model.nonlinearity == "relu" else 1)
-        if model.nonlinearity == "relu":
+        _initialize(self.rnn, {"relu": None, "tanh": 1, None: 3}[nonlinearity])
+        if nonlinearity == "relu":
             for weight_ih, weight_hh, *_ in self.rnn.all_weights:
                 nn.init.normal_(weight_ih, std=0.001)
                 nn.init.eye_(weight_hh)
