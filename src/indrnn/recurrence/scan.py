@@ -59,7 +59,7 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
-    """See `dispatch.Backend.forward`."""
+    """See `reference.forward`."""
     u, h0, nonlinearity, reverse, _ = cell
     if reverse:
         outputs = forward(x.flip(1), bias, cell._replace(reverse=False), statistics)
@@ -79,7 +79,7 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 
 
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
-    """See `dispatch.Backend.backward`."""
+    """See `reference.backward`."""
     dh, dh_last, offset, slope = gradients
     u, h0, nonlinearity, reverse, _ = cell
     if reverse:

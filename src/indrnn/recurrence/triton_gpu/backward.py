@@ -139,7 +139,7 @@ def backward_kernel(
 
 
 def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Tile) -> InputGradients:
-    """See `dispatch.Backend.backward`."""
+    """See `reference.backward`."""
     B, T, H = h.shape
     dh, dh_last, offset, slope = gradients
     u, h0, nonlinearity, reverse, _ = cell

@@ -158,7 +158,7 @@ def forward_kernel(
 
 
 def launch_forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, tile: Tile) -> Outputs:
-    """See `dispatch.Backend.forward`."""
+    """See `reference.forward`."""
     B, T, H = x.shape
     u, h0, nonlinearity, reverse, _ = cell
     h = torch.empty_like(x)
