@@ -10,7 +10,7 @@ import torch
 
 import naive
 from indrnn import indrnn_recurrence
-from indrnn.recurrence import ops
+from indrnn.recurrence import dispatch, ops
 from indrnn.recurrence.dispatch import Cell, OutputGradients
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -97,27 +97,10 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what
     assert error <= TOLERANCE[dtype], f"{what}: {error:.2e}"
 
 
-def through_written_states(written, x, u, h0=None, bias=None, nonlinearity="relu"):
-    """States with the stored values and the derivatives there, as in the backward: bfloat16 rounds tanh near ±1."""
-    derivative = {
-        "relu": (written > 0).double(),
-        "tanh": 1 - written * written,
-        "identity": torch.ones_like(written),
-        "leaky_relu": torch.where(written > 0, torch.ones_like(written), 0.01),
-    }[nonlinearity]
-    state = torch.zeros_like(x[:, 0]) if h0 is None else h0
-    states = []
-    for t in range(x.shape[1]):
-        a = x[:, t] + u * state + (0 if bias is None else bias)
-        state = written[:, t] + derivative[:, t] * (a - a.detach())
-        states.append(state)
-    return torch.stack(states, dim=1)
-
-
 @pytest.fixture
 def _poisoned(monkeypatch):
     """Uninitialized memory is NaN, so that an element that is not written fails the test."""
-    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, float("nan")))
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, float("nan"), **options))
     monkeypatch.setattr(
         torch.Tensor, "new_empty", lambda x, *size, **options: x.new_full(size, float("nan"), **options)
     )
@@ -126,49 +109,36 @@ def _poisoned(monkeypatch):
 @pytest.mark.usefixtures("_poisoned")
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_outputs_and_gradients(case):
+    """Compared with the reference in float64, which has the gradients of autograd (see test_recurrence)."""
     B, T, H, dtype = case.B, case.T, case.H, case.dtype
     state = torch.float64 if dtype == torch.float64 else torch.float32
     x = laid_out(B, T, H, dtype, case.layout)
     u = recurrent_weights(T, H).to(state)
     h0 = torch.randn(B, H, dtype=state) if case.h0 else None
     bias = None if case.bias is None else torch.randn((H,) if case.bias == 1 else (B, H), dtype=state)
-    inputs = {name: each.double() for name, each in {"u": u, "h0": h0, "bias": bias}.items() if each is not None}
-    exact = {name: each.requires_grad_() for name, each in {"x": x.double(), **inputs}.items()}
-    expected, _ = naive.recurrence(**exact, nonlinearity=case.nonlinearity)
-
-    move = lambda value: None if value is None else value.to(DEVICE)  # noqa: E731
-    cell = Cell(move(u), move(h0), case.nonlinearity)
-    h, h_last, mean, variance = triton_gpu.forward(move(x), move(bias), cell, case.statistics, tile=case.tile)
-    close(h, expected.detach(), dtype, "h")
-    close(h_last, expected[:, -1].detach(), state, "h_last")
-    assert h.stride() == torch.zeros_like(x).stride()
     dh = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
     dh_last = torch.randn(B, H, dtype=state) if case.gradients != "h" else None
-    offset = slope = None
-    if case.statistics:
-        close(mean, expected.detach().mean((0, 1)), state, "mean")
-        close(variance, expected.detach().var((0, 1), correction=0), state, "variance")
-        offset, slope = torch.randn(2, H, dtype=state)
-    if dtype == torch.bfloat16:
-        expected = through_written_states(h.cpu().double(), **exact, nonlinearity=case.nonlinearity)
-    loss = torch.zeros(())
-    if dh is not None:
-        loss = loss + (expected * dh.double()).sum()
-    if dh_last is not None:
-        loss = loss + (expected[:, -1] * dh_last.double()).sum()
-    if offset is not None and slope is not None:
-        loss = loss + (expected * offset.double() + expected * expected * slope.double() / 2).sum()
-    loss.backward()
+    offset, slope = torch.randn(2, H, dtype=state) if case.statistics else (None, None)
 
-    gradients = OutputGradients(move(dh), move(dh_last), move(offset), move(slope))
-    dx, du, dh0, dbias, _ = triton_gpu.backward(gradients, h, cell, tile=case.tile)
-    assert all(each.dtype == state for each in (du, dh0, dbias))
-    close(dx, exact["x"].grad, dtype, "dx")
-    close(du.sum(0), exact["u"].grad, dtype, "du")
-    if h0 is not None:
-        close(dh0, exact["h0"].grad, dtype, "dh0")
-    if bias is not None:
-        close(dbias if bias.dim() == 2 else dbias.sum(0), exact["bias"].grad, dtype, "dbias")
+    def move(*values):
+        return [None if value is None else value.to(DEVICE) for value in values]
+
+    def exact(*values):
+        return [None if value is None else value.cpu().double() for value in values]
+
+    reference = dispatch.load_backend("reference")
+    cell, exact_cell = Cell(*move(u, h0), case.nonlinearity), Cell(*exact(u, h0), case.nonlinearity)
+    outputs = triton_gpu.forward(*move(x, bias), cell, case.statistics, tile=case.tile)
+    expected = reference.forward(*exact(x, bias), exact_cell, case.statistics)
+    assert outputs.h.stride() == torch.zeros_like(x).stride()
+    given = dh, dh_last, offset, slope
+    gradients = triton_gpu.backward(OutputGradients(*move(*given)), outputs.h, cell, tile=case.tile)
+    wanted = reference.backward(OutputGradients(*exact(*given)), *exact(outputs.h), exact_cell)
+    for results, right in ((outputs, expected), (gradients, wanted)):
+        for name, one, other in zip(results._fields, results, right, strict=True):
+            if other is not None:
+                assert one.dtype == (dtype if name in ("h", "dx") else state)
+                close(one, other, one.dtype, name)
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "scan"])

@@ -79,7 +79,7 @@ def recurrence(
     if torch.onnx.is_in_onnx_export():
         x = x if weight is None else _product(x, weight)
         return _decomposed(x, bias, Cell(u, h0, nonlinearity, reverse), statistics)
-    operator = _recurrence if torch.compiler.is_compiling() else Recurrence.apply
+    operator = _recurrence if torch.compiler.is_compiling() else IndRNNRecurrence.apply
     h, last, mean, variance = operator(x, u, h0, bias, weight, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
 
@@ -195,7 +195,7 @@ def _autograd(
     # The gradient of x needs δ, which is materialized only without a weight.
     through = weight is not None and ctx.needs_input_grad[0]
     product = (None, None) if through else (x, weight)
-    operator = _recurrence_backward if torch.compiler.is_compiling() else RecurrenceBackward.apply
+    operator = _recurrence_backward if torch.compiler.is_compiling() else IndRNNRecurrenceGradients.apply
     dx, du, dh0, dbias, dweight = operator(dh, dh_last, offset, slope, h, u, h0, *product, *ctx.options)
     if through:
         dx, dweight = _product(dx, weight.mT), weight_gradients(dx, x, u.dtype)
@@ -304,11 +304,11 @@ _recurrence_backward.register_fake(_empty_gradients)
 _recurrence_backward.register_autograd(_no_second_derivative)
 
 
-class Recurrence(torch.autograd.Function):
+class IndRNNRecurrence(torch.autograd.Function):
     """`indrnn::recurrence` in eager code."""
 
     setup_context, backward = staticmethod(_setup_context), staticmethod(_autograd)
-    vmap = staticmethod(_vmap(lambda *arguments: Recurrence.apply(*arguments), _forward))
+    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrence.apply(*arguments), _forward))
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -322,11 +322,11 @@ class Recurrence(torch.autograd.Function):
         )
 
 
-class RecurrenceBackward(torch.autograd.Function):
+class IndRNNRecurrenceGradients(torch.autograd.Function):
     """`indrnn::recurrence_backward` in eager code."""
 
-    backward, jvp = staticmethod(_no_second_derivative), Recurrence.jvp
-    vmap = staticmethod(_vmap(lambda *arguments: RecurrenceBackward.apply(*arguments), _backward))
+    backward, jvp = staticmethod(_no_second_derivative), IndRNNRecurrence.jvp
+    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrenceGradients.apply(*arguments), _backward))
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -338,5 +338,5 @@ class RecurrenceBackward(torch.autograd.Function):
 
 
 # Function.apply would otherwise derive the signature in every call.
-for _function in (Recurrence, RecurrenceBackward):
+for _function in (IndRNNRecurrence, IndRNNRecurrenceGradients):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
