@@ -12,7 +12,7 @@ import torch
 import naive
 from indrnn import IndRNN
 from indrnn.errors import UserError
-from indrnn.recurrence import available_backends, dispatch, indrnn_recurrence, resolve_backend
+from indrnn.recurrence import available_backends, dispatch, indrnn_recurrence, resolve_backend, warm_up
 from indrnn.recurrence.ops import recurrence
 
 # Largest error, relative to the largest element of the float64 result.
@@ -447,6 +447,19 @@ class TestNumba:
             kernel = numba.cfunc(numba.types.void(numba.types.int64), error_model="numpy")(function)
             blocks = re.split(r"\n\S+:.*\n", kernel.inspect_llvm())
             assert any(len(re.findall(r"fm?(?:ul|add) <\d+ x ", block)) >= 4 for block in blocks)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_warm_up_compiles_all_kernels_of_a_training_step(self, dtype):
+        from indrnn.recurrence.numba_cpu import _compiled
+
+        warm_up(dtype)
+        compiled = _compiled.cache_info().currsize
+        for norm in ("batch", "none"):
+            net = IndRNN(1, 5, 2, batch_first=True, norm=norm)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                net(torch.randn(3, 4, 1))[0].float().sum().backward()
+                net.eval()(torch.randn(3, 4, 1))
+        assert _compiled.cache_info().currsize == compiled
 
     def test_damaged_cache_files_are_replaced(self, tmp_path):
         program = """
