@@ -1,4 +1,4 @@
-"""Slow, obvious versions of what the package computes, for tests to compare with. They share no code with it."""
+"""Slow, obvious implementations for tests to compare with. They share no code with the package."""
 
 import numpy as np
 import torch

@@ -1,5 +1,4 @@
-"""torch.export with batch and time left open: one node a layer, saved, and run by a process that knows only indrnn; and
-what else sees the operators."""
+"""torch.export with dynamic batch and time, ONNX, and what else sees the operators."""
 
 import subprocess
 import sys
@@ -27,19 +26,13 @@ class Recurrence(torch.nn.Module):
         return indrnn_recurrence(x, self.u, backend=self.backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batch_and_length(backend):
-    check(Recurrence(backend), 1)
-
-
-def test_any_batch_and_length_of_a_network():
-    check(IndRNN(3, 4, 2, batch_first=True, norm="batch").eval(), 2)
-
-
-def check(module, layers):
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+def test_dynamic_batch_and_time(backend):
+    """One node per layer. None: a network of two layers."""
+    module = Recurrence(backend) if backend else IndRNN(3, 4, 2, batch_first=True, norm="batch").eval()
     program = torch.export.export(module, (torch.randn(4, 40, 3),), dynamic_shapes=OPEN)
     targets = [node.target for node in program.graph.nodes]
-    assert targets.count(torch.ops.indrnn.recurrence.default) == layers
+    assert targets.count(torch.ops.indrnn.recurrence.default) == (1 if backend else 2)
     for B, T in ((1, 1), (7, 64), (512, 3)):
         x = torch.randn(B, T, 3)
         for actual, expected in zip(program.module()(x), module(x), strict=True):
@@ -47,7 +40,7 @@ def check(module, layers):
 
 
 class Watch(TorchDispatchMode):
-    """Notes the names of our operators."""
+    """Records the names of our operators."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +52,7 @@ class Watch(TorchDispatchMode):
         return operator(*arguments, **keywords or {})
 
 
-def test_a_mode_sees_one_operator_each_way_and_the_same_bits():
+def test_dispatch_mode_sees_one_operator_per_direction():
     x, u = torch.randn(2, 5, 3, requires_grad=True), torch.rand(3, requires_grad=True)
     with Watch() as watch:
         h, _ = indrnn_recurrence(x, u)
@@ -77,7 +70,7 @@ def test_fake_tensors_run_no_kernel():
     assert (type(outside), outside.shape) == (FakeTensor, (2, 5, 3))
 
 
-def test_a_saved_program_in_a_fresh_process(tmp_path):
+def test_saved_program_in_a_new_process(tmp_path):
     module, x = IndRNN(3, 4, 2, batch_first=True, norm="batch").eval(), torch.randn(7, 64, 3)
     program = torch.export.export(module, (torch.randn(4, 40, 3),), dynamic_shapes=OPEN)
     torch.export.save(program, tmp_path / "model.pt2")
@@ -93,20 +86,40 @@ print(torch.equal(output[0], h) and torch.equal(output[1], h_n))
     assert done.stdout.strip() == "True", done.stderr
 
 
-@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
-def test_onnx_gets_pytorchs_own_operators_with_an_open_batch(nonlinearity, monkeypatch):
-    """torch.onnx.export traces the model by torch.export with this flag set; it knows no operator of ours."""
-    torch.manual_seed(0)
-    model = IndRNN(3, 4, 2, nonlinearity, batch_first=True, bidirectional=True, norm="batch").eval()
+@pytest.fixture
+def exporting(monkeypatch):
+    """As torch.onnx.export traces a model, by torch.export with this flag; ONNX has no operator of ours."""
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    program = torch.export.export(model, (torch.randn(2, 7, 3),), dynamic_shapes=({0: torch.export.Dim("B", max=512)},))
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+def test_onnx_decomposes_into_pytorch_operators(nonlinearity, exporting, monkeypatch):
+    model = IndRNN(3, 4, 2, nonlinearity, batch_first=True, bidirectional=True, norm="batch").eval()
+    program = torch.export.export(model, (torch.randn(2, 7, 3),), dynamic_shapes=({0: Dim("B", max=512)},))
     assert not [node for node in program.graph.nodes if "indrnn" in str(node.target)]
     monkeypatch.undo()
     x = torch.randn(5, 7, 3)
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_onnx_runs_what_was_exported(tmp_path):
+@pytest.mark.parametrize("nonlinearity", ["relu", "tanh"])
+@pytest.mark.parametrize("how", ["dynamic shapes", "automatic", "TorchScript"])
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_onnx_refuses_a_dynamic_time_dimension(how, nonlinearity, exporting):
+    """The number of passes would be that of the example. TorchScript does not say which dimensions are dynamic."""
+    model, x = IndRNN(3, 4, 2, nonlinearity, batch_first=True).eval(), torch.randn(2, 7, 3)
+    exports = {
+        "dynamic shapes": lambda: torch.export.export(model, (x,), dynamic_shapes=OPEN),
+        "automatic": lambda: torch.export.export(model, (x,), dynamic_shapes=({1: Dim.DYNAMIC},)),
+        "TorchScript": lambda: torch.jit.trace(model, (x,)),
+    }
+    with pytest.raises(Exception, match="ONNX export needs a fixed number of time steps"):
+        exports[how]()
+
+
+def test_onnx_runtime(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     import onnxruntime

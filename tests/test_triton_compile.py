@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: no spilled registers, and all loads of a tile in flight."""
+"""The Triton kernels compiled without a GPU: no spilled registers, and all loads of a tile in flight."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     bool(triton.knobs.runtime.interpret), reason="TRITON_INTERPRET=1 leaves nothing to compile"
 )
 
-# The tiles of the default network with as little else as possible: what is shipped is compiled with everything.
+# The tiles of the default network without options. Shipped variants are compiled with all options.
 PLAIN = [
     Variant("forward", Tile(8, 25, 32, ahead=True), masked=True, everything=False),
     Variant("forward", Tile(1, 28, 32, ahead=True), everything=False),
@@ -45,7 +45,7 @@ def found_faults(variant, capability):
 
 @pytest.fixture(scope="module")
 def compilations(request):
-    """Those of all selected cases, begun at once on several cores: each takes seconds."""
+    """The compilations of all selected cases, in parallel, since each takes seconds."""
     cases = [item.callspec.params for item in request.session.items if "compilations" in item.fixturenames]
     cores = min(8, len(os.sched_getaffinity(0)), len(cases))
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
@@ -59,13 +59,13 @@ def compilations(request):
 @pytest.mark.parametrize(
     ("variant", "capability"), CASES, ids=lambda value: value if isinstance(value, int) else name(value)
 )
-def test_what_is_shipped_spills_nothing_and_loads_ahead(variant, capability, compilations):
+def test_shipped_kernels_spill_nothing_and_load_ahead(variant, capability, compilations):
     assert compilations[variant, capability].result() == []
 
 
 @pytest.mark.parametrize("strategy", ["auto", "sequential", "scan"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_the_chooser_stays_within_what_is_compiled_and_keeps_to_the_strategy(direction, strategy):
+def test_chosen_tiles_are_within_limits(direction, strategy):
     for B in (1, 3, 32, 512, 100_000):
         for T in (1, 2, 3, 17, 28, 783, 784, 1024, 100_000):
             for H in (1, 5, 16, 128, 1000):
@@ -76,12 +76,12 @@ def test_the_chooser_stays_within_what_is_compiled_and_keeps_to_the_strategy(dir
                 assert strategy in ("auto", tile.strategy)
 
 
-def test_what_cannot_be_scanned_is_walked():
+def test_tanh_forward_is_sequential():
     assert choose("forward", "tanh", 1, 1000, 8, False, True, "scan").strategy == "sequential"
     assert choose("backward", "tanh", 1, 1000, 8, False, True, "scan").strategy == "scan"
 
 
-def test_the_default_network_is_what_is_compiled_here():
+def test_tiles_of_the_default_network_are_compiled():
     chosen = {
         (direction, choose(direction, "relu", B, 784, 128, False, True))
         for direction in ("forward", "backward")

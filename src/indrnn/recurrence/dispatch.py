@@ -1,25 +1,21 @@
-"""Which backend computes the recurrence, and the interface every backend keeps.
+"""The interface of the backends, and the choice of one.
 
-Letters: B batch, T time steps, H hidden units.
+Letters: B batch, T time steps, H hidden units, D input features.
 
-A backend is a module with the members of `Backend`. ``ops`` has checked the arguments before a backend sees them:
-x, h and dh have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all of them are
-on one device, sizes agree, B, T, H >= 1. Sequences (x, h, dh, dx) have one dtype, all else has its `state_dtype`:
-float64 for float64, float32 for everything else.
+A backend is a module with NONLINEARITIES, DTYPES, FORMS_PRODUCT (whether it accepts a `Cell.weight`) and the functions
+`unavailable_reason`, `forward` and `backward` of `reference`, which define them. `ops` checks all arguments first: x, h
+and dh have stride 1 along H and any other strides (also 0), every other tensor is contiguous, all are on one device,
+and B, T, H >= 1. Results are deterministic: fixed order of summation, no atomic additions.
 
-For bfloat16 (and float16) that means: the running state and δ are float32 and never rounded between steps; h and dx
-hold what they are at each step, rounded to the nearest, ties to even; h_last, the statistics, dh0 and dbias come from
-the unrounded ones. The backward knows h as it was stored: σ' and slope ⊙ h_t take the rounded h_t (rounding to bfloat16
-keeps its sign), and du = Σ δ_t ⊙ h_{t-1} takes unrounded δ_t, rounded h_{t-1}, and h_0 as it was given.
-
-Where `Cell.weight` W (H, D) is given, x is (B, T, D) and W x_t enters the recurrence. A backend that forms it in
-passing saves a layer that reads one pixel a step both W x (B, T, H) and its gradient.
+Sequences (x, h, dh, dx) have one dtype. Everything else has its `state_dtype`: float64 for float64, else float32. For
+bfloat16 the running state and δ are therefore never rounded between steps. h and dx are rounded when they are stored
+(to nearest, ties to even). The backward reads h as stored: σ', slope ⊙ h_t and du use the rounded h_t.
 """
 
 import warnings
 from functools import cache
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,99 +23,65 @@ from torch import Tensor
 from ..config.schema import BACKENDS, NONLINEARITIES
 from ..errors import UserError
 
-# What auto tries, in this order. On a CPU the loop costs less than the scan's many passes over memory; elsewhere a
-# launch for each time step costs more.
+# The order in which auto tries backends. On a CPU the loop is faster than the scan, which passes over memory many
+# times. Elsewhere one launch per time step is slower.
 _PREFERRED: dict[str, tuple[str, ...]] = {"cpu": ("numba", "reference"), "cuda": ("triton", "scan", "reference")}
 _WITHOUT_KERNEL = ("scan", "reference")
 _MODULES = {"reference": ".reference", "scan": ".scan", "numba": ".numba_cpu", "triton": ".triton_gpu"}
-# Largest error allowed between two backends, as a share of the largest value of the quantity. Float32: a scan in tree
-# order, whose factors u^length are rounded before they are used, has about 2e-4 after 784 steps at the bound on u.
+# Largest error between two backends, relative to the largest value of the quantity. In float32 a scan, which rounds
+# u^length, has an error of about 2e-4 after 784 steps at the bound on u.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-
-# Up to which D a layer leaves W x to the recurrence. Forward and backward took within and apart, in two runs:
-#   D = 8, float32: 3.9 and 4.6, 13 and 18 ms; D = 8, bfloat16: 3.3 and 3.3, 4.0 and 4.1; D = 12, bfloat16: 4.2 and 4.5,
-#   4.1 and 4.4 (best of 7; a thread of an AMD EPYC, PyTorch 2.14, B = 32, T = 784, H = 128; 29 November 2026).
+# Largest D for which a layer fuses W x into the recurrence. At D = 12 the separate product is as fast.
 SMALL_INPUT_SIZE = 8
 
 
-class Cell(NamedTuple):
-    """The recurrence apart from its sequences."""
+class KernelError(RuntimeError):
+    """A kernel cannot be compiled or launched on this machine."""
 
-    u: Tensor
-    """(H,)"""
-    h0: Tensor | None
-    """(B, H), the state before the first step; None for zeros."""
+
+class Cell(NamedTuple):
+    """The recurrence without its sequences.
+
+    With ``reverse``, time runs from T to 1: h_t = σ(x_t + bias + u ⊙ h_{t+1}), h_{T+1} = h0, and h_last is h_1.
+    With ``weight``, x is (B, T, D) and W x_t replaces x_t, so that W x (B, T, H) and its gradient need no memory.
+    """
+
+    u: Tensor  # (H,)
+    h0: Tensor | None  # (B, H), None for zeros
     nonlinearity: str
     reverse: bool = False
-    """Time runs from T to 1, in both directions: h_t = σ(x_t + bias + u ⊙ h_{t+1}), h_{T+1} = h0, and h_last is h_1."""
-    weight: Tensor | None = None
-    """W (H, D): W x_t enters instead of x_t. Only for a backend that says FORMS_PRODUCT."""
+    weight: Tensor | None = None  # (H, D)
 
 
 class Outputs(NamedTuple):
-    h: Tensor
-    """(B, T, H), made as ``torch.empty_like(x)`` is: dense, strides ordered as x's; with a weight, contiguous."""
-    h_last: Tensor
-    """(B, H), contiguous and with memory of its own."""
-    mean: Tensor | None
-    """(H,), of h over batch and time."""
-    variance: Tensor | None
-    """(H,), biased. It must not be formed as Σh² − (Σh)²/n in the working precision."""
+    """``h`` is like ``torch.empty_like(x)``, or contiguous with a weight. ``h_last`` is contiguous and not a view."""
+
+    h: Tensor  # (B, T, H)
+    h_last: Tensor  # (B, H)
+    mean: Tensor | None  # (H,), of h over batch and time
+    variance: Tensor | None  # (H,), biased; not Σh² − (Σh)²/n in the working precision
 
 
 class OutputGradients(NamedTuple):
-    """What enters the backward at step t is g_t = dh_t + offset + slope ⊙ h_t, with dh_last added at t = T."""
+    """∂L/∂h_t = dh_t + offset + slope ⊙ h_t, plus dh_last at t = T. None stands for zeros.
 
-    dh: Tensor | None
-    """(B, T, H); None for zeros, which are never materialised."""
-    dh_last: Tensor | None
-    """(B, H)"""
-    offset: Tensor | None
-    """(H,); this and slope, both or neither, carry the gradients of mean and variance."""
-    slope: Tensor | None
-    """(H,)"""
+    offset and slope carry the gradients of mean and variance. Both or neither is given.
+    """
+
+    dh: Tensor | None  # (B, T, H)
+    dh_last: Tensor | None  # (B, H)
+    offset: Tensor | None  # (H,)
+    slope: Tensor | None  # (H,)
 
 
 class InputGradients(NamedTuple):
-    """All but dx have the dtype of u and one row a sequence, which the caller sums where it needs to: (B, H)."""
+    """``dx`` is like ``torch.empty_like(h)``. All others have the dtype of u and one row per sequence."""
 
-    dx: Tensor | None
-    """δ (B, T, H), made as ``torch.empty_like(h)``; None with a weight."""
-    du: Tensor
-    """Σ_t δ_t ⊙ h_{t-1}, with h_0 = h0 or zeros."""
-    dh0: Tensor
-    """u ⊙ δ_1"""
-    dbias: Tensor
-    """Σ_t δ_t"""
-    dweight: Tensor | None = None
-    """(B, H, D), Σ_t δ_t x_tᵀ; None without a weight."""
-
-
-class Backend(Protocol):
-    """What a backend module exposes."""
-
-    NONLINEARITIES: tuple[str, ...]
-    DTYPES: tuple[torch.dtype, ...]
-    FORMS_PRODUCT: bool
-    """Whether it takes a ``cell.weight``; if not, the caller forms W x."""
-
-    def unavailable_reason(self, device: torch.device) -> str | None:
-        """Why this backend cannot work on `device` (one sentence without a full stop), or None if it can."""
-
-    def forward(self, x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
-        """h_t = σ(x_t + bias + u ⊙ h_{t-1}) for x (B, T, H) and bias (H,) or, one a sequence, (B, H), or None; with
-        ``cell.weight``, h_t = σ(W x_t + bias + u ⊙ h_{t-1}) for x (B, T, D), with W x_t in the dtype of u.
-
-        Without `statistics` mean and variance are None.
-        """
-
-    def backward(self, gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
-        """The gradients, from the saved output and, with ``cell.weight``, from x (B, T, D).
-
-            δ_t = σ'_t ⊙ (g_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
-
-        Deterministic: fixed order of summation, no atomics.
-        """
+    dx: Tensor | None  # δ (B, T, H); None with a weight
+    du: Tensor  # (B, H), Σ_t δ_t ⊙ h_{t-1}
+    dh0: Tensor  # (B, H), u ⊙ δ_1
+    dbias: Tensor  # (B, H), Σ_t δ_t
+    dweight: Tensor | None = None  # (B, H, D), Σ_t δ_t x_tᵀ; None without a weight
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -127,18 +89,13 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def load_backend(name: str) -> Backend:
-    """The module of a backend. Raises ImportError where its library is missing."""
-    return _load(_MODULES[name])
-
-
-@cache  # looking a module up anew takes microseconds, several times a call
-def _load(module: str) -> Backend:
-    return cast(Backend, import_module(module, __package__))
+def load_backend(name: str) -> Any:
+    """The module of a backend. Raises ImportError if its library is missing."""
+    return import_module(_MODULES[name], __package__)
 
 
 def unavailable_reason(name: str, device: torch.device) -> str | None:
-    """Why `name` cannot run on `device`, or None if it can."""
+    """Why `name` cannot run on `device`, or None."""
     try:
         return load_backend(name).unavailable_reason(device)
     except ImportError as error:
@@ -146,21 +103,12 @@ def unavailable_reason(name: str, device: torch.device) -> str | None:
 
 
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every backend, with None if it works on `device` and else the reason why not."""
+    """Every backend with None, or with the reason why it is not available on `device`."""
     return {name: unavailable_reason(name, torch.device(device)) for name in _MODULES}
 
 
-_warned: set[str] = set()
-
-
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        warnings.warn(message, UserWarning, stacklevel=3)
-
-
 def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
-    """Why `name` cannot compute this recurrence, or None if it can."""
+    """Why `name` cannot compute this recurrence, or None."""
     reason = unavailable_reason(name, device)
     if reason is not None:
         return reason
@@ -174,41 +122,44 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: 
 
 @cache
 def _fault(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
-    """Why the kernels of `name` are not to be trusted on `device`, or None: once a process they are compiled and held,
-    forward and backward, against a backend that has none."""
+    """Why the kernels of `name` cannot be trusted on `device`, or None. They are compared with a backend without
+    kernels, once per process."""
     other = next(backend for backend in _WITHOUT_KERNEL if _refusal(backend, device, dtype, nonlinearity) is None)
     try:
         wrong = _disagreement(name, other, device, dtype, nonlinearity)
-    except Exception as failure:  # a compiler, a driver, a launch: each raises what it likes
+    except KernelError as failure:
+        return str(failure)
+    except Exception as failure:  # compilers, drivers and launches raise anything
         wrong = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     if wrong is None:
         return None
-    return (
-        f"its self-check in {dtype} with {nonlinearity} failed ({wrong}); please report it, with indrnn-info's output"
-    )
+    return f"its self-check in {dtype} with {nonlinearity} failed ({wrong}); please report it with indrnn-info's output"
 
 
 def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
-    """In which quantity two backends differ, and by how much; None if they agree."""
-    generator, state = torch.Generator().manual_seed(0), state_dtype(dtype)
+    """The quantity in which two backends differ, and by how much, or None."""
+    generator, state = torch.Generator("cpu").manual_seed(0), state_dtype(dtype)
     backends = load_backend(name), load_backend(other)
-    # The kernels that the default network needs, and the other options at a size that fills no tile.
+
+    def random(*shape: int, dtype: torch.dtype = state) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(device, dtype)
+
+    # The kernels of the default network, then the other options at a size that fills no tile.
     for B, T, H, default in ((2, 784, 128, True), (3, 37, 5, False)):
-        x, dh = torch.randn(2, B, T, H, generator=generator).to(device, dtype)
-        h0, dh_last = torch.randn(2, B, H, generator=generator).to(device, state)
-        bias, offset, slope = torch.randn(3, H, generator=generator).to(device, state)
-        u = (2 * torch.rand(H, generator=generator) - 1).to(device, state)
-        cell = Cell(u, None if default else h0, nonlinearity)
-        entering = OutputGradients(dh, None, offset, slope) if default else OutputGradients(dh, dh_last, None, None)
+        x, dh = random(2, B, T, H, dtype=dtype)
+        h0, dh_last = random(2, B, H)
+        bias, offset, slope, u = random(4, H)
+        cell = Cell(u.clamp(-1, 1), None if default else h0, nonlinearity)
+        given = OutputGradients(dh, None, offset, slope) if default else OutputGradients(dh, dh_last, None, None)
         outputs = [backend.forward(x, bias if default else None, cell, default) for backend in backends]
-        # From one output, for a rounding that moves a state across relu's kink is no error of the gradient.
-        gradients = [backend.backward(entering, outputs[1].h, cell) for backend in backends]
+        # From the same output, because a state that rounding moves across the kink of relu is not an error.
+        gradients = [backend.backward(given, outputs[1].h, cell) for backend in backends]
         for results in (outputs, gradients):
             for quantity, value, right in zip(results[0]._fields, *results, strict=True):
                 if value is None or right is None:
                     continue
                 error = ((value - right).abs().max() / right.abs().max()).item()
-                if not error <= TOLERANCE[dtype]:  # so that a NaN fails
+                if not error <= TOLERANCE[dtype]:  # also NaN
                     return f"{quantity} is off by {error:.1e} of its largest value"
     return None
 
@@ -216,13 +167,13 @@ def _disagreement(name: str, other: str, device: torch.device, dtype: torch.dtyp
 def auto_backend(
     device: torch.device, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
 ) -> tuple[str, dict[str, str]]:
-    """What ``auto`` takes, and why not each backend that it would rather have taken.
+    """The choice of ``auto``, and why each preferred backend cannot be used.
 
-    Triton's kernels are compiled where they run, perhaps for a GPU that nobody has tried them on, so they are checked
-    before they are first used; not while a CUDA graph is captured, for the check waits for the device.
+    Triton's kernels are compiled on the user's GPU, so they are checked before their first use. No check runs during
+    the capture of a CUDA graph, because it synchronizes with the device.
     """
     refusals: dict[str, str] = {}
-    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # reference, the last, always works
+    for name in _PREFERRED.get(device.type, _WITHOUT_KERNEL):  # the last, reference, always works
         reason = _refusal(name, device, dtype, nonlinearity)
         if reason is None and name == "triton" and not torch.cuda.is_current_stream_capturing():
             reason = _fault(name, device, dtype, nonlinearity)
@@ -232,19 +183,24 @@ def auto_backend(
     return name, refusals
 
 
+_resolved: dict[tuple[str, torch.device, torch.dtype, str], str] = {}
+
+
 def resolve_backend(
     backend: str, device: torch.device | str, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
 ) -> str:
-    """The name of the backend that will compute the recurrence.
+    """The name of the backend that computes the recurrence. Resolved once per process for the same arguments.
 
-    ``auto`` takes numba on the CPU and triton on CUDA. What they cannot compute, reference does on the CPU; elsewhere,
-    also where there is no kernel at all, scan does, or reference what scan cannot. On CUDA, where triton also has to
-    pass a check of itself, that is slow, and a warning says so once.
+    ``auto`` chooses numba on a CPU and triton on CUDA. If they cannot compute the recurrence, it chooses reference on a
+    CPU and elsewhere scan, or reference if scan cannot. On CUDA that is slow, and a warning is issued once.
 
     Raises:
-        UserError: the name or the nonlinearity is unknown, or the backend asked for cannot compute this.
+        UserError: the name or the nonlinearity is unknown, or the given backend cannot compute this.
     """
     device = torch.device(device)
+    key = backend, device, dtype, nonlinearity
+    if key in _resolved:
+        return _resolved[key]
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     if nonlinearity not in NONLINEARITIES:
@@ -256,10 +212,16 @@ def resolve_backend(
             raise UserError(
                 f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}"
             )
-        return backend
-    name, refusals = auto_backend(device, dtype, nonlinearity)
-    if "triton" in refusals:
-        _warn_once(
-            f"backend=auto takes {name} on {device}, which is slow, because triton cannot be used: {refusals['triton']}"
-        )
+        name = backend
+    else:
+        name, refusals = auto_backend(device, dtype, nonlinearity)
+        if "triton" in refusals:
+            warnings.warn(
+                f"backend=auto uses {name} on {device}, which is slow, because triton is not available: "
+                f"{refusals['triton']}",
+                stacklevel=2,
+            )
+        elif name == "triton" and torch.cuda.is_current_stream_capturing():
+            return name  # not checked yet
+    _resolved[key] = name
     return name

@@ -1,9 +1,9 @@
-"""The definition: the recurrence as a plain loop over time, on any device, for every nonlinearity."""
+"""The definition: a plain loop over time, for every device and nonlinearity. Other backends are compared with it."""
 
 import torch
 from torch import Tensor
 
-from ..config.schema import NONLINEARITIES as NONLINEARITIES  # the definition computes all of them
+from ..config.schema import NONLINEARITIES as NONLINEARITIES
 from .dispatch import Cell, InputGradients, OutputGradients, Outputs
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -12,6 +12,7 @@ NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
 
 
 def unavailable_reason(device: torch.device) -> str | None:
+    """Why the backend cannot run on `device`, as a sentence without a full stop, or None."""
     return None
 
 
@@ -27,7 +28,7 @@ def activate(a: Tensor, nonlinearity: str) -> Tensor:
 
 
 def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
-    """σ' ⊙ g at the step whose output is h; at the kinks the smaller one-sided derivative, as autograd takes it."""
+    """σ' ⊙ g at the step whose output is h; at the kinks the smaller one-sided derivative, as in autograd."""
     if nonlinearity == "relu":
         return torch.where(h > 0, g, 0.0)
     if nonlinearity == "tanh":
@@ -38,7 +39,10 @@ def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
 
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
-    """See `dispatch.Backend.forward`."""
+    """h_t = σ(x_t + bias + u ⊙ h_{t-1}) for x (B, T, H) and bias (H,), (B, H) or None.
+
+    With ``cell.weight``, W x_t replaces x_t, for x (B, T, D). Without `statistics`, mean and variance are None.
+    """
     u, h0, nonlinearity, reverse, weight = cell
     entering = x.to(u.dtype)
     if weight is not None:
@@ -53,7 +57,10 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 
 
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
-    """See `dispatch.Backend.backward`."""
+    """The gradients, from the saved output h and, with ``cell.weight``, from x (B, T, D).
+
+    δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
+    """
     dh, dh_last, offset, slope = gradients
     u, h0, nonlinearity, reverse, weight = cell
     dx = torch.empty_like(h, dtype=h.dtype if weight is None else u.dtype)

@@ -1,4 +1,4 @@
-"""The recurrence in O(log T) steps, in plain PyTorch: for devices without a kernel of their own.
+"""The recurrence in O(log T) steps, in plain PyTorch, for devices without a kernel.
 
 One step of the recurrence with relu is a map x ↦ clamp(a + s·x, lo, hi) with (a, s, lo, hi) = (x_t, u, 0, ∞), and such
 maps are closed under composition, so an associative scan (Blelloch 1990, "Prefix sums and their applications") over
@@ -6,14 +6,13 @@ them yields every state. The linear case goes back to Martin & Cundy 2018 (arXiv
 backward: δ_t = g_t + c_t δ_{t+1} with c_t = σ'_t u. Scanning compositions of function classes goes back to Fisher &
 Ghuloum 1994, "Parallelizing complex scans and reductions". Hillis–Steele order: ⌈log2 T⌉ passes over whole tensors.
 
-Two traps in tree order: with hi = ∞, a product s that has underflowed to zero gives 0·∞ = NaN, so ∞ is the finite
-`UNBOUNDED`; and a map that has become constant (lo ≥ hi) keeps a and s that may overflow and meet as ∞ − ∞, so it
-collapses to (a, s) = (lo, 0).
+Two pitfalls of tree order: with hi = ∞, a product s that underflows to zero gives 0·∞ = NaN, so ∞ is replaced by the
+finite `UNBOUNDED`. The a and s of a constant map (lo ≥ hi) may overflow and give ∞ − ∞, so they become (lo, 0).
 
-Exact up to |h| = `UNBOUNDED` = 1e30, in every dtype: the relu scan clamps there, so that a larger or an infinite state
-comes out finite, and so do the states after it. NaN in x is not hidden.
+Exact up to |h| = `UNBOUNDED` = 1e30, in every dtype. The relu scan clamps larger and infinite states, and the states
+after them are finite, too. NaN in x is not hidden.
 
-Rounding differs from the loop's: at |u| = 2^(1/784) and T = 784 about 2e-4 relative in float32.
+Rounding differs from that of the loop: at |u| = 2^(1/784) and T = 784 about 2e-4 relative in float32.
 """
 
 from typing import NamedTuple
@@ -59,7 +58,7 @@ def unavailable_reason(device: torch.device) -> str | None:
 
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
-    """See `dispatch.Backend.forward`."""
+    """See `reference.forward`."""
     u, h0, nonlinearity, reverse, _ = cell
     if reverse:
         outputs = forward(x.flip(1), bias, cell._replace(reverse=False), statistics)
@@ -79,7 +78,7 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 
 
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
-    """See `dispatch.Backend.backward`."""
+    """See `reference.backward`."""
     dh, dh_last, offset, slope = gradients
     u, h0, nonlinearity, reverse, _ = cell
     if reverse:

@@ -1,345 +1,289 @@
-"""The loops of the CPU backend.
+"""The loops of the CPU backend, in plain Numba.
 
-Letters: B batch, T time steps, H hidden units; b, t, k index them. An array is (values, stride_b, stride_t), flat:
-x[b, t, k] is values[b * stride_b + t * stride_t + k], and a stride of 0 repeats a row. A row is (values, index of its
-unit 0), as `_row` finds it. A task is one sequence and a range of units; tasks write to places of their own, so their
-order and the number of threads cannot change a result.
+Letters: B batch, T time steps, H hidden units, D input features; b, t, k, d index them.
 
-A task goes through time in chunks, and through a chunk once for each block of units, whose running state (h_t or δ_t)
-and sums over time stay in registers, never rounded to the dtype of the sequence. From chunk to chunk they are kept in
-the results themselves: h_last, mean and m2; dh0, du and dbias. The widest block is what the processor's registers hold:
-with AVX-512 a whole row of 128 units, read in the order of memory; narrower ones read in leaps of a row, but from the
-caches, because a chunk is short.
+A task is one sequence and a range of at most `MAX_UNITS` units. Tasks write to separate places, so neither their order
+nor the number of threads changes a result. Arithmetic is IEEE's, in the order of `reference`, without fused operations.
 
-Functions that are called within the loops over time take vectors, not arrays: Numba counts the references to an array
-at every call, which doubled the time of a step backward.
+LLVM vectorizes a loop over units if nothing in it may alias. What a task reads and writes in every step (running state,
+sums) is therefore copied to rows on the stack. The loops run through memory in one direction, because hardware
+prefetchers do not follow rows in descending order whose elements are in ascending order.
 """
 
 # mypy: ignore-errors
-# (see `vector`)
+# (Numba calls these functions with types, then with LLVM values. Its stubs describe neither.)
 
+import platform
+
+import llvmlite.binding
 import numpy as np
-import torch
-from numba import carray, njit
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from .vector import (
-    FLUSH,
-    choose,
-    convert,
-    float_mode,
-    fused,
-    load,
-    pointer_at,
-    relu,
-    set_float_mode,
-    spread,
-    store,
-    take,
-    times,
-    wide_registers,
-    zeros,
-)
+# By default LLVM leaves a loop scalar if it needs more than eight alias checks. Checks hoisted out of the loop over
+# time fail for negative strides.
+llvmlite.binding.set_option("", "--runtime-memory-check-threshold=128")
+llvmlite.binding.set_option("", "--hoist-runtime-checks=false")
 
-# The record of a call, which `launch` writes and the entry points read: 64-bit integers.
-#
-#   field      at  meaning
-#   COUNTER     0  the next task; whichever thread is free takes it
-#   TASKS       1  B · groups
-#   GROUPS      2  into how many ranges of units a sequence is cut
-#   BATCH       3  B
-#   STEPS       4  T
-#   UNITS       5  H
-#   FEATURES    6  D, where W x_t enters; else 0
-#   KIND        7  IDENTITY, RELU or LEAKY_RELU
-#   OPTIONS     8  forward: whether statistics are wanted; backward: what is given, AFFINE + INITIAL
-#   ARRAYS      9  address, stride_b and stride_t of each array, in the order of the task's arguments
-COUNTER, TASKS, GROUPS, BATCH, STEPS, UNITS, FEATURES, KIND, OPTIONS, ARRAYS = range(10)
-IDENTITY, RELU, LEAKY_RELU = range(3)
-AFFINE, INITIAL = 1, 2  # offset and slope; h0
+MAX_UNITS = 512
+CHUNK = 32  # steps whose statistics are summed in the precision of the state
 NEGATIVE_SLOPE = 0.01  # of leaky_relu
-CHUNK = 32  # time steps
-GRAIN = 32  # the units of a task are whole grains
-
-ONE = (0,)
 
 
-@njit(error_model="numpy")
-def forward_task(task, sizes, variant, x, u, bias, h0, weight, h, h_last, mean, m2):
-    """h for one sequence and one range of units, and with `statistics` their mean and Σ(h − mean)² over time."""
-    groups, B, T, H, D, kind, statistics = sizes
-    blocks, product = variant
-    b, first, end = _range_of(task, groups, B, H)
-    (h0, h0_at), (last, last_at) = _row(h0, b, 0), _row(h_last, b, 0)
-    for k in range(first, end):  # `load`, because Numba's own indexing counts a negative index from the end
-        store(last, last_at + k, load(h0, h0_at + k, ONE))
-    given = (u[0], _row(bias, b, 0), weight[0], weight[2], D)
-    results = ((last, last_at), _row(mean, b, 0), _row(m2, b, 0))
-    for start in range(0, T, CHUNK):
-        span = (start, min(start + CHUNK, T))
-        sequences = (_row(x, b, start), x[2], _row(h, b, start), h[2])
-        k = _steps(first, end, kind, statistics, blocks[0], product, span, sequences, given, results)
-        if k < end:  # a call passes a hundred words on the stack, as much work as a few steps
-            k = _steps(k, end, kind, statistics, blocks[1], product, span, sequences, given, results)
-            k = _steps(k, end, kind, statistics, blocks[2], product, span, sequences, given, results)
-            _steps(k, end, kind, statistics, ONE, product, span, sequences, given, results)
+@intrinsic
+def pointer(typing, address, dtype):
+    """The integer `address` as a pointer to values of a NumPy dtype."""
+    result = types.CPointer(dtype.dtype)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(address, dtype), generate
 
 
-@njit(error_model="numpy")
-def _row(array, b, t):
-    values, stride_b, stride_t = array
-    return values, b * stride_b + t * stride_t
+@intrinsic
+def row(typing, dtype):
+    """Memory for `MAX_UNITS` values on the stack."""
+    result = types.CPointer(dtype.dtype)
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(dtype.dtype)
+        memory = cgutils.alloca_once(builder, ir.ArrayType(kind, MAX_UNITS + 32))  # + 32: different cache sets
+        memory.align = 64
+        return builder.bitcast(memory, kind.as_pointer())
+
+    return result(dtype), generate
 
 
-@njit(error_model="numpy")
-def _range_of(task, groups, B, H):
-    """The sequence and the range of units of a task: the units are cut into `groups` ranges of whole grains."""
-    grains, group = (H + GRAIN - 1) // GRAIN, task // B
-    return task % B, grains * group // groups * GRAIN, min(grains * (group + 1) // groups * GRAIN, H)
+@intrinsic
+def widen(typing, value):
+    """A bfloat16 value, stored as uint16, as float32. Other values are returned unchanged."""
+    if value != types.uint16:
+        return value(value), lambda context, builder, signature, arguments: arguments[0]
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(bits, bits.type(16)), ir.FloatType())
+
+    return types.float32(value), generate
 
 
-@njit(error_model="numpy")
-def _steps(k, end, kind, statistics, lanes, product, span, sequences, given, results):
-    """The steps of a chunk for all whole blocks from unit k on; returns the first unit left.
+class _BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite lacks."""
 
-    The statistics of a chunk are summed about the mean so far (at first: about the first value), so that they cannot
-    cancel, and joined by the formula of Chan, Golub & LeVeque 1983 (doi:10.1080/00031305.1983.10483115, eq. 2.1).
+    def _to_string(self):
+        return "bfloat"
+
+
+@intrinsic
+def narrow(typing, value, sequence):
+    """`value` in the dtype of a pointer. bfloat16 rounds to the nearest value, ties to even."""
+    if sequence.dtype != types.uint16:
+        return value(value, sequence), lambda context, builder, signature, arguments: arguments[0]
+
+    def generate(context, builder, signature, arguments):
+        if "+avx512bf16" in context.codegen().magic_tuple()[-1].split(","):  # the processor has an instruction for it
+            return builder.bitcast(builder.fptrunc(arguments[0], _BFloat16()), ir.IntType(16))
+        bits = builder.bitcast(arguments[0], ir.IntType(32))
+        odd = builder.and_(builder.lshr(bits, bits.type(16)), bits.type(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, bits.type(0x7FFF))), bits.type(16))
+        not_a_number = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        return builder.trunc(builder.select(not_a_number, bits.type(0x7FC0), rounded), ir.IntType(16))
+
+    return types.uint16(value, sequence), generate
+
+
+@intrinsic
+def take(typing, counter):
+    """The integer that `counter` points to, which is increased by one, atomically."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", arguments[0], ir.IntType(64)(1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+_ARM = platform.machine().lower() in ("aarch64", "arm64")
+# x86: flush to zero and denormals are zero, in MXCSR. ARM: FZ, in FPCR.
+FLUSH = 0x8040 if _X86 else 1 << 24 if _ARM else 0
+
+
+@intrinsic
+def set_float_mode(typing, kept, added):
+    """Set this thread's floating-point control register to (register & kept) | added. Returns its former value."""
+    i64, byte_pointer = ir.IntType(64), ir.IntType(8).as_pointer()
+
+    def generate(context, builder, signature, arguments):
+        if not (_X86 or _ARM):
+            return i64(0)
+        if _ARM:
+            before = builder.asm(ir.FunctionType(i64, []), "mrs $0, fpcr", "=r", [], side_effect=True)
+            after = builder.or_(builder.and_(before, arguments[0]), arguments[1])
+            builder.asm(ir.FunctionType(ir.VoidType(), [i64]), "msr fpcr, $0", "r", [after], side_effect=True)
+            return before
+        register = cgutils.alloca_once(builder, ir.IntType(32))
+        access = ir.FunctionType(ir.VoidType(), [byte_pointer])
+        for operation in ("st", "ld"):
+            if operation == "ld":
+                before = builder.zext(builder.load(register), i64)
+                after = builder.or_(builder.and_(before, arguments[0]), arguments[1])
+                builder.store(builder.trunc(after, ir.IntType(32)), register)
+            function = builder.module.declare_intrinsic(f"llvm.x86.sse.{operation}mxcsr", (), access)
+            builder.call(function, [builder.bitcast(register, byte_pointer)])
+        return before
+
+    return types.int64(types.int64, types.int64), generate
+
+
+# A kernel is a C function of the address of 64-bit integers, the call: first the next task, which whichever thread is
+# free takes; then the sizes tasks, units of a task, B, T, H, D, and `initial`; then the arrays. Sequences are given by
+# address, stride of b and stride of t, in elements; the bias by address and stride of b; all else is contiguous.
+#
+# Kernels are compiled for the NumPy dtype of sequences (uint16 for bfloat16) and of everything else (`real`), for the
+# nonlinearity, with or without the product W x_t, and for the direction in which t runs through memory.
+
+
+def make_forward(sequence, real, nonlinearity, descending, product, statistics):
+    """h_t = σ(x_t + u ⊙ h_{t-1} + bias) for t = 1…T, and the mean and Σ(h − mean)² of each sequence.
+
+    The statistics of a chunk are summed about the mean so far (at first the first value) so that they cannot cancel,
+    and are joined by Chan, Golub & LeVeque 1983 (doi:10.1080/00031305.1983.10483115, eq. 2.1).
     """
-    start, stop = span
-    (x, x_at), x_t, (h, h_at), h_t = sequences
-    u, (bias, bias_at), weight, weight_d, D = given
-    (last, last_at), (mean, mean_at), (m2, m2_at) = results
-    n = stop - start
-    while k + len(lanes) <= end:
-        state, recurrent, added = load(last, last_at + k, lanes), load(u, k, lanes), load(bias, bias_at + k, lanes)
-        if statistics:
-            if start == 0:
-                entering = _entering(x, x_at, k, lanes, added, weight, weight_d, D, product)
-                pivot = _activated(fused(recurrent, state, entering), kind)
-            else:
-                pivot = convert(load(mean, mean_at + k, lanes), state)
-            total, squares = zeros(state), zeros(state)
-            for t in range(n):
-                entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
-                state = _activated(fused(recurrent, state, entering), kind)
-                store(h, h_at + t * h_t + k, state)
-                off = state - pivot
-                total = total + off
-                squares = fused(off, off, squares)
-            off_mean = times(convert(total, mean), 1.0 / n)
-            chunk_m2 = convert(squares, m2) - convert(total, mean) * off_mean
-            chunk_mean = convert(pivot, mean) + off_mean
-            if start > 0:
-                mean_before = load(mean, mean_at + k, lanes)
-                apart = chunk_mean - mean_before
-                chunk_mean = mean_before + times(apart, n / stop)
-                chunk_m2 = load(m2, m2_at + k, lanes) + chunk_m2 + times(apart * apart, start * (n / stop))
-            store(mean, mean_at + k, chunk_mean)
-            store(m2, m2_at + k, chunk_m2)
-        else:
-            for t in range(n):
-                entering = _entering(x, x_at + t * x_t, k, lanes, added, weight, weight_d, D, product)
-                state = _activated(fused(recurrent, state, entering), kind)
-                store(h, h_at + t * h_t + k, state)
-        store(last, last_at + k, state)
-        k += len(lanes)
-    return k
+    relu, leaky = nonlinearity == "relu", nonlinearity == "leaky_relu"
 
-
-@njit(error_model="numpy", inline="always")
-def _entering(x, x_at, k, lanes, added, weight, weight_d, D, product):
-    """x_t + bias, or W x_t + bias."""
-    if len(product):
-        for d in range(D):
-            added = fused(load(weight, d * weight_d + k, lanes), spread(x, x_at + d, lanes), added)
-        return added
-    return load(x, x_at + k, lanes) + added
-
-
-@njit(error_model="numpy")
-def _activated(a, kind):
-    if kind == RELU:
-        return relu(a)
-    if kind == LEAKY_RELU:
-        return choose(a, a, times(a, NEGATIVE_SLOPE))
-    return a
-
-
-@njit(error_model="numpy")
-def backward_task(task, sizes, variant, dh, dh_last, offset, slope, h, u, h0, x, dx, du, dh0, dbias, dweight):
-    """δ, and their sums over time, for one sequence and one range of units.
-
-    What is not `given` is left out, not taken as zeros: 0 · ∞ would make a state that is infinite a NaN.
-    """
-    groups, B, T, H, D, kind, options = sizes
-    blocks, product = variant
-    b, first, end = _range_of(task, groups, B, H)
-    affine = options & AFFINE
-    (last, last_at), (delta, delta_at) = _row(dh_last, b, 0), _row(dh0, b, 0)
-    for k in range(first, end):
-        store(delta, delta_at + k, load(last, last_at + k, ONE))
-    given = (offset[0], slope[0], u[0])
-    (dw, dw_at), dw_d = _row(dweight, b, 0), dweight[2]
-    if len(product):
-        for d in range(D):
-            for k in range(first, end):
-                dw[dw_at + d * dw_d + k] = 0
-    results = (_row(du, b, 0), (delta, delta_at), _row(dbias, b, 0), (dw, dw_at), dw_d, D)
-    for start in range((T - 1) // CHUNK * CHUNK, -1, -CHUNK):
-        span = (min(CHUNK, T - start), start + CHUNK >= T)
-        sequences = (
-            _row(dh, b, start), dh[2], _row(h, b, start), h[2], _row(x, b, start), x[2], _row(dx, b, start), dx[2],
-        )  # fmt: skip
-        k = _steps_back(first, end, kind, affine, blocks[0], product, span, sequences, given, results)
-        if k < end:  # as above
-            k = _steps_back(k, end, kind, affine, blocks[1], product, span, sequences, given, results)
-            k = _steps_back(k, end, kind, affine, blocks[2], product, span, sequences, given, results)
-            _steps_back(k, end, kind, affine, ONE, product, span, sequences, given, results)
-    (h0, h0_at), (du, du_at) = _row(h0, b, 0), results[0]
-    for k in range(first, end):
-        if options & INITIAL:
-            du[du_at + k] += delta[delta_at + k] * h0[h0_at + k]
-        delta[delta_at + k] *= u[0][k]
-
-
-@njit(error_model="numpy")
-def _steps_back(k, end, kind, affine, lanes, product, span, sequences, given, results):
-    """The steps of a chunk, the last one first, for all whole blocks from unit k on; returns the first unit left.
-
-    δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}); at the end, dh_last instead of u ⊙ δ_{t+1}.
-    du = Σ δ_{t+1} ⊙ h_t, dbias = Σ δ_t, and with `product` dweight = Σ δ_t x_tᵀ; without, δ itself is stored.
-    """
-    n, at_end = span
-    (dh, dh_at), dh_t, (h, h_at), h_t, (x, x_at), x_t, (dx, dx_at), dx_t = sequences
-    offset, slope, u = given
-    (du, du_at), (dh0, dh0_at), (dbias, dbias_at), (dw, dw_at), dw_d, D = results
-    while k + len(lanes) <= end:
-        recurrent, added, factor = load(u, k, lanes), load(offset, k, lanes), load(slope, k, lanes)
-        delta = load(dh0, dh0_at + k, lanes)
-        steps = n
-        if at_end:
-            steps -= 1
-            state = load(h, h_at + steps * h_t + k, lanes)
-            delta = load(dh, dh_at + steps * dh_t + k, lanes) + delta
-            delta = _times_slope(delta, added, factor, state, affine, kind)
-            if len(product):
-                _add_product(dw, dw_at + k, dw_d, D, delta, x, x_at + steps * x_t, lanes)
-            else:
-                store(dx, dx_at + steps * dx_t + k, delta)
-            du_sum, dbias_sum = zeros(delta), delta
-        else:
-            du_sum, dbias_sum = load(du, du_at + k, lanes), load(dbias, dbias_at + k, lanes)
-        for t in range(steps - 1, -1, -1):
-            state = load(h, h_at + t * h_t + k, lanes)
-            du_sum = fused(delta, state, du_sum)
-            delta = fused(recurrent, delta, load(dh, dh_at + t * dh_t + k, lanes))
-            delta = _times_slope(delta, added, factor, state, affine, kind)
-            if len(product):
-                _add_product(dw, dw_at + k, dw_d, D, delta, x, x_at + t * x_t, lanes)
-            else:
-                store(dx, dx_at + t * dx_t + k, delta)
-            dbias_sum = dbias_sum + delta
-        store(du, du_at + k, du_sum)
-        store(dbias, dbias_at + k, dbias_sum)
-        store(dh0, dh0_at + k, delta)
-        k += len(lanes)
-    return k
-
-
-@njit(error_model="numpy", inline="always")
-def _add_product(dw, at, dw_d, D, delta, x, x_at, lanes):
-    """dweight += δ_t x_tᵀ. The sums stay in memory, in the nearest cache: the registers hold all other ones."""
-    for d in range(D):
-        store(dw, at + d * dw_d, fused(delta, spread(x, x_at + d, lanes), load(dw, at + d * dw_d, lanes)))
-
-
-@njit(error_model="numpy")
-def _times_slope(delta, offset, slope, state, affine, kind):
-    """σ' ⊙ (delta + offset + slope ⊙ state)."""
-    if affine:
-        delta = delta + fused(slope, state, offset)
-    if kind == RELU:
-        return choose(state, delta, zeros(delta))
-    if kind == LEAKY_RELU:
-        return choose(state, delta, times(delta, NEGATIVE_SLOPE))
-    return delta
-
-
-def _blocks(widths):
-    return tuple((0,) * width for width in widths)
-
-
-# The widths of blocks of float32: what the registers hold together with the sums, and two smaller ones for the rest.
-WIDTHS = (128, 32, 4) if wide_registers() else (16, 8, 4)
-
-# Whether W x_t enters, or x_t itself: by the length of a tuple, so that each kernel is compiled for one of them.
-PRODUCT, NO_PRODUCT = (0,), ()
-
-# What the arrays hold, for sequences of each dtype: sequences (bfloat16 as uint16), states and all else; the blocks.
-VARIANTS = {
-    torch.float32: (np.float32, np.float32, _blocks(WIDTHS)),
-    torch.float64: (np.float64, np.float64, _blocks(width // 2 for width in WIDTHS)),
-    torch.bfloat16: (np.uint16, np.float32, _blocks(WIDTHS)),
-}
-
-
-def forward_entry(stamp, sequence, state, variant):
-    """Takes and runs forward tasks until none is left."""
-
-    def forward(pointer):
-        _ = stamp  # Numba finds machine code on disk by the values that a function closes over, and this is one
-        mode = float_mode()
-        set_float_mode(mode | FLUSH)
-        _forward_tasks(pointer, sequence, state, variant)
-        set_float_mode(mode)
+    def forward(address):
+        call = pointer(address, np.int64)
+        tasks, units, B, T, H, D = call[1], call[2], call[3], call[4], call[5], call[6]
+        x, x_b, x_t = pointer(call[8], sequence), call[9], call[10]
+        h, h_b, h_t = pointer(call[11], sequence), call[12], call[13]
+        bias, bias_b, u, h0 = pointer(call[14], real), call[15], pointer(call[16], real), pointer(call[17], real)
+        weight, h_last = pointer(call[18], real), pointer(call[19], real)
+        mean, m2 = pointer(call[20], np.float64), pointer(call[21], np.float64)
+        state, recurrent, added, entering = row(real), row(real), row(real), row(real)
+        pivot, total, squares = row(real), row(real), row(real)
+        zero, slope = real(0), real(NEGATIVE_SLOPE)
+        mode = set_float_mode(-1, FLUSH)
+        task = take(call)
+        while task < tasks:
+            b, first = task % B, task // B * units
+            n = min(units, H - first)
+            for k in range(n):
+                state[k] = h0[b * H + first + k] if call[7] else zero
+                recurrent[k], added[k] = u[first + k], bias[b * bias_b + first + k]
+                pivot[k], total[k], squares[k], entering[k] = zero, zero, zero, zero
+            for t in range(T):
+                x_at, h_at = b * x_b + t * x_t, b * h_b + t * h_t + first
+                value, weight_at = zero, first
+                if product:
+                    for d in range(D - 1):
+                        value = widen(x[x_at + d])
+                        for k in range(n):
+                            before = entering[k] if d > 0 else zero
+                            entering[k] = before + value * weight[d * H + first + k]
+                    value, weight_at = widen(x[x_at + D - 1]), (D - 1) * H + first
+                for i in range(n):
+                    k = n - 1 - i if descending else i
+                    if product:
+                        a = entering[k] + value * weight[weight_at + k] + recurrent[k] * state[k] + added[k]
+                    else:
+                        a = widen(x[x_at + first + k]) + recurrent[k] * state[k] + added[k]
+                    if relu:
+                        a = zero if a < zero else a  # keeps NaN
+                    if leaky:
+                        a = a if a > zero else slope * a
+                    state[k] = a
+                    h[h_at + k] = narrow(a, h)
+                    if statistics:
+                        apart = a - pivot[k]
+                        total[k] = total[k] + apart
+                        squares[k] = squares[k] + apart * apart
+                if statistics and (t % CHUNK == 0 or t == T - 1):
+                    steps, before = np.float64((t - 1) % CHUNK + 1), np.float64(t - (t - 1) % CHUNK)
+                    for k in range(n):
+                        at = b * H + first + k
+                        if t == 0:
+                            mean[at], m2[at] = state[k], 0.0
+                        else:
+                            offset = total[k] / steps
+                            apart = np.float64(pivot[k]) + offset - mean[at]
+                            m2[at] += squares[k] - total[k] * offset + apart * apart * (before * steps / (t + 1))
+                            mean[at] += apart * (steps / (t + 1))
+                        pivot[k], total[k], squares[k] = real(mean[at]), zero, zero
+            for k in range(n):
+                h_last[b * H + first + k] = state[k]
+            task = take(call)
+        set_float_mode(0, mode)
 
     return forward
 
 
-def backward_entry(stamp, sequence, state, variant):
-    """Takes and runs backward tasks until none is left."""
+def make_backward(sequence, real, nonlinearity, descending, product, affine):
+    """δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}) for t = T…1; with dh_last instead of u ⊙ δ_{T+1}.
 
-    def backward(pointer):
-        _ = stamp  # as above
-        mode = float_mode()
-        set_float_mode(mode | FLUSH)
-        _backward_tasks(pointer, sequence, state, variant)
-        set_float_mode(mode)
+    du = Σ δ_{t+1} ⊙ h_t and dbias = Σ δ_t. With `product`, dweight = Σ δ_t x_tᵀ (D, H); without, dx = δ.
+    """
+    relu, leaky = nonlinearity == "relu", nonlinearity == "leaky_relu"
+
+    def backward(address):
+        call = pointer(address, np.int64)
+        tasks, units, B, T, H, D = call[1], call[2], call[3], call[4], call[5], call[6]
+        dh, dh_b, dh_t = pointer(call[8], sequence), call[9], call[10]
+        h, h_b, h_t = pointer(call[11], sequence), call[12], call[13]
+        x, x_b, x_t = pointer(call[14], sequence), call[15], call[16]
+        dx, dx_b, dx_t = pointer(call[17], sequence), call[18], call[19]
+        dh_last, dh_last_b, u, h0 = pointer(call[20], real), call[21], pointer(call[22], real), pointer(call[23], real)
+        offset, slope = pointer(call[24], real), pointer(call[25], real)
+        du, dh0 = pointer(call[26], real), pointer(call[27], real)
+        dbias, dweight = pointer(call[28], real), pointer(call[29], real)
+        delta, recurrent, constant, factor = row(real), row(real), row(real), row(real)
+        du_sum, dbias_sum = row(real), row(real)
+        zero, one, negative_slope = real(0), real(1), real(NEGATIVE_SLOPE)
+        mode = set_float_mode(-1, FLUSH)
+        task = take(call)
+        while task < tasks:
+            b, first = task % B, task // B * units
+            n, at = min(units, H - first), b * H + first
+            for k in range(n):
+                # as if u were 1 and dh_last the gradient of step T + 1
+                delta[k], recurrent[k] = dh_last[b * dh_last_b + first + k], one
+                constant[k], factor[k] = offset[first + k], slope[first + k]
+                du_sum[k], dbias_sum[k] = zero, zero
+            if product:
+                for d in range(D):
+                    for k in range(n):
+                        dweight[(b * D + d) * H + first + k] = zero
+            for t in range(T - 1, -1, -1):
+                dh_at, h_at, dx_at = b * dh_b + t * dh_t + first, b * h_b + t * h_t + first, b * dx_b + t * dx_t + first
+                for i in range(n):
+                    k = n - 1 - i if descending else i
+                    g, state = delta[k], widen(h[h_at + k])
+                    du_sum[k] = du_sum[k] + g * state
+                    g = recurrent[k] * g + widen(dh[dh_at + k])
+                    if affine:
+                        g = g + constant[k] + factor[k] * state
+                    if relu:
+                        g = g if state > zero else zero
+                    if leaky:
+                        g = g if state > zero else negative_slope * g
+                    delta[k] = g
+                    dbias_sum[k] = dbias_sum[k] + g
+                    if not product:
+                        dx[dx_at + k] = narrow(g, dx)
+                if product:
+                    for d in range(D):
+                        value, dweight_at = widen(x[b * x_b + t * x_t + d]), (b * D + d) * H + first
+                        for k in range(n):
+                            dweight[dweight_at + k] += value * delta[k]
+                if t == T - 1:
+                    for k in range(n):
+                        recurrent[k], du_sum[k] = u[first + k], zero
+            for k in range(n):
+                du[at + k] = du_sum[k] + delta[k] * h0[at + k] if call[7] else du_sum[k]
+                dbias[at + k], dh0[at + k] = dbias_sum[k], recurrent[k] * delta[k]
+            task = take(call)
+        set_float_mode(0, mode)
 
     return backward
-
-
-@njit(error_model="numpy")
-def _forward_tasks(pointer, sequence, state, variant):
-    call = carray(pointer, (1,), np.int64)
-    x, u, bias, h0 = _array(call, 0, sequence), _array(call, 1, state), _array(call, 2, state), _array(call, 3, state)
-    weight, h, h_last = _array(call, 4, state), _array(call, 5, sequence), _array(call, 6, state)
-    mean, m2 = _array(call, 7, np.float64), _array(call, 8, np.float64)
-    sizes, task = _sizes(call), take(pointer, COUNTER)
-    while task < call[TASKS]:
-        forward_task(task, sizes, variant, x, u, bias, h0, weight, h, h_last, mean, m2)
-        task = take(pointer, COUNTER)
-
-
-@njit(error_model="numpy")
-def _backward_tasks(pointer, sequence, state, variant):
-    call = carray(pointer, (1,), np.int64)
-    dh, dh_last = _array(call, 0, sequence), _array(call, 1, state)
-    offset, slope = _array(call, 2, state), _array(call, 3, state)
-    h, u, h0, x = _array(call, 4, sequence), _array(call, 5, state), _array(call, 6, state), _array(call, 7, sequence)
-    dx, du, dh0 = _array(call, 8, sequence), _array(call, 9, state), _array(call, 10, state)
-    dbias, dweight = _array(call, 11, state), _array(call, 12, state)
-    sizes, task = _sizes(call), take(pointer, COUNTER)
-    while task < call[TASKS]:
-        backward_task(task, sizes, variant, dh, dh_last, offset, slope, h, u, h0, x, dx, du, dh0, dbias, dweight)
-        task = take(pointer, COUNTER)
-
-
-@njit(error_model="numpy")
-def _sizes(call):
-    return call[GROUPS], call[BATCH], call[STEPS], call[UNITS], call[FEATURES], call[KIND], call[OPTIONS]
-
-
-@njit(error_model="numpy")
-def _array(call, which, dtype):
-    at = ARRAYS + 3 * which
-    return carray(pointer_at(call[at]), (1,), dtype), call[at + 1], call[at + 2]

@@ -1,4 +1,4 @@
-"""The recurrence in Triton, for CUDA GPUs. See `indrnn.recurrence.dispatch.Backend` for the interface.
+"""The recurrence in Triton, for CUDA GPUs. See `indrnn.recurrence.dispatch` for the interface.
 
 Letters: B batch, T time steps, H hidden units.
 
@@ -12,13 +12,14 @@ With TRITON_INTERPRET=1 set before Triton is first imported, the same kernels ru
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from subprocess import CalledProcessError
 
 import torch
 import triton
 from torch import Tensor
 
-from ..dispatch import Cell, InputGradients, OutputGradients, Outputs
+from ..dispatch import Cell, InputGradients, KernelError, OutputGradients, Outputs
 from .backward import launch_backward
 from .chooser import STRATEGIES, Tile, choose
 from .forward import launch_forward
@@ -32,7 +33,7 @@ _forced = "auto"
 
 
 def unavailable_reason(device: torch.device) -> str | None:
-    """See `dispatch.Backend.unavailable_reason`."""
+    """See `reference.unavailable_reason`."""
     if _INTERPRETED and device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -61,28 +62,41 @@ def forced(strategy: str) -> Iterator[None]:
 
 
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, *, tile: Tile | None = None) -> Outputs:
-    """See `dispatch.Backend.forward`. ``tile`` overrides the chooser."""
+    """See `reference.forward`. ``tile`` overrides the chooser."""
     if tile is None:
         packed = x.stride(1) == x.shape[2]
         tile = choose("forward", cell.nonlinearity, *x.shape, x.element_size() == 8, packed, _forced)
-    with _on_device_of(x):
+    with _launching_on(x):
         return launch_forward(x, bias, cell, statistics, tile)
 
 
 def backward(
     gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None, *, tile: Tile | None = None
 ) -> InputGradients:
-    """See `dispatch.Backend.backward`. ``tile`` overrides the chooser."""
+    """See `reference.backward`. ``tile`` overrides the chooser."""
     if tile is None:
         H = h.shape[2]
         packed = h.stride(1) == H and (gradients.dh is None or gradients.dh.stride(1) == H)
         tile = choose("backward", cell.nonlinearity, *h.shape, h.element_size() == 8, packed, _forced)
-    with _on_device_of(h):
+    with _launching_on(h):
         return launch_backward(gradients, h, cell, tile)
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, whatever the device of its arguments."""
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
+@contextmanager
+def _launching_on(tensor: Tensor) -> Iterator[None]:
+    """Launch on the device of a tensor; Triton uses the current one. Its exceptions become a `KernelError`."""
+    elsewhere = tensor.device.type == "cuda" and tensor.device.index != torch.cuda.current_device()
+    try:
+        with torch.cuda.device(tensor.device) if elsewhere else nullcontext():
+            yield
+    except Exception as failure:
+        # OutOfResources, PTXASError and CompilationError are not RuntimeErrors; CUDA's own errors are.
+        without_compiler = "C compiler" in str(failure) or isinstance(failure, CalledProcessError | FileNotFoundError)
+        if isinstance(failure, RuntimeError) and not without_compiler:
+            raise
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        if without_compiler:
+            reason = (
+                f"it needs gcc and Python's headers (Debian: apt install gcc python3-dev) to build launchers; {reason}"
+            )
+        raise KernelError(f"triton cannot run its kernels ({reason})") from failure

@@ -48,7 +48,7 @@ def backward_kernel(
         slope += tl.load(slope_ptr + unit, mask=exists, other=0.0)
 
     chunk = tl.broadcast_to(tl.arange(0, CHUNKS)[:, None], [CHUNKS, BLOCK])
-    # Chunks are counted from the end of time, so that what is missing in the last tile is missing before t = 0.
+    # Chunks are counted from the last step, so that the partial tile is the one at t = 0.
     left = T - chunk * STEPS
     last = (left - 1).to(tl.int64)
     h_step = h_stride_t.to(tl.int64) if H_STEP == 0 else H_STEP
@@ -139,7 +139,7 @@ def backward_kernel(
 
 
 def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Tile) -> InputGradients:
-    """See `dispatch.Backend.backward`."""
+    """See `reference.backward`."""
     B, T, H = h.shape
     dh, dh_last, offset, slope = gradients
     u, h0, nonlinearity, reverse, _ = cell

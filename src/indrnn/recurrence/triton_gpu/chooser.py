@@ -1,13 +1,13 @@
-"""Which strategy and which tile a shape gets. Predicted, not yet measured: no GPU was at hand when this was written.
+"""The strategy and the tile for each shape. Predicted, not yet measured on a GPU.
 
 Letters: B batch, T time steps, H hidden units.
 
-Both strategies are the same kernel, which walks time in tiles of ``chunks`` × ``steps`` steps (see `primitives`):
+Both strategies are one kernel, which processes time in tiles of ``chunks`` × ``steps`` steps (see `primitives`):
 
-- sequential: chunks = 1. A thread walks one chain, ``steps`` loads ahead of use. Nothing is computed twice, but only
-  B·H threads have loads in flight.
-- scan: ``chunks`` threads share a chain within a tile. Each composes its steps to one map, a scan over the chunks gives
-  each the state it starts from, and each runs its steps again, from registers. Costs arithmetic, no memory traffic.
+- sequential: chunks = 1. A thread computes one chain and issues ``steps`` loads before their use. Nothing is computed
+  twice, but only B·H threads have loads in flight.
+- scan: ``chunks`` threads share a chain within a tile. Each composes its steps to one map, a scan over the chunks
+  yields its initial state, and it repeats its steps from registers. This costs arithmetic, but no memory traffic.
 
 The rule: an H200 copies at 4.3 TB/s with 0.6 µs of latency, so 2.6 MB must be in flight. With the next tile loaded
 while this one is used, a thread holds up to 28 float32 forward, or 16 of each of two streams backward, before it would
@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 STRATEGIES = ("auto", "sequential", "scan")
-# A scan composes maps (s1, a1) → (s2, a2); with these there is none in closed form, so their forward is sequential.
+# A scan composes maps (s1, a1) → (s2, a2); these have none in closed form, so their forward is sequential.
 WITHOUT_SCAN = ("tanh", "leaky_relu")
 
 THREADS = 65_536
 MAX_CHUNKS = 8
 STEPS = (1, 2, 4, 7, 8, 14, 16, 20, 25, 28)
-# The most steps a thread can hold without spilling, and the same where all arithmetic is float64; half as many where
-# addresses take registers.
+# The most steps a thread can hold without spilling, and the same for float64. Half as many if addresses take
+# registers.
 MAX_STEPS = {"forward": 28, "backward": 16}
 MAX_STEPS_WIDE = {"forward": 4, "backward": 4}
 
@@ -50,7 +50,7 @@ class Tile:
         return max(1, self.chunks * self.block // 32)
 
     def constants(self, T: int, H: int) -> dict[str, int | bool]:
-        """What is compiled into a kernel that walks T steps of H units in these tiles."""
+        """The compile-time constants of a kernel for T steps of H units in these tiles."""
         return {
             "CHUNKS": self.chunks,
             "STEPS": self.steps,
@@ -62,7 +62,7 @@ class Tile:
 
     @property
     def options(self) -> dict[str, int | bool | None]:
-        """What the compiler is told. Left to itself, the assembler at times spills to fit twice the programs."""
+        """Compiler options. Without maxnreg, the assembler may spill registers to fit twice the programs."""
         registers = 128 if self.chunks > 1 else None
         return {"num_warps": self.warps, "num_stages": 1, "maxnreg": registers, "enable_fp_fusion": True}
 
@@ -92,13 +92,13 @@ def choose(
 
 
 def _power_of_two(number: int) -> int:
-    """The largest power of two that is not above it; 1 for what is below 1."""
+    """The largest power of two that is not above `number`, at least 1."""
     return 1 << max(0, number.bit_length() - 1) if number > 0 else 1
 
 
 def _steps(T: int, chunks: int, limit: int) -> int:
-    """Steps a thread: more than half the limit if T then is a whole number of tiles, and nothing need be masked; else
-    the fewest that need no more tiles than the limit does."""
+    """Steps per thread: more than half the limit if T is then a whole number of tiles, which need no mask. Otherwise
+    the fewest that need no more tiles than the limit."""
     allowed = [steps for steps in STEPS if steps <= limit]
     whole = [steps for steps in allowed if 2 * steps > limit and T % (chunks * steps) == 0]
     if whole:

@@ -48,7 +48,7 @@ def enter(
         s = clamp(s, -LIMIT, LIMIT)
         lo = clamp(smaller(p, q), -LIMIT, LIMIT)
         hi = clamp(larger(p, q), -LIMIT, LIMIT)
-        # With the first chunk's map made constant, the scan composes values, not maps, wherever it goes left to right.
+        # The map of the first chunk becomes constant, so the scan composes values, not maps, from left to right.
         end = clamp(a + s * carry, lo, hi)
         a = tl.where(first, end, a)
         s = tl.where(first, 0.0, s)
@@ -136,7 +136,7 @@ def forward_kernel(
         if CHUNKS > 1:
             carry = from_chunk(h, chunk, CHUNKS - 1)
         if mean_ptr is not None:
-            # This tile's mean and squared deviation, taken about its first value, join the earlier tiles' (Chan,
+            # The mean and squared deviation of this tile, about its first value, join those of earlier tiles (Chan,
             # Golub & LeVeque 1983, "Algorithms for computing the sample variance").
             size = tl.minimum(tl.maximum(left, 0), STEPS).to(state)
             some = tl.maximum(size, 1.0)
@@ -158,11 +158,11 @@ def forward_kernel(
 
 
 def launch_forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool, tile: Tile) -> Outputs:
-    """See `dispatch.Backend.forward`."""
+    """See `reference.forward`."""
     B, T, H = x.shape
     u, h0, nonlinearity, reverse, _ = cell
     h = torch.empty_like(x)
-    # Only a state that h rounds is written by the kernel: to keep it for the end costs registers.
+    # The kernel writes the last state only if h rounds it, because keeping it costs registers.
     h_last = u.new_empty(B, H) if h.dtype != u.dtype else None
     mean = u.new_empty(B, H) if statistics else None
     deviation = u.new_empty(B, H) if statistics else None

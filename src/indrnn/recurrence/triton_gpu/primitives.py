@@ -1,20 +1,19 @@
-"""The parts that both kernels are built from.
+"""Building blocks of both kernels.
 
-Letters: B batch, T time steps, H hidden units; a chain is one (sequence, unit), chain number b·H + k.
+Letters: B batch, T time steps, H hidden units; a chain is one unit of one sequence, with number b·H + k.
 
-Tiles. A program owns BLOCK chains of one sequence and walks time in tiles of CHUNKS·STEPS steps. Its tensors are
-[CHUNKS, BLOCK], one element a thread: a thread owns STEPS consecutive steps of one chain, held as a tuple of STEPS
-registers. All loads of a tile are issued before the first is used (with AHEAD, a tile earlier), so a program has
-CHUNKS·STEPS·BLOCK values in flight; consecutive threads own consecutive units, so each load of a warp is one line.
-WHOLE: H is a multiple of BLOCK, so that no lane is idle. FULL: T is a multiple of the tile, so that a tile is there or
-is not, and no step of it need be masked.
+Tiles. A program computes BLOCK chains of one sequence in tiles of CHUNKS·STEPS steps. Its tensors are [CHUNKS, BLOCK],
+one element per thread. A thread holds STEPS consecutive steps of one chain in a tuple of STEPS registers. All loads of
+a tile are issued before the first is used (with AHEAD, one tile earlier), so CHUNKS·STEPS·BLOCK values are in flight.
+Consecutive threads own consecutive units, so each load of a warp is one cache line. WHOLE: H is a multiple of BLOCK,
+and no lane is idle. FULL: T is a multiple of the tile, and no step of a tile is masked.
 
 Maps. relu is x ↦ clamp(a + s·x, lo, hi) with (a, s, lo, hi) = (x_t, u, 0, ∞), and such maps are closed under
 composition; the identity, and the backward of every σ, is the affine x ↦ a + s·x. See `indrnn.recurrence.scan` for the
-sources and for the two traps of tree order; here everything that can overflow is held within ±LIMIT, so that neither
-0·∞ nor ∞ − ∞ can occur, also for |u| > 1 over many steps. A NaN in the input stays one (FMNMX.NAN).
+sources and the two pitfalls of tree order. Values that can overflow are clamped to ±LIMIT, so that neither 0·∞ nor
+∞ − ∞ occurs, even for |u| > 1 over many steps. NaN in the input is propagated (FMNMX.NAN).
 
-Statistics. Each chain leaves its mean and squared deviation; `combine_chains` joins them.
+Statistics. Each chain writes its mean and squared deviation. `combine_chains` joins them.
 """
 
 import triton
@@ -36,8 +35,8 @@ def locate(H, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_steps(pointer, step, left, exists, STEPS: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr):
-    """A tuple of STEPS tensors, `step` elements apart; from the step on at which `left` have gone by, zeros."""
-    # The compiler knows no starred expressions, so tuples grow by +.
+    """A tuple of STEPS tensors, `step` elements apart. Steps after `left` are zeros."""
+    # The compiler does not support starred expressions.
     values = ()
     for i in tl.static_range(STEPS):
         inside = left > 0 if FULL else left > i
@@ -50,7 +49,7 @@ def load_steps(pointer, step, left, exists, STEPS: tl.constexpr, WHOLE: tl.const
 
 @triton.jit
 def store_step(pointer, value, i, left, exists, WHOLE: tl.constexpr, FULL: tl.constexpr):
-    """Store step i of the tile where it exists."""
+    """Store step i of the tile if it exists."""
     if FULL and WHOLE:
         tl.store(pointer, value.to(pointer.dtype.element_ty))
     else:
@@ -61,14 +60,14 @@ def store_step(pointer, value, i, left, exists, WHOLE: tl.constexpr, FULL: tl.co
 
 
 def packed_step(x: Tensor) -> int:
-    """The distance of two steps if it is H (batch-major memory), to be compiled in, so that addresses are immediate
-    offsets of one register; else 0, and the distance is read at run time."""
+    """The stride of time if it is H (batch-major memory), else 0. As a compile-time constant it turns addresses into
+    immediate offsets of one register."""
     return x.shape[2] if x.stride(1) == x.shape[2] else 0
 
 
 def in_time(x: Tensor, reverse: bool) -> tuple[Tensor, int, int]:
-    """For a kernel: the tensor at whose address its first step lies, the distance of two steps, and `packed_step`;
-    if time runs backwards, the last step and negative distances."""
+    """The tensor of the first step that a kernel reads, the stride of time, and `packed_step`. With `reverse`, the
+    last step and negative strides."""
     return (x[:, -1], -x.stride(1), -packed_step(x)) if reverse else (x, x.stride(1), packed_step(x))
 
 
@@ -145,7 +144,7 @@ def compose_affine(a1, s1, a2, s2):
 @triton.jit
 def compose_clamped(a1, s1, lo1, hi1, a2, s2, lo2, hi2):
     """First (a1, s1, lo1, hi1), then (a2, s2, lo2, hi2); a constant map collapses to (lo, 0, lo, lo)."""
-    # Calls of builtins alone: the interpreter takes a millisecond for each call of a jitted function.
+    # Only builtins, because the interpreter takes a millisecond per call of a jitted function.
     every: tl.constexpr = tl.PropagateNan.ALL
     at_lo = a2 + s2 * lo1
     at_hi = a2 + s2 * hi1
@@ -168,16 +167,16 @@ def _follow(earlier1, value1, follows1, earlier2, value2, follows2):
 
 @triton.jit
 def preceding(value):
-    """[CHUNKS, BLOCK]: each chunk's predecessor's value; nothing of use in the first chunk.
+    """[CHUNKS, BLOCK]: the value of the previous chunk; undefined in the first.
 
-    tl.gather would do, but the compiler then moves the loads to a layout that suits it, which is not coalesced."""
+    tl.gather would make the compiler choose a layout for the loads that is not coalesced."""
     earlier, _, _ = tl.associative_scan((value, value, (value * 0.0).to(tl.int32)), 0, _follow)
     return earlier
 
 
 @triton.jit
 def from_chunk(value, chunk, INDEX: tl.constexpr):
-    """[CHUNKS, BLOCK]: one chunk's values in all of them."""
+    """[CHUNKS, BLOCK]: the values of one chunk, in all chunks."""
     return tl.broadcast_to(tl.sum(tl.where(chunk == INDEX, value, 0.0), axis=0, keep_dims=True), value.shape)
 
 
