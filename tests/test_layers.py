@@ -258,7 +258,7 @@ def test_default_device_and_dtype_do_not_matter(device, dtype, norm):
     torch.set_default_dtype(dtype)
     try:
         for output, h_n in (rnn(x), rnn(x, lengths=[5, 4, 2, 1]), rnn(packed)):
-            data = output.data if output is not rnn else output
+            data = output if isinstance(output, torch.Tensor) else output.data
             (head(data).sum() + h_n.sum()).backward()
             assert (h_n.device.type, h_n.dtype, data.dtype) == ("cpu", torch.float32, torch.float32)
         assert all(parameter.grad.isfinite().all() for parameter in rnn.parameters())
@@ -267,14 +267,13 @@ def test_default_device_and_dtype_do_not_matter(device, dtype, norm):
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_saved_module_is_the_same_module():
-    rnn, file = IndRNN(2, 3, 2, norm="batch", dropout=0.5, recurrent_init="symmetric"), io.BytesIO()
+def test_a_module_can_be_saved_and_copied():
+    rnn, file = IndRNN(2, 3, 2, norm="batch", dropout=0.5, recurrent_init="symmetric").eval(), io.BytesIO()
     torch.save(rnn, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False).eval()
     x = torch.randn(5, 4, 2)
-    assert torch.equal(loaded(x)[0], rnn.eval()(x)[0])
-    assert torch.equal(copy.deepcopy(rnn)(x)[0], rnn(x)[0])
+    for same in (torch.load(file, weights_only=False), copy.deepcopy(rnn)):
+        assert torch.equal(same(x)[0], rnn(x)[0])
 
 
 def test_backward_hooks_fire_or_are_refused():
@@ -298,15 +297,11 @@ class TestErrors:
         ("arguments", "message"),
         [
             ({"input_size": 0}, "input_size must be at least 1, got 0"),
-            ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
             ({"nonlinearity": "gelu"}, "nonlinearity must be one of relu"),
-            ({"norm": "group"}, "norm must be one of none, batch, got 'group'"),
-            ({"constraint": "hope"}, "constraint must be one of clip"),
             ({"backend": "cuda"}, "backend must be one of auto, .*, got 'cuda'"),
             ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
             ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, "at least recurrent_min_abs=0.6, got 0.5"),
             ({"recurrent_max_abs": torch.inf}, "must be finite, got inf"),
-            ({"recurrent_max_abs": torch.nan}, "recurrent_max_abs must be at least"),
             ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be finite and at least 0, got -0.1"),
             ({"input_init": "magic"}, "input_init must be one of linear"),
             ({"input_init": (1, -1)}, r"input_init .* range \(low, high\) .*got \(1, -1\)"),
@@ -332,13 +327,10 @@ class TestErrors:
             (lambda x, h: IndRNN(3, 5)(x.long()), r"input is torch\.int64, .*input\.to\(torch\.float32\)$"),
             (lambda x, h: IndRNN(3, 5)([1.0]), "input must be a tensor, got list"),
             (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2]), "lengths must be 4 integers"),
-            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2, 3, 0]), r"lengths must be in 1…6, got 0…3"),
             (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2, 3, 7]), r"lengths must be in 1…6, got 1…7"),
             (lambda x, h: IndRNN(3, 5)(x[:0]), "at least one time step"),
             (lambda x, h: IndRNN(3, 5)(pack_padded_sequence(x, [6] * 4), lengths=[6] * 4), "has its own"),
-            (lambda x, h: IndRNNLayer(3, 5)(x, (h, h)), "has no cell state"),
             (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"input must have shape \(B, T, 3\), got \(4, 3\)"),
-            (lambda x, h: IndRNNCell(3, 5)(x[0], (h[0], h[0])), "has no cell state"),
             (lambda x, h: IndRNNCell(4, 5)(x[0]), r"input must be \(B, 4\)"),
             (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must have shape \(4, 5\)"),
         ],

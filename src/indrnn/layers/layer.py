@@ -247,7 +247,7 @@ class IndRNNLayer(Weights):
         unit, or with None from the running statistics."""
         norm = self.norm
         if not isinstance(norm, nn.BatchNorm1d):
-            raise ValueError(f"norm must be a BatchNorm1d, which the layer folds into its reader, got {norm}")
+            raise ValueError(f"norm must be a BatchNorm1d, also after convert_sync_batchnorm: it is folded; got {norm}")
         mean, variance = cast(Any, statistics or (norm.running_mean, norm.running_var))
         if statistics and self.share:
             mean, variance, n = self.share.join(mean, variance, n)

@@ -54,7 +54,6 @@ class LSTMClassifier(nn.Module):
                     input_gate.copy_(-forget_gate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
         _, (h_last, _) = self.lstm(x)
         return self.head(self.dropout(h_last[-1]))
 
@@ -94,7 +93,6 @@ class RNNClassifier(nn.Module):
                 nn.init.eye_(weight_hh)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
         _, h_last = self.rnn(x)
         return self.head(h_last[-1])
 
@@ -133,7 +131,6 @@ class MinGRUClassifier(nn.Module):
         self.head = classifier(model.hidden_size, task)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = layer(x)
             x = norm(h.flatten(0, 1)).view_as(h)

@@ -107,7 +107,6 @@ class PlainIndRNN(IndRNN):
         self.head = classifier(model.hidden_size, task, kaiming=model.weight_init == "kaiming")
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Map x (B, T, D) to logits (B, K)."""
         sequence, _ = self.run(x)
         return self.head(sequence.last())
 
@@ -145,7 +144,6 @@ class ResidualIndRNN(nn.Module):
         self.head = classifier(size, task, kaiming=model.weight_init == "kaiming")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
         sequence, _ = self.final(self.blocks(self.stem(x)))
         return self.head(sequence.last())
 
@@ -198,7 +196,6 @@ class DenseIndRNN(nn.Module):
         self.head = classifier(width, task, kaiming=model.weight_init == "kaiming")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, T, D) to logits (B, K)."""
         sequence, _ = self.stem(x)
         for block in self.blocks:
             sequence = block(sequence)
