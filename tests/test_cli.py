@@ -21,7 +21,7 @@ from indrnn.training import Interrupted
 
 # sweep is a part of train.
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(indrnn.cli.__path__) if module.name != "sweep")
-HEAVY = ("torch", "torchvision", "numba", "triton", "tensorboard", "matplotlib", "pandas", "numpy")
+HEAVY = ("torch", "torchvision", "numba", "triton", "tensorboard", "matplotlib", "pandas")
 TINY = [
     "data=adding", "data.length=8", "data.validation_size=20", "data.test_size=20", "model.hidden_size=4",
     "model.num_layers=1", "model.backend=reference", "trainer.batch_size=4", "trainer.bn_samples=10", "device=cpu",

@@ -106,17 +106,17 @@ def _command() -> int:
 def _help(options: Any) -> str:
     """The choices of every group, and every key with its value and meaning."""
     from ..config.checks import as_typed, settings
-    from ..config.compose import composed_config, config_dir, without_hydra
+    from ..config.compose import config_dir, load_config
     from ..config.schema import SCHEMAS
 
-    composed = composed_config(options.overrides, options.config_name or "train", options.config_dir)
+    cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)
     lines = [_USAGE, "", "Choices:"]
     for group in [*SCHEMAS, "experiment"]:
         folders = [Path(folder, group) for folder in (config_dir(), options.config_dir) if folder is not None]
         names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         lines.append(f"  {group:<10} = {', '.join(names)}")
     lines += ["", "Keys, with the values of this command:"]
-    for key, field, value in settings(without_hydra(composed)):
+    for key, field, value in settings(cfg):
         lines.append(f"  {f'{key}={as_typed(value)}':<34} {field.metadata['doc']}")
     return "\n".join(lines)
 

@@ -59,14 +59,6 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: the command would refuse the same request.
     """
-    composed = composed_config(overrides, config_name, config_dir)
-    return job_config(composed, composed.hydra)
-
-
-def composed_config(
-    overrides: Iterable[str] = (), config_name: str = "train", config_dir: str | None = None
-) -> DictConfig:
-    """What `load_config` checks, with Hydra's node."""
     folders, words = [str(_config_dir())], list(map(keep_text, overrides))
     if config_dir is not None:
         if not os.path.isdir(config_dir):
@@ -77,9 +69,10 @@ def composed_config(
         words.insert(0, f"hydra.searchpath=['file://{folders[1]}']")
     try:
         with _own_hydra(folders[0]):
-            return compose(config_name, words, return_hydra_config=True)
+            composed = compose(config_name, words, return_hydra_config=True)
     except COMPOSITION_ERRORS as error:
         raise UserError(one_line(error)) from error
+    return job_config(composed, composed.hydra)
 
 
 @contextmanager
@@ -109,7 +102,12 @@ def job_config(composed: DictConfig, hydra: Any) -> Config:
         if group in SCHEMAS:
             choice = name if (config_dir() / group / f"{name}.yaml").is_file() else "<choice>"
             raise UserError(f"{override}: the name is part of the chosen file; write {group}={choice}")
-    cfg = cast(Config, without_hydra(composed))
+    with flag_override(composed, ["struct", "readonly"], False):
+        # The name refers to Hydra's node. `check` reports a name that cannot be resolved.
+        with suppress(OmegaConfBaseException):
+            composed.name = composed.name
+        composed.pop("hydra", None)
+    cfg = cast(Config, composed)
     check(cfg)
     return cfg
 
@@ -117,16 +115,6 @@ def job_config(composed: DictConfig, hydra: Any) -> Config:
 def job_overrides(hydra: Any) -> list[str]:
     """The overrides of a job, without those of Hydra's own keys."""
     return cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
-
-
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """Remove Hydra's node, which the name of the run refers to."""
-    with flag_override(composed, ["struct", "readonly"], False):
-        # `check` reports a name that cannot be resolved.
-        with suppress(OmegaConfBaseException):
-            composed.name = composed.name
-        composed.pop("hydra", None)
-    return composed
 
 
 # An element that starts like a number, with true, false or ~. The first alternative skips what is quoted.
