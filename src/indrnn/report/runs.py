@@ -195,7 +195,7 @@ def find_runs(folder: Path) -> Iterator[Run]:
     warning.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: ``folder`` is not a folder.
     """
     if not folder.is_dir():
         raise UserError(f"folder {folder} not found; name a folder that holds run folders")
