@@ -58,8 +58,8 @@ def _draw_task(groups: Sequence[Group], folder: Path) -> list[Path]:
         ]
     else:
         classes = groups[0].task.output_size
-        best = pd.Series([max(run.val_accuracy for run in group.drawn) for group in groups])
-        # Where most groups exceed 90 %, the rest of the axis would hide how they differ.
+        best = pd.Series([run.val_accuracy for group in groups for run in group.drawn])
+        # Where most runs exceed 90 %, the rest of the axis would hide how they differ.
         bottom = 90 if best.median() > 0.9 else 0
         chance, guess = 100 / classes, np.log(classes)
         accuracy = Quantity(
@@ -127,7 +127,7 @@ def _count(group: Group) -> str:
 def _draw_group(axes: Axes, runs: Sequence[Run], quantity: Quantity, x: str, unit: float, look: Look) -> None:
     curves = []
     for run in runs:
-        curve = run.curve(quantity.split, quantity.column).sort_values("step", kind="stable")
+        curve = run.curve(quantity.split, quantity.column).drop_duplicates("step", keep="last").sort_values("step")
         curve = curve.assign(y=quantity.shown(curve[quantity.column]), x=curve[x] / unit)[["step", "x", "y"]]
         if quantity.split == "train" and len(curve):
             # Bins of equal width for all seeds.

@@ -193,7 +193,7 @@ def find_runs(folder: Path) -> Iterator[Run]:
     """Every run at or below ``folder``. A run that cannot be read is skipped with a logged warning.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: ``folder`` is not a folder.
     """
     for path in find_run_folders(folder):
         try:

@@ -106,7 +106,8 @@ def task_notes(groups: Sequence[Group]) -> list[str]:
 def general_notes(groups: Sequence[Group]) -> list[str]:
     """What the marks and columns of the tables mean."""
     level = baseline(groups, "test")[1]
-    return [*NOTES, *[f"mse: mean squared error. On the test set, {level}."] * bool(level)]
+    mse = "mse: mean squared error." + (f" On the test set, {level}." if level else "")
+    return [*NOTES, *[mse] * any(not group.task.measures_accuracy for group in groups)]
 
 
 def markdown_report(groups: Sequence[Group]) -> str:
