@@ -60,9 +60,8 @@ def test_tensorboard_tags_are_the_same_for_every_model(tmp_path):
         assert events.Tags()["images"] == ["test/confusion", "test/digits"]
         assert events.Tags()["histograms"] == [f"recurrent_weight/{layer}" for layer in layers]
     assert tags[0] == tags[1] == {
-        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "eval/best_loss", "eval/best_accuracy",
-        "test/loss", "test/accuracy", "optimizer/lr",
-        "optimizer/grad_norm", "speed/steps_per_second",
+        "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "test/loss", "test/accuracy", "optimizer/lr",
+        "optimizer/grad_norm", "speed/steps_per_second", "eval/best_loss", "eval/best_accuracy",
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from indrnn.data import make_task
 from indrnn.errors import UserError
 from indrnn.files import write_atomically
 from indrnn.layers import recurrent_layers
-from indrnn.models import LSTMClassifier, PlainIndRNN
+from indrnn.models.baselines import LSTMClassifier
+from indrnn.models.indrnn import PlainIndRNN
 from indrnn.record.result import read_result
 from indrnn.training import load_run
 

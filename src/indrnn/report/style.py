@@ -5,7 +5,7 @@ are. A model has the same color and marker in all figures. Runs of one model dif
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from indrnn.files import one_line
 
 # Okabe & Ito (2008): distinguishable with color blindness. The markers repeat the distinction for grayscale prints.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-COLOURS = COLORS
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
 GRAY = "#595959"
@@ -107,17 +106,6 @@ def log_values(axes: Axes) -> None:
     plain = partial(np.format_float_positional, precision=3, fractional=False, trim="-")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def tick_at(axes: Axes, sizes: Sequence[int]) -> None:
-    """Ticks at the measured sizes. Labels that would overlap are left out."""
-    labeled: list[int] = []
-    for size in sizes:
-        if not labeled or np.log(size / labeled[-1]) > 0.15 * np.log(sizes[-1] / sizes[0]):
-            labeled.append(size)
-    axes.set_xticks(labeled, [f"{size:,}" for size in labeled])
-    axes.set_xticks(sizes, minor=True)
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def short_number(value: float) -> str:

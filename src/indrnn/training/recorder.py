@@ -91,7 +91,7 @@ class Recorder:
         if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():
             self._row("test", test.loss, test.accuracy)
         self._scalars({"test/loss": test.loss, "test/accuracy": test.accuracy})
-        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})
+        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})  # for HPARAMS
         self._tensorboard.hparams({**result_keys(self._state.cfg), "parameters": result.parameters})
         self._tensorboard.text("command", f"`{result.command}`")
         configuration = self._folder.config_path.read_text(encoding="utf-8")
