@@ -175,7 +175,7 @@ def test_ratios_of_the_step():
         (["recurrence", "--length", "1.5"], "int"),
         (["step", "--seconds", "nan"], "above 0"),
         (["step", "--seconds", "soon"], "float"),
-        (["exact", "--device", "tpu"], "device=tpu"),
+        (["exact", "--device", "tpu"], "tpu"),
         (["exact", "--device", "cpu", "--out", __file__], "--out"),  # not a folder
     ],
 )

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     whats = command.add_subparsers(dest="what", required=True, metavar="{recurrence,step,exact}")
     commands = {what: whats.add_parser(what) for what in ("recurrence", "step", "exact")}
     for options in commands.values():
-        options.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
         options.add_argument("--out", type=Path, default=Path("results/bench"), help="default: results/bench")
         options.set_defaults(length=[0], batch=[], seconds=0.0, profile=False)
     for what, seconds in (("recurrence", 0.3), ("step", 3.0)):
