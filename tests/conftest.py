@@ -1,5 +1,6 @@
 """Skip GPU tests without a GPU, seed every test, and a limit on file sizes."""
 
+import logging
 from contextlib import contextmanager
 
 import pytest
@@ -17,6 +18,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(20180313)
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """indrnn-train called in this process raises it."""
+    logger = logging.getLogger("indrnn")
+    yield
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

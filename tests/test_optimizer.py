@@ -156,6 +156,33 @@ def test_muon_updates_the_hidden_matrices_and_adam_the_rest(model):
     assert by_muon == matrices - {"head.weight"}
 
 
+def muon_shapes(network):
+    optimizers = build_optimizers(network, load_config(["optimizer=muon", "data=mnist5k"]).optimizer)
+    return [tuple(each.shape) for optimizer in optimizers[1:] for each in optimizer.param_groups[0]["params"]]
+
+
+def test_input_weights_are_no_hidden_matrices():
+    linear = torch.nn.Linear
+    lstm = torch.nn.LSTM(2, 8, bidirectional=True)
+    assert muon_shapes(torch.nn.Sequential(lstm, linear(16, 3))) == [(32, 8)] * 2
+    frozen = torch.nn.Sequential(linear(2, 8), linear(8, 8), linear(8, 8), linear(8, 3))
+    frozen[0].requires_grad_(False)
+    assert muon_shapes(frozen) == [(8, 8)] * 2
+    assert muon_shapes(torch.nn.Sequential(linear(8, 3), linear(3, 2))) == []
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay"])
+def test_arguments_that_have_a_key_of_their_own_are_refused(key):
+    cfg = load_config([f"+optimizer.args.{key}=0.1", "data=mnist5k"])
+    with pytest.raises(UserError, match=f"set optimizer.{key} instead"):
+        build_optimizers(torch.nn.Linear(2, 2), cfg.optimizer)
+
+
+def test_label_smoothing_needs_classes():
+    with pytest.raises(UserError, match=r"trainer\.label_smoothing=0\.1: adding has no classes"):
+        load_config(["data=adding", "trainer.label_smoothing=0.1", "trainer.target_accuracy=null"])
+
+
 def test_the_rates_of_both_optimizers_follow_the_schedule():
     cfg = load_config(["optimizer=muon", "optimizer.lr=0.01", "optimizer.muon_lr=0.5", "data=mnist5k"])
     optimizers = build_optimizers(build_model(cfg.model, make_task(cfg.data)), cfg.optimizer)

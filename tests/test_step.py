@@ -16,7 +16,7 @@ from indrnn.models import build_model
 from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers, decayed_parameters, set_rates
-from indrnn.training.step import CaptureError, GraphedGradients, TrainingStep, can_use_graph
+from indrnn.training.step import CaptureError, GraphedGradients, Meter, TrainingStep, can_use_graph
 from small_runs import ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
@@ -195,6 +195,15 @@ def test_after_a_failed_capture_the_step_runs_eagerly():
     assert torch.equal(x > 0, one > 0)
 
 
+@pytest.mark.parametrize("bad", [1e30, float("nan")])
+def test_the_meter_counts_finite_steps_up_to_the_first_that_is_not(bad):
+    meter, one = Meter(CPU), torch.ones(())
+    for norm in (1.0, 1.0, bad * 1e30, 1.0, 1.0):
+        meter.add(one, one, torch.tensor(norm))
+    sums = meter.read()
+    assert (sums["count"], sums["finite"]) == (5, 2)
+
+
 def test_the_meter_sums_over_its_interval_and_counts_finite_steps(tmp_path):
     step = make_step(tmp_path, "optimizer.lr=1e-12")
     for number in range(3):
@@ -209,7 +218,7 @@ def test_the_meter_sums_over_its_interval_and_counts_finite_steps(tmp_path):
     for loss, norm in ((torch.nan, 1.0), (1.0, torch.inf), (-torch.inf, torch.inf), (1.0, 1.0)):
         step.meter.add(torch.tensor(loss), torch.tensor(0), torch.tensor(norm))
     sums = step.meter.read()
-    assert (sums["count"], sums["finite"]) == (7, 4)
+    assert (sums["count"], sums["finite"]) == (7, 3)
     step.meter.clear()
     assert set(step.meter.read().values()) == {0.0}
 

@@ -124,7 +124,7 @@ def profile(device: torch.device) -> str:
     launch = "graph" if device.type == "cuda" else "eager"
     step = training_step(*NETWORKS[0], 32, "float32", launch, device)
     seconds_of(step, device)
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:  # PyTorch 2.11 warns without it
         seconds_of(step, device)  # calls it twice
     order = f"self_{device.type}_time_total"
     return str(profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60))

@@ -26,7 +26,7 @@ from ..models import build_model
 from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 from .device import torch_defaults
 
-FORMAT = 2
+FORMAT = 3
 FIX = "move the file away, or start again with overwrite=true"
 # The first of these files that a run folder has is loaded.
 CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}

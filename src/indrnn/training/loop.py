@@ -196,7 +196,6 @@ class Training:
             self._clock = None
         sums = self.state.meter.read()
         if sums["finite"] < sums["count"]:
-            # A non-finite step leaves non-finite weights, so all steps after it count too.
             self._fail("loss or gradient", self.position.step - int(sums["count"] - sums["finite"]) + 1)
         return sums
 

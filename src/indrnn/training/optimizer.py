@@ -29,10 +29,12 @@ def decayed_parameters(model: nn.Module) -> list[Tensor]:
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """What Muon updates: every real matrix with at least two columns, except the model's first and last (the input
-    weights and the classifier), in the order of ``model.parameters()``."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2 and parameter.requires_grad]
-    return [matrix for matrix in matrices[1:-1] if matrix.shape[1] > 1 and not matrix.is_complex()]
+    """What Muon updates: every matrix except the model's first and last, in the order of ``model.parameters()``, and
+    except other input weights (as many columns as the first, if that has fewer columns than rows)."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    rows, columns = matrices[0].shape if matrices else (0, 0)
+    inputs = columns if columns < rows else 1
+    return [m for m in matrices[1:-1] if m.shape[1] not in (1, inputs) and m.requires_grad and not m.is_complex()]
 
 
 def uses_muon(cfg: OptimizerConfig) -> bool:
@@ -72,6 +74,9 @@ def _build(cfg: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
     target = import_target(what, cfg._target_)
     if not (isinstance(target, type) and issubclass(target, Optimizer)):
         raise UserError(f"{what}: it is not a torch.optim.Optimizer")
+    for key in ("lr", "weight_decay"):
+        if key in cfg.args:
+            raise UserError(f"optimizer.args.{key}: set optimizer.{key} instead")
     given: dict[str, Any] = {"lr": cfg.lr}
     if cfg.weight_decay > 0:
         given["weight_decay"] = cfg.weight_decay  # the groups' values apply; this checks that the target takes it

@@ -162,6 +162,10 @@ class RunState:
         self.model.train()
         indices, graph = self.sampler.indices(0), self.cfg.trainer.cuda_graph
         eager = self.update.compute_gradients
+        if graph == "auto" and hasattr(self.cfg.model, "_target_"):
+            graph = False  # a graph would freeze the control flow of a custom model, such as layer dropout
+        if graph is True and self.processes.size > 1:
+            raise UserError("trainer.cuda_graph=true: several processes train without a CUDA graph; use auto or false")
         if graph and can_use_graph(self.device, self.processes):
             try:
                 self.update.gradients = GraphedGradients(eager, indices, self.device)

@@ -36,8 +36,8 @@ class Meter:
         self._one = torch.ones((), device=device, dtype=torch.float32)
 
     def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor) -> None:
-        """Count a step, and whether its loss and gradient are finite."""
-        finite = (loss + grad_norm) * 0 == 0  # fewer kernels than isfinite()
+        """Count a step, and whether its loss and gradient are finite, as those of all steps before it."""
+        finite = ((loss + grad_norm) * 0 == 0) & (self.sums[-1] == self.sums[-2])  # fewer kernels than isfinite()
         row = [loss, correct, grad_norm, self._one, finite]
         self.sums += torch.stack([value.to(self.sums.dtype) for value in row])
 
