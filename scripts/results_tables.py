@@ -150,8 +150,8 @@ def update_readme(results: Path) -> None:
 
 
 def draw_results(results: Path) -> list[Path]:
-    """Draw ``results``/figures from ``results``/runs, without ablations and runs that end at their first evaluation."""
-    hidden = {(row.task, row.name) for row in ROWS if row.ablation}
+    """Draw ``results``/figures from ``results``/runs, without ablations (other than Adam) and first evaluations."""
+    hidden = {(row.task, row.name) for row in ROWS if row.ablation and not row.name.endswith("-adam")}
     groups = [group for group in collect([results / "runs"]) if (group.task.folder, group.name) not in hidden]
     return draw([group for group in groups if not group.name.endswith("first1700")], results / "figures")
 

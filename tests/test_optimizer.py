@@ -1,7 +1,9 @@
 """Optimizers and their parameter groups; learning-rate schedules against values computed by hand."""
 
 import math
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,26 +220,10 @@ def test_unknown_arguments_of_an_optimizer_are_refused():
         build_optimizers(torch.nn.Linear(2, 2), cfg.optimizer)
 
 
-OPTIMIZER = """
-import torch
-
-class SignSGD(torch.optim.Optimizer):
-    def __init__(self, params, lr, momentum=0.9):
-        super().__init__(params, dict(lr=lr, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    average = self.state[p].setdefault("average", torch.zeros_like(p))
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    p.sub_(average.sign(), alpha=group["lr"])
-"""
-
-
 def test_a_custom_optimizer_from_outside_the_package_trains_and_is_recorded(tmp_path, monkeypatch):
-    (tmp_path / "myoptimizer.py").write_text(textwrap.dedent(OPTIMIZER))
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    recipe = re.search(r"write `myoptimizer.py`.*?```python\n(.*?)\n   ```", text, re.DOTALL)
+    (tmp_path / "myoptimizer.py").write_text(textwrap.dedent(recipe[1]))
     monkeypatch.syspath_prepend(tmp_path)
     words = ("optimizer=custom", "optimizer._target_=myoptimizer.SignSGD", "+optimizer.args.momentum=0.5")
     run_small(tmp_path, *words, "trainer.max_steps=10", "optimizer.lr=1e-3")
