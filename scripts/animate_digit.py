@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The animation at the top of README: a digit, read pixel by pixel, and the class probabilities of several networks.
 
-    python scripts/animate_digit.py results/runs/mnist/fast_indrnn-adam/seed0 results/runs/mnist/fast_lstm_chrono-adam/seed0
+    R=results/runs/mnist; python scripts/animate_digit.py $R/fast_indrnn-adam/seed0 $R/fast_lstm_chrono-adam/seed0
 
 The digit is a test image. The runs are of one task with images, and their networks read from left to right.
 """

@@ -96,7 +96,7 @@ def test_table_changes_with_the_runs_only(committed):
 
 
 def test_figures_leave_out_ablations_and_first_evaluations(committed):
-    results.publish(fabricate(committed.parent / "work", "fast_indrnn", tag="adam", **SMALL), committed / "runs")
+    results.publish(fabricate(committed.parent / "work", "fast_indrnn", tag="no-norm", **SMALL), committed / "runs")
     drawn = [path.read_text(encoding="utf-8") for path in draw_results(committed) if path.suffix == ".svg"]
     assert len(drawn) == 3
     assert all("fast_indrnn" not in text for text in drawn)
