@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -95,7 +94,7 @@ def test_outputs_and_all_gradients(backend, B, T, H, reverse, dtype):
     [(3, 70, 1, 45, False), (3, 70, 2, 128, True), (2, 33, 8, 5, False), (3, 1, 1, 1, True), (1, 784, 1, 40, False)],
 )
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_fused_projection(backend, dtype, B, T, D, H, reverse, first):
     inputs = example(B, T, H, dtype, D)
     doubles = [tensor.double() for tensor in inputs]
@@ -103,15 +102,14 @@ def test_fused_projection(backend, dtype, B, T, D, H, reverse, first):
     actual = results_and_gradients(
         lambda *i: recurrence(*i, statistics=True, backend=backend, reverse=reverse), inputs, first
     )
-    all_close(actual, expected, TOLERANCE[dtype])
+    all_close(actual, expected, (TREE_TOLERANCE if backend == "scan" else TOLERANCE)[dtype])
 
 
-@pytest.mark.parametrize("backend", ["reference", "numba"])
-def test_fused_projection_is_never_in_memory(backend):
+def test_fused_projection_is_never_in_memory():
     inputs = example(3, 40, 32, D=1)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
-        recurrence(inputs[0], *(tensor.requires_grad_() for tensor in inputs[1:]), backend=backend)
+        recurrence(inputs[0], *(tensor.requires_grad_() for tensor in inputs[1:]), backend="numba")
     assert [size for size in saved if size >= 3 * 40 * 32] == [3 * 40 * 32]  # h
 
 
@@ -257,8 +255,8 @@ def test_numba_equals_the_reference_for_infinite_states_and_gradients(sigma, aff
     h, last = indrnn_recurrence(x, u, h0, nonlinearity=sigma, backend="reference")
     dh, dh_last = cotangents(h, last)
     dh[2, 30, 3:], dh_last[0, 2] = float("inf"), float("-inf")
-    slope = torch.linspace(-1, 1, 5, dtype=h.dtype) if affine else None
-    arguments = (dh, dh_last, slope, slope, h, u, h0 if initial else None, None, None, sigma)
+    row = torch.linspace(-1, 1, 5, dtype=h.dtype) if affine else None
+    arguments = (dh, dh_last, row, row, row, h, u, h0 if initial else None, None, None, sigma)
     actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
     expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
@@ -367,19 +365,19 @@ class TestTorchFunc:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by opcheck
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "D"), [*((backend, None) for backend in BACKENDS), ("numba", 2)])
 @pytest.mark.parametrize("optional", [False, True])
-@pytest.mark.parametrize("D", [None, 2])
 def test_opcheck(backend, optional, D):
-    x, u, h0, bias, *weight = (tensor.requires_grad_() for tensor in example(2, 9, 5, D=D))
-    weight = weight[0] if weight else None
+    x, *inputs = example(2, 9, 5, D=D)
+    u, h0, bias, *weight = (tensor.requires_grad_() for tensor in inputs)
+    x, weight = (x, weight[0]) if weight else (x.requires_grad_(), None)
     arguments = (x, u, h0 if optional else None, bias if optional else None, weight, optional, "relu", backend)
     torch.library.opcheck(torch.ops.indrnn.recurrence, arguments)
     h = torch.ops.indrnn.recurrence(*arguments)[0].detach()
-    offset = torch.rand(5, dtype=h.dtype) if optional else None
+    row = torch.rand(5, dtype=h.dtype) if optional else None
     product = (x.detach(), weight.detach()) if D else (None, None)
     inputs = (h, u.detach(), h0.detach(), *product)
-    arguments = (torch.randn_like(h), None, offset, offset, *inputs, "relu", backend)
+    arguments = (torch.randn_like(h), None, row, row, row, *inputs, "relu", backend)
     torch.library.opcheck(torch.ops.indrnn.recurrence_backward, arguments)
 
 
@@ -427,7 +425,7 @@ class TestNumba:
         torch.set_flush_denormal(False)  # earlier tests may have left it on
         torch.set_num_threads(threads)
         try:
-            arguments = (None, last, None, None, h, u, None, None, None, "relu", "numba")
+            arguments = (None, last, None, None, None, h, u, None, None, None, "relu", "numba")
             dx, *_ = torch.ops.indrnn.recurrence_backward(*arguments)
         finally:
             torch.set_num_threads(before)
@@ -501,8 +499,8 @@ class TestBfloat16:
     @pytest.mark.parametrize(("B", "T", "H"), SHAPES)
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_outputs_and_all_gradients(self, backend, B, T, H, D):
-        if backend == "scan" and D:
-            pytest.skip("scan rounds the product, which it does not form itself")
+        if D and backend != "numba":
+            pytest.skip("only numba forms the product, and so does not round it")
         x, *others = example(B, T, H, torch.float32, D)
         inputs = [x.bfloat16(), *(each.requires_grad_() for each in others)]
         outputs = recurrence(*inputs, backend=backend)[:2]
@@ -510,11 +508,11 @@ class TestBfloat16:
         actual = [*outputs, *torch.autograd.grad(outputs, inputs[1:], (dh, dh_last))]
         exact = [each.detach().double() for each in inputs]
         # The gradients in float64, but on the side of the kink on which the stored states are.
-        cell = dispatch.Cell(exact[1], exact[2], "relu", weight=exact[4] if D else None)
-        given = dispatch.OutputGradients(dh.double(), dh_last.double(), None, None)
-        wanted = dispatch.load_backend("reference").backward(given, outputs[0].detach().double(), cell, exact[0])
+        cell = dispatch.Cell(exact[1], exact[2], "relu")
+        given = dispatch.OutputGradients(dh.double(), dh_last.double())
+        wanted = dispatch.load_backend("reference").backward(given, outputs[0].detach().double(), cell)
         gradients = [wanted.du.sum(0), wanted.dh0, wanted.dbias.sum(0) if D else wanted.dbias]
-        gradients += [wanted.dweight.sum(0)] if D else []
+        gradients += [torch.einsum("bth,btd->hd", wanted.dx, exact[0])] if D else []
         tolerance = TREE_TOLERANCE[torch.float32] if backend == "scan" else 1e-4
         assert_close(actual[0].detach(), with_statistics(*exact)[0], 2**-8)
         all_close(actual[1:], [with_statistics(*exact)[1], *gradients], tolerance)
@@ -534,10 +532,10 @@ class TestBfloat16:
         h, *others = forward(x, u, h0, bias, None, True, sigma, backend, reverse)
         wide, *expected = forward(x.float(), u, h0, bias, None, True, sigma, backend, reverse)
         dh, dh_last = cotangents(h, others[0])
-        slope = torch.linspace(-1, 1, 45)
+        row = torch.linspace(-1, 1, 45)
         given = (u, h0, None, None, sigma, backend, reverse)
-        dx, *sums = backward(dh, dh_last, slope, slope, h, *given)
-        wide_dx, *expected_sums = backward(dh.float(), dh_last, slope, slope, h.float(), *given)
+        dx, *sums = backward(dh, dh_last, row, row, row, h, *given)
+        wide_dx, *expected_sums = backward(dh.float(), dh_last, row, row, row, h.float(), *given)
         actual = [h, *others, dx, *sums]
         expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
@@ -620,74 +618,3 @@ class TestResolveBackend:
     def test_missing_library_is_a_reason(self, monkeypatch):
         monkeypatch.setitem(dispatch._MODULES, "numba", ".no_such_module")
         assert "cannot be imported" in available_backends("cpu")["numba"]
-
-
-class Kernel:
-    """Stands for Triton on a GPU: the reference, with a fault in one direction."""
-
-    NONLINEARITIES, DTYPES = ("relu",), (torch.float32,)
-
-    def __init__(self, fault):
-        self.fault = fault
-        self.reference = dispatch.load_backend("reference")
-
-    def unavailable_reason(self, device):
-        return None
-
-    def forward(self, *arguments):
-        if isinstance(self.fault, Exception):
-            raise self.fault
-        outputs = self.reference.forward(*arguments)
-        return outputs._replace(h=outputs.h * 1.01) if self.fault == "forward" else outputs
-
-    def backward(self, *arguments):
-        gradients = self.reference.backward(*arguments)
-        return gradients._replace(du=gradients.du * float("nan")) if self.fault == "backward" else gradients
-
-
-class TestSelfCheck:
-    """The first use of triton on a GPU, with the CPU in its place."""
-
-    @pytest.fixture
-    def first_use(self, monkeypatch):
-        def begin(fault):
-            kernel, original = Kernel(fault), dispatch.load_backend
-            monkeypatch.setattr(dispatch, "load_backend", lambda name: kernel if name == "triton" else original(name))
-            monkeypatch.setitem(dispatch._PREFERRED, "cpu", ("triton", "scan", "reference"))
-            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-            monkeypatch.setattr(dispatch, "_resolved", {})
-            dispatch._fault.cache_clear()
-
-        yield begin
-        dispatch._fault.cache_clear()
-
-    @pytest.mark.parametrize(
-        ("fault", "reason"),
-        [
-            (ValueError("PassManager::run failed\nwith a long text"), r"\(ValueError: PassManager.*; please report it"),
-            (dispatch.KernelError("it needs gcc"), "not available: it needs gcc$"),
-            ("forward", r"\(h is off by 1\.0e-02 of its largest value\)"),
-            ("backward", r"\(du is off by nan of its largest value\)"),
-        ],
-        ids=["compiler", "environment", "forward", "backward"],
-    )
-    def test_faulty_kernels_are_replaced_by_scan_with_one_warning(self, first_use, fault, reason):
-        first_use(fault)
-        with pytest.warns(UserWarning, match=f"uses scan on cpu, which is slow.*{reason}"):
-            assert resolve_backend("auto", "cpu") == "scan"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert resolve_backend("auto", "cpu") == "scan"
-        assert dispatch.auto_backend(torch.device("cpu"))[1].keys() == {"triton"}
-
-    def test_correct_kernels_are_used_and_no_random_number_is_drawn(self, first_use):
-        first_use(None)
-        before = torch.get_rng_state()
-        with torch.device("meta"):  # a default device
-            assert dispatch.auto_backend(torch.device("cpu")) == ("triton", {})
-        assert torch.equal(before, torch.get_rng_state())
-
-    def test_nothing_is_checked_during_graph_capture(self, first_use, monkeypatch):
-        first_use("forward")
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        assert resolve_backend("auto", "cpu") == "triton"

@@ -10,6 +10,7 @@ import torch
 
 import naive
 from indrnn import indrnn_recurrence
+from indrnn.errors import RunError
 from indrnn.recurrence import dispatch, ops
 from indrnn.recurrence.dispatch import Cell, OutputGradients
 
@@ -118,7 +119,7 @@ def test_outputs_and_gradients(case):
     bias = None if case.bias is None else torch.randn((H,) if case.bias == 1 else (B, H), dtype=state)
     dh = laid_out(B, T, H, dtype, case.layout) if case.gradients != "last" else None
     dh_last = torch.randn(B, H, dtype=state) if case.gradients != "h" else None
-    offset, slope = torch.randn(2, H, dtype=state) if case.statistics else (None, None)
+    statistics = torch.randn(3, H, dtype=state) * B * T if case.statistics else (None, None, None)
 
     def move(*values):
         return [None if value is None else value.to(DEVICE) for value in values]
@@ -131,7 +132,7 @@ def test_outputs_and_gradients(case):
     outputs = triton_gpu.forward(*move(x, bias), cell, case.statistics, tile=case.tile)
     expected = reference.forward(*exact(x, bias), exact_cell, case.statistics)
     assert outputs.h.stride() == torch.zeros_like(x).stride()
-    given = dh, dh_last, offset, slope
+    given = dh, dh_last, *statistics
     gradients = triton_gpu.backward(OutputGradients(*move(*given)), outputs.h, cell, tile=case.tile)
     wanted = reference.backward(OutputGradients(*exact(*given)), *exact(outputs.h), exact_cell)
     for results, right in ((outputs, expected), (gradients, wanted)):
@@ -300,7 +301,7 @@ def test_cuda_graph_capture():
 
 
 class TestErrors:
-    """Triton's exceptions become one RuntimeError, so that training can fall back."""
+    """Triton's exceptions become one line that names what to install or use instead."""
 
     @pytest.mark.parametrize(
         ("failure", "words"),
@@ -320,6 +321,6 @@ class TestErrors:
 
         monkeypatch.setattr(triton_gpu, f"launch_{direction}", launch)
         x, u = torch.randn(1, 3, 2, device=DEVICE, requires_grad=True), torch.rand(2, device=DEVICE)
-        with pytest.raises(RuntimeError, match=words) as error:
+        with pytest.raises(RunError, match=words) as error:
             indrnn_recurrence(x, u, backend="triton")[0].sum().backward()
         assert "\n" not in str(error.value)

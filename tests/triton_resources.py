@@ -64,7 +64,7 @@ def compile_for(variant: Variant, capability: int) -> Any:
     if variant.dtype == state:
         absent.append("h_last_ptr")
     if not variant.everything:
-        absent += ["bias_ptr", "mean_ptr", "deviation_ptr", "offset_ptr", "slope_ptr"]
+        absent += ["bias_ptr", "mean_ptr", "deviation_ptr", "dmean_ptr", "dvariance_ptr"]
     step = _H if variant.packed else 0
     fixed: dict[str, Any] = {
         "X_STEP": step,

@@ -57,7 +57,9 @@ class AffineSequence(NamedTuple):
 
     def last(self) -> Tensor:
         """Return z at the last step (B, H), in the dtype of h_last, without computing the other steps."""
-        z = self.h_last if self.scale is None or self.shift is None else self.h_last * self.scale + self.shift
+        z = self.h_last
+        if self.scale is not None and self.shift is not None:
+            z = torch.addcmul(self.shift, z, self.scale)
         return (z if self.mask is None else z * self.mask).to(self.h_last.dtype)
 
 

@@ -3,10 +3,7 @@
 Letters: B batch, T time steps, H hidden units, D input features. Every backend is one node forward
 (`indrnn::recurrence`) and one backward (`indrnn::recurrence_backward`).
 
-The private variant `recurrence` also returns the mean and the biased variance of h over batch and time. Their gradients
-enter step t of the backward as an affine function of h_t. With n = B·T,
-
-    ∂L/∂h_t += dmean / n + 2 dvariance ⊙ (h_t − mean) / n = offset + slope ⊙ h_t.
+The private variant `recurrence` also returns the mean and the biased variance of h over batch and time.
 
 torch.compile and torch.export see the operators with their registered autograd formulas. Eager calls use a
 `torch.autograd.Function`, because torch.func (grad, vjp, vmap, jacrev) does not support registered formulas, and
@@ -23,7 +20,6 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..errors import UserError
 from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
-from .reference import weight_gradients
 
 
 def indrnn_recurrence(
@@ -75,13 +71,23 @@ def recurrence(
     u = u.to(state)
     h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
-    weight = None if weight is None else weight.to(state)
+    if weight is not None and _fuses(x, nonlinearity, backend):
+        weight = weight.to(state)
+    elif weight is not None:
+        x, weight = x @ weight.to(x.dtype).mT, None
     if torch.onnx.is_in_onnx_export():
-        x = x if weight is None else _product(x, weight)
         return _decomposed(x, bias, Cell(u, h0, nonlinearity, reverse), statistics)
     operator = _recurrence if torch.compiler.is_compiling() else IndRNNRecurrence.apply
     h, last, mean, variance = operator(x, u, h0, bias, weight, statistics, nonlinearity, backend, reverse)
     return h, last, mean, variance
+
+
+def _fuses(x: Tensor, nonlinearity: str, backend: str) -> bool:
+    """Whether the kernel forms W x_t itself, without memory for W x. Only Numba's does, and it has no gradient of x."""
+    seen = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _is_traced()
+    if seen or x.requires_grad or torch._C._are_functorch_transforms_active():
+        return False
+    return resolve_backend(backend, x.device, x.dtype, nonlinearity) == "numba"
 
 
 def _decomposed(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -103,11 +109,6 @@ def _as_tensors(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if mean is None or variance is None:
         mean, variance = h_last.new_empty(0), h_last.new_empty(0)
     return h, h_last, mean, variance
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ (…, T, H) of x (…, T, D), in the dtype of x."""
-    return x @ weight.to(x.dtype).mT
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, weight: Tensor | None) -> None:
@@ -159,8 +160,6 @@ def _forward(
     module = load_backend(resolve_backend(backend, x.device, x.dtype, nonlinearity))
     if x.shape[0] == 0:
         return _empty_outputs(x, u, h0, bias, weight, statistics, fill=Tensor.new_zeros)
-    if weight is not None and not module.FORMS_PRODUCT:
-        x, weight = _product(x, weight), None
     cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse, _contiguous(weight))
     return _as_tensors(module.forward(_unit_stride(x), _contiguous(bias), cell, statistics))
 
@@ -187,20 +186,14 @@ def _autograd(
     ctx: Any, dh: Tensor | None, dh_last: Tensor | None, dmean: Tensor | None, dvariance: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     h, u, h0, mean, x, weight = ctx.saved_tensors
-    offset = slope = None
+    statistics: tuple[Tensor | None, ...] = (None, None, None)
     if ctx.statistics and (dmean is not None or dvariance is not None):
-        n = h.shape[0] * h.shape[1]
-        slope = torch.zeros_like(mean) if dvariance is None else dvariance * (2 / n)
-        offset = -slope * mean if dmean is None else torch.addcmul(dmean / n, slope, mean, value=-1)
-    # The gradient of x needs δ, which is materialized only without a weight.
-    through = weight is not None and ctx.needs_input_grad[0]
-    product = (None, None) if through else (x, weight)
+        zeros = torch.zeros_like(mean) if dmean is None or dvariance is None else None
+        statistics = (zeros if dmean is None else dmean, zeros if dvariance is None else dvariance, mean)
     operator = _recurrence_backward if torch.compiler.is_compiling() else IndRNNRecurrenceGradients.apply
-    dx, du, dh0, dbias, dweight = operator(dh, dh_last, offset, slope, h, u, h0, *product, *ctx.options)
-    if through:
-        dx, dweight = _product(dx, weight.mT), weight_gradients(dx, x, u.dtype)
+    dx, du, dh0, dbias, dweight = operator(dh, dh_last, *statistics, h, u, h0, x, weight, *ctx.options)
     return (
-        dx if weight is None or through else None,
+        dx if weight is None else None,
         du.sum(0),
         None if h0 is None else dh0,
         None if ctx.bias_dim is None else dbias if ctx.bias_dim == 2 else dbias.sum(0),
@@ -212,8 +205,9 @@ def _autograd(
 def _backward(
     dh: Tensor | None,
     dh_last: Tensor | None,
-    offset: Tensor | None,
-    slope: Tensor | None,
+    dmean: Tensor | None,
+    dvariance: Tensor | None,
+    mean: Tensor | None,
     h: Tensor,
     u: Tensor,
     h0: Tensor | None,
@@ -226,23 +220,26 @@ def _backward(
     """dx, du, dh0, dbias and dweight as in `InputGradients`. With x and weight dx is empty, without them dweight."""
     module = load_backend(resolve_backend(backend, h.device, h.dtype, nonlinearity))
     if h.shape[0] == 0:
-        return _empty_gradients(dh, dh_last, offset, slope, h, u, h0, x, weight)
-    gradients = OutputGradients(
-        None if dh is None else _unit_stride(dh), _contiguous(dh_last), _contiguous(offset), _contiguous(slope)
-    )
-    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse)
-    if x is not None and weight is not None and module.FORMS_PRODUCT:
-        results = module.backward(gradients, h, cell._replace(weight=weight.contiguous()), _unit_stride(x))
-    else:
-        results = module.backward(gradients, h, cell)
-        if x is not None:
-            results = results._replace(dx=None, dweight=weight_gradients(results.dx, x, u.dtype))
-    dx, du, dh0, dbias, dweight = results
+        return _empty_gradients(dh, dh_last, dmean, dvariance, mean, h, u, h0, x, weight)
+    rows = (_contiguous(each) for each in (dh_last, dmean, dvariance, mean))
+    gradients = OutputGradients(None if dh is None else _unit_stride(dh), *rows)
+    cell = Cell(u.contiguous(), _contiguous(h0), nonlinearity, reverse, _contiguous(weight))
+    dx, du, dh0, dbias, dweight = module.backward(gradients, h, cell, None if x is None else _unit_stride(x))
     return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
 
 
 def _empty_gradients(
-    dh: Any, dh_last: Any, offset: Any, slope: Any, h: Tensor, u: Tensor, h0: Any, x: Any, weight: Any, *options: Any
+    dh: Any,
+    dh_last: Any,
+    dmean: Any,
+    dvariance: Any,
+    mean: Any,
+    h: Tensor,
+    u: Tensor,
+    h0: Any,
+    x: Any,
+    weight: Any,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The outputs of `_backward`, without values."""
     B, _, H = h.shape
@@ -267,9 +264,8 @@ def _is_traced() -> bool:
     return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
-def _vmap(operator: Any, kernel: Any) -> Any:
+def _vmap(operator: Any) -> Any:
     """The vmap rule of an operator: N examples (…, H) become one (…, N·H), because units are independent."""
-    names = list(inspect.signature(kernel).parameters)
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         N = info.batch_size
@@ -282,15 +278,8 @@ def _vmap(operator: Any, kernel: Any) -> Any:
         def fold(value: Any) -> Any:
             return value.movedim(0, -2).flatten(-2) if isinstance(value, Tensor) else value
 
-        values = dict(zip(names, map(first, arguments, in_dims), strict=False))
-        x, weight = values["x"], values["weight"]
-        if weight is not None:
-            # One x may meet N matrices, so W x is formed here. The backward's x is only for the gradient of W.
-            values |= {"x": None if "h" in values else _product(x, weight.unsqueeze(1)), "weight": None}
-        outputs = [out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in operator(*map(fold, values.values()))]
-        if weight is not None and "h" in values:
-            dx = outputs[0]
-            outputs[0], outputs[-1] = dx.new_empty(N, 0), weight_gradients(dx, x, weight.dtype)
+        folded = [fold(first(*each)) for each in zip(arguments, in_dims, strict=True)]
+        outputs = [out.unflatten(-1, (N, -1)).movedim(-2, 0) for out in operator(*folded)]
         return tuple(outputs), (0,) * len(outputs)
 
     return rule
@@ -308,7 +297,7 @@ class IndRNNRecurrence(torch.autograd.Function):
     """`indrnn::recurrence` in eager code."""
 
     setup_context, backward = staticmethod(_setup_context), staticmethod(_autograd)
-    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrence.apply(*arguments), _forward))
+    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrence.apply(*arguments)))
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -326,7 +315,7 @@ class IndRNNRecurrenceGradients(torch.autograd.Function):
     """`indrnn::recurrence_backward` in eager code."""
 
     backward, jvp = staticmethod(_no_second_derivative), IndRNNRecurrence.jvp
-    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrenceGradients.apply(*arguments), _backward))
+    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrenceGradients.apply(*arguments)))
 
     @staticmethod
     def forward(*arguments: Any) -> Any:

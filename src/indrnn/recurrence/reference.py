@@ -7,7 +7,6 @@ from ..config.schema import NONLINEARITIES as NONLINEARITIES
 from .dispatch import Cell, InputGradients, OutputGradients, Outputs
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FORMS_PRODUCT = True
 NEGATIVE_SLOPE = 0.01  # of leaky_relu, as in torch.nn.LeakyReLU
 
 
@@ -41,12 +40,10 @@ def times_derivative(g: Tensor, h: Tensor, nonlinearity: str) -> Tensor:
 def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Outputs:
     """h_t = σ(x_t + bias + u ⊙ h_{t-1}) for x (B, T, H) and bias (H,), (B, H) or None.
 
-    With ``cell.weight``, W x_t replaces x_t, for x (B, T, D). Without `statistics`, mean and variance are None.
+    Without `statistics`, mean and variance are None.
     """
-    u, h0, nonlinearity, reverse, weight = cell
+    u, h0, nonlinearity, reverse, _ = cell
     entering = x.to(u.dtype)
-    if weight is not None:
-        entering = entering @ weight.mT
     states = torch.empty_like(entering)
     state = torch.zeros_like(states[:, 0]) if h0 is None else h0
     for t in _order(x.shape[1], reverse):
@@ -57,13 +54,14 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 
 
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
-    """The gradients, from the saved output h and, with ``cell.weight``, from x (B, T, D).
+    """The gradients, from the saved output h.
 
-    δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
+    δ_t = σ'_t ⊙ (∂L/∂h_t + u ⊙ δ_{t+1}),  δ_{T+1} = 0,  σ'_t from h_t (relu: [h_t > 0])
     """
-    dh, dh_last, offset, slope = gradients
-    u, h0, nonlinearity, reverse, weight = cell
-    dx = torch.empty_like(h, dtype=h.dtype if weight is None else u.dtype)
+    dh, dh_last, *_ = gradients
+    affine = gradients.affine(h.shape[0] * h.shape[1])
+    u, h0, nonlinearity, reverse, _ = cell
+    dx = torch.empty_like(h)
     carried = torch.zeros_like(h[:, 0], dtype=u.dtype)  # u ⊙ δ_{t+1}
     du, dbias = torch.zeros_like(carried), torch.zeros_like(carried)
     order = _order(h.shape[1], reverse)
@@ -74,8 +72,8 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
             g = g + dh[:, t]
         if dh_last is not None and t == order[-1]:
             g = g + dh_last
-        if offset is not None and slope is not None:
-            g = g + offset + slope * h_t
+        if affine is not None:
+            g = g + affine[0] + affine[1] * h_t
         delta = times_derivative(g, h_t, nonlinearity)
         dx[:, t] = delta
         dbias += delta
@@ -84,14 +82,7 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
         elif h0 is not None:
             du += delta * h0
         carried = u * delta
-    if weight is None or x is None:
-        return InputGradients(dx, du, carried, dbias)
-    return InputGradients(None, du, carried, dbias, weight_gradients(dx, x, u.dtype))
-
-
-def weight_gradients(delta: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """dweight (B, H, D) = Σ_t δ_t x_tᵀ of δ (B, T, H) and x (B, T, D), computed in ``dtype``."""
-    return delta.to(dtype).mT @ x.to(dtype)
+    return InputGradients(dx, du, carried, dbias)
 
 
 def _order(T: int, reverse: bool) -> range:

@@ -25,7 +25,6 @@ from .reference import batch_statistics
 
 NONLINEARITIES = ("relu", "identity")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-FORMS_PRODUCT = False
 UNBOUNDED = 1e30
 
 
@@ -79,7 +78,7 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
     """See `reference.backward`."""
-    dh, dh_last, offset, slope = gradients
+    dh, dh_last, *_ = gradients
     u, h0, nonlinearity, reverse, _ = cell
     if reverse:
         gradients = gradients._replace(dh=None if dh is None else dh.flip(1))
@@ -88,8 +87,9 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
         return results._replace(dx=results.dx.flip(1))
     state = h.to(u.dtype)
     g = torch.zeros_like(state) if dh is None else dh.to(u.dtype)
-    if offset is not None and slope is not None:
-        g = g + offset + slope * state
+    affine = gradients.affine(h.shape[0] * h.shape[1])
+    if affine is not None:
+        g = g + affine[0] + affine[1] * state
     if dh_last is not None:
         g = torch.cat([g[:, :-1], (g[:, -1] + dh_last).unsqueeze(1)], dim=1)
     gate = u.expand(state.shape)

@@ -28,7 +28,6 @@ from .kernels import MAX_UNITS, make_backward, make_forward
 
 NONLINEARITIES = ("relu", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-FORMS_PRODUCT = True
 # NumPy's dtypes of sequences and of all else. NumPy has no bfloat16.
 NUMPY_DTYPES = {
     torch.float32: (np.float32, np.float32),
@@ -67,7 +66,7 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
 def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None = None) -> InputGradients:
     """See `reference.backward`."""
     B, T, H = h.shape
-    dh, dh_last, offset, slope = gradients
+    dh, dh_last, dmean, dvariance, mean = gradients
     u, h0, nonlinearity, reverse, weight = cell
     D, zeros, product = 0 if x is None else x.shape[2], torch.zeros_like(u), weight is not None
     dx = None if product else torch.empty_like(h)
@@ -75,8 +74,8 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
     du, dh0, dbias = (u.new_empty(B, H) for _ in range(3))
     sequences = [*_sequence(dh, reverse, zeros), *_sequence(h, reverse, zeros)]
     sequences += [*_sequence(x, reverse, zeros), *_sequence(dx, reverse, zeros)]
-    rows = [*_rows(dh_last, zeros), u, _or(h0, zeros), _or(offset, zeros), _or(slope, zeros)]
-    kernel = _compiled(make_backward, *NUMPY_DTYPES[h.dtype], nonlinearity, not reverse, product, slope is not None)
+    rows = [*_rows(dh_last, zeros), u, _or(h0, zeros), *(_or(each, zeros) for each in (dmean, dvariance, mean))]
+    kernel = _compiled(make_backward, *NUMPY_DTYPES[h.dtype], nonlinearity, not reverse, product, mean is not None)
     _run(kernel, (B, T, H, D, h0 is not None), [*sequences, *rows, du, dh0, dbias, _or(dweight, zeros)])
     return InputGradients(dx, du, dh0, dbias, None if dweight is None else dweight.mT.contiguous())
 

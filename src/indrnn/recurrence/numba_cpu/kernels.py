@@ -221,7 +221,7 @@ def make_forward(sequence, real, nonlinearity, descending, product, statistics):
 
 
 def make_backward(sequence, real, nonlinearity, descending, product, affine):
-    """δ_t = σ'_t ⊙ (dh_t + offset + slope ⊙ h_t + u ⊙ δ_{t+1}) for t = T…1; with dh_last instead of u ⊙ δ_{T+1}.
+    """δ_t = σ'_t ⊙ (∂L/∂h_t + u ⊙ δ_{t+1}) for t = T…1; with dh_last instead of u ⊙ δ_{T+1}.
 
     du = Σ δ_{t+1} ⊙ h_t and dbias = Σ δ_t. With `product`, dweight = Σ δ_t x_tᵀ (D, H); without, dx = δ.
     """
@@ -235,12 +235,12 @@ def make_backward(sequence, real, nonlinearity, descending, product, affine):
         x, x_b, x_t = pointer(call[14], sequence), call[15], call[16]
         dx, dx_b, dx_t = pointer(call[17], sequence), call[18], call[19]
         dh_last, dh_last_b, u, h0 = pointer(call[20], real), call[21], pointer(call[22], real), pointer(call[23], real)
-        offset, slope = pointer(call[24], real), pointer(call[25], real)
-        du, dh0 = pointer(call[26], real), pointer(call[27], real)
-        dbias, dweight = pointer(call[28], real), pointer(call[29], real)
+        dmean, dvariance, mean = pointer(call[24], real), pointer(call[25], real), pointer(call[26], real)
+        du, dh0 = pointer(call[27], real), pointer(call[28], real)
+        dbias, dweight = pointer(call[29], real), pointer(call[30], real)
         delta, recurrent, constant, factor = row(real), row(real), row(real), row(real)
         du_sum, dbias_sum = row(real), row(real)
-        zero, one, negative_slope = real(0), real(1), real(NEGATIVE_SLOPE)
+        zero, one, negative_slope, values = real(0), real(1), real(NEGATIVE_SLOPE), real(B * T)
         mode = set_float_mode(-1, FLUSH)
         task = take(call)
         while task < tasks:
@@ -249,7 +249,8 @@ def make_backward(sequence, real, nonlinearity, descending, product, affine):
             for k in range(n):
                 # as if u were 1 and dh_last the gradient of step T + 1
                 delta[k], recurrent[k] = dh_last[b * dh_last_b + first + k], one
-                constant[k], factor[k] = offset[first + k], slope[first + k]
+                factor[k] = dvariance[first + k] * (real(2) / values)
+                constant[k] = dmean[first + k] / values - factor[k] * mean[first + k]
                 du_sum[k], dbias_sum[k] = zero, zero
             if product:
                 for d in range(D):

@@ -26,7 +26,6 @@ from .forward import launch_forward
 
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-FORMS_PRODUCT = False
 MINIMUM_CAPABILITY = (7, 0)
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 _forced = "auto"
@@ -99,4 +98,4 @@ def _launching_on(tensor: Tensor) -> Iterator[None]:
             reason = (
                 f"it needs gcc and Python's headers (Debian: apt install gcc python3-dev) to build launchers; {reason}"
             )
-        raise KernelError(f"triton cannot run its kernels ({reason})") from failure
+        raise KernelError(f"triton cannot run its kernels ({reason}); backend=scan needs none") from failure

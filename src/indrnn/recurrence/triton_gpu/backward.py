@@ -21,14 +21,15 @@ from .primitives import (
     times_derivative,
 )
 
-_SIZES = ["T", "H", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
-_POINTERS = [f"{name}_ptr" for name in ("dh", "dh_last", "offset", "slope", "h", "u", "h0", "dx", "du", "dh0", "dbias")]
+_SIZES = ["T", "H", "values", "dh_stride_b", "dh_stride_t", "h_stride_b", "h_stride_t", "dx_stride_b", "dx_stride_t"]
+_NAMES = ("dh", "dh_last", "dmean", "dvariance", "mean", "h", "u", "h0", "dx", "du", "dh0", "dbias")
+_POINTERS = [f"{name}_ptr" for name in _NAMES]
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)
 def backward_kernel(
-    dh_ptr, dh_last_ptr, offset_ptr, slope_ptr, h_ptr, u_ptr, h0_ptr, dx_ptr, du_ptr, dh0_ptr, dbias_ptr,
-    T, H, dh_stride_b, dh_stride_t, h_stride_b, h_stride_t, dx_stride_b, dx_stride_t,
+    dh_ptr, dh_last_ptr, dmean_ptr, dvariance_ptr, mean_ptr, h_ptr, u_ptr, h0_ptr, dx_ptr, du_ptr, dh0_ptr, dbias_ptr,
+    T, H, values, dh_stride_b, dh_stride_t, h_stride_b, h_stride_t, dx_stride_b, dx_stride_t,
     DH_STEP: tl.constexpr, H_STEP: tl.constexpr, DX_STEP: tl.constexpr, NONLINEARITY: tl.constexpr,
     CHUNKS: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
     WHOLE: tl.constexpr, FULL: tl.constexpr,
@@ -43,9 +44,11 @@ def backward_kernel(
     dbias = zeros
     offset = zeros
     slope = zeros
-    if offset_ptr is not None:
-        offset += tl.load(offset_ptr + unit, mask=exists, other=0.0)
-        slope += tl.load(slope_ptr + unit, mask=exists, other=0.0)
+    if mean_ptr is not None:
+        n = values.to(state)
+        slope += tl.load(dvariance_ptr + unit, mask=exists, other=0.0) * 2 / n
+        offset += tl.load(dmean_ptr + unit, mask=exists, other=0.0) / n
+        offset -= slope * tl.load(mean_ptr + unit, mask=exists, other=0.0)
 
     chunk = tl.broadcast_to(tl.arange(0, CHUNKS)[:, None], [CHUNKS, BLOCK])
     # Chunks are counted from the last step, so that the partial tile is the one at t = 0.
@@ -89,9 +92,9 @@ def backward_kernel(
             g = offset
             if dh_ptr is not None:
                 g = dhs[i].to(state)
-                if offset_ptr is not None:
+                if mean_ptr is not None:
                     g += offset
-            if offset_ptr is not None:
+            if mean_ptr is not None:
                 g += slope * hs[i].to(state)
             if i == 0:
                 g += entering
@@ -141,7 +144,7 @@ def backward_kernel(
 def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Tile) -> InputGradients:
     """See `reference.backward`."""
     B, T, H = h.shape
-    dh, dh_last, offset, slope = gradients
+    dh, dh_last, dmean, dvariance, mean = gradients
     u, h0, nonlinearity, reverse, _ = cell
     dx = torch.empty_like(h)
     du, dh0, dbias = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
@@ -149,8 +152,8 @@ def launch_backward(gradients: OutputGradients, h: Tensor, cell: Cell, tile: Til
     h_first, h_stride_t, h_step = in_time(h, reverse)
     dx_first, dx_stride_t, dx_step = in_time(dx, reverse)
     backward_kernel[(B * triton.cdiv(H, tile.block),)](
-        dh_first, dh_last, offset, slope, h_first, u, h0, dx_first, du, dh0, dbias,
-        T, H, 0 if dh is None else dh.stride(0), dh_stride_t, h.stride(0), h_stride_t, dx.stride(0), dx_stride_t,
+        dh_first, dh_last, dmean, dvariance, mean, h_first, u, h0, dx_first, du, dh0, dbias,
+        T, H, B * T, 0 if dh is None else dh.stride(0), dh_stride_t, h.stride(0), h_stride_t, dx.stride(0), dx_stride_t,
         DH_STEP=dh_step, H_STEP=h_step, DX_STEP=dx_step, NONLINEARITY=nonlinearity,
         **tile.constants(T, H), **tile.options,
     )  # fmt: skip
