@@ -441,7 +441,7 @@ class TestNumba:
         from indrnn.recurrence.numba_cpu import NUMPY_DTYPES, make_backward, make_forward
 
         for make in (make_forward, make_backward):
-            function = make(*NUMPY_DTYPES[dtype], "relu", False, False, True)
+            function = make(*NUMPY_DTYPES[dtype], "relu", False, 0, True)
             kernel = numba.cfunc(numba.types.void(numba.types.int64), error_model="numpy")(function)
             blocks = re.split(r"\n\S+:.*\n", kernel.inspect_llvm())
             assert any(len(re.findall(r"fm?(?:ul|add) <\d+ x ", block)) >= 4 for block in blocks)

@@ -53,8 +53,8 @@ def forward(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> Out
     columns = zeros if weight is None else weight.mT.contiguous()
     sequences = [*_sequence(x, reverse, zeros), *_sequence(h, reverse, zeros)]
     rows = [*_rows(bias, zeros), u, _or(h0, zeros), columns]
-    kernel = _compiled(make_forward, *NUMPY_DTYPES[x.dtype], nonlinearity, reverse, product, statistics)
-    _run(kernel, (B, T, H, D, h0 is not None), [*sequences, *rows, h_last, mean, m2])
+    kernel = _compiled(make_forward, *NUMPY_DTYPES[x.dtype], nonlinearity, reverse, D if product else 0, statistics)
+    _run(kernel, (B, T, H, h0 is not None), [*sequences, *rows, h_last, mean, m2])
     if not statistics:
         return Outputs(h, h_last, None, None)
     # Chan's formula for all sequences at once, since they have one length
@@ -75,8 +75,8 @@ def backward(gradients: OutputGradients, h: Tensor, cell: Cell, x: Tensor | None
     sequences = [*_sequence(dh, reverse, zeros), *_sequence(h, reverse, zeros)]
     sequences += [*_sequence(x, reverse, zeros), *_sequence(dx, reverse, zeros)]
     rows = [*_rows(dh_last, zeros), u, _or(h0, zeros), *(_or(each, zeros) for each in (dmean, dvariance, mean))]
-    kernel = _compiled(make_backward, *NUMPY_DTYPES[h.dtype], nonlinearity, not reverse, product, mean is not None)
-    _run(kernel, (B, T, H, D, h0 is not None), [*sequences, *rows, du, dh0, dbias, _or(dweight, zeros)])
+    kernel = _compiled(make_backward, *NUMPY_DTYPES[h.dtype], nonlinearity, not reverse, D, mean is not None)
+    _run(kernel, (B, T, H, h0 is not None), [*sequences, *rows, du, dh0, dbias, _or(dweight, zeros)])
     return InputGradients(dx, du, dh0, dbias, None if dweight is None else dweight.mT.contiguous())
 
 
@@ -100,8 +100,8 @@ def _rows(value: Tensor | None, zeros: Tensor) -> tuple[Tensor, int]:
 
 
 def _run(kernel: CFunc, sizes: tuple[int, ...], arrays: Sequence[Any]) -> None:
-    """Run a kernel on PyTorch's threads. ``sizes`` are B, T, H, D and whether h0 is given; see `kernels`."""
-    B, _, H, _, _ = sizes
+    """Run a kernel on PyTorch's threads. ``sizes`` are B, T, H and whether h0 is given; see `kernels`."""
+    B, _, H, _ = sizes
     threads = torch.get_num_threads()
     # Each sequence is cut into ranges of units, whole multiples of 32, so that every thread finds tasks.
     groups = max(1, min(math.ceil(4 * threads / B), math.ceil(H / 32)), math.ceil(H / MAX_UNITS))

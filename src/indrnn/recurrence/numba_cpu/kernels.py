@@ -139,14 +139,14 @@ def set_float_mode(typing, kept, added):
 
 
 # A kernel is a C function of the address of 64-bit integers, the call: first the next task, which whichever thread is
-# free takes; then the sizes tasks, units of a task, B, T, H, D, and `initial`; then the arrays. Sequences are given by
-# address, stride of b and stride of t, in elements; the bias by address and stride of b; all else is contiguous.
+# free takes; then the sizes tasks, units of a task, B, T, H, and whether h0 is given; then the arrays: of sequences the
+# address, stride of b and stride of t, in elements; of the bias the address and stride of b; all else is contiguous.
 #
 # Kernels are compiled for the NumPy dtype of sequences (uint16 for bfloat16) and of everything else (`real`), for the
-# nonlinearity, with or without the product W x_t, and for the direction in which t runs through memory.
+# nonlinearity, for the number D of `features` of W x_t (0: x_t itself), and for the direction of t in memory.
 
 
-def make_forward(sequence, real, nonlinearity, descending, product, statistics):
+def make_forward(sequence, real, nonlinearity, descending, features, statistics):
     """h_t = σ(x_t + u ⊙ h_{t-1} + bias) for t = 1…T, and the mean and Σ(h − mean)² of each sequence.
 
     The statistics of a chunk are summed about the mean so far (at first the first value) so that they cannot cancel,
@@ -156,13 +156,13 @@ def make_forward(sequence, real, nonlinearity, descending, product, statistics):
 
     def forward(address):
         call = pointer(address, np.int64)
-        tasks, units, B, T, H, D = call[1], call[2], call[3], call[4], call[5], call[6]
-        x, x_b, x_t = pointer(call[8], sequence), call[9], call[10]
-        h, h_b, h_t = pointer(call[11], sequence), call[12], call[13]
-        bias, bias_b, u, h0 = pointer(call[14], real), call[15], pointer(call[16], real), pointer(call[17], real)
-        weight, h_last = pointer(call[18], real), pointer(call[19], real)
-        mean, m2 = pointer(call[20], np.float64), pointer(call[21], np.float64)
-        state, recurrent, added, entering = row(real), row(real), row(real), row(real)
+        tasks, units, B, T, H = call[1], call[2], call[3], call[4], call[5]
+        x, x_b, x_t = pointer(call[7], sequence), call[8], call[9]
+        h, h_b, h_t = pointer(call[10], sequence), call[11], call[12]
+        bias, bias_b, u, h0 = pointer(call[13], real), call[14], pointer(call[15], real), pointer(call[16], real)
+        weight, h_last = pointer(call[17], real), pointer(call[18], real)
+        mean, m2 = pointer(call[19], np.float64), pointer(call[20], np.float64)
+        state, recurrent, added = row(real), row(real), row(real)
         pivot, total, squares = row(real), row(real), row(real)
         zero, slope = real(0), real(NEGATIVE_SLOPE)
         mode = set_float_mode(-1, FLUSH)
@@ -171,25 +171,20 @@ def make_forward(sequence, real, nonlinearity, descending, product, statistics):
             b, first = task % B, task // B * units
             n = min(units, H - first)
             for k in range(n):
-                state[k] = h0[b * H + first + k] if call[7] else zero
+                state[k] = h0[b * H + first + k] if call[6] else zero
                 recurrent[k], added[k] = u[first + k], bias[b * bias_b + first + k]
-                pivot[k], total[k], squares[k], entering[k] = zero, zero, zero, zero
+                pivot[k], total[k], squares[k] = zero, zero, zero
             for t in range(T):
                 x_at, h_at = b * x_b + t * x_t, b * h_b + t * h_t + first
-                value, weight_at = zero, first
-                if product:
-                    for d in range(D - 1):
-                        value = widen(x[x_at + d])
-                        for k in range(n):
-                            before = entering[k] if d > 0 else zero
-                            entering[k] = before + value * weight[d * H + first + k]
-                    value, weight_at = widen(x[x_at + D - 1]), (D - 1) * H + first
                 for i in range(n):
                     k = n - 1 - i if descending else i
-                    if product:
-                        a = entering[k] + value * weight[weight_at + k] + recurrent[k] * state[k] + added[k]
+                    if features:
+                        entering = widen(x[x_at]) * weight[first + k]
+                        for d in range(1, features):
+                            entering = entering + widen(x[x_at + d]) * weight[d * H + first + k]
                     else:
-                        a = widen(x[x_at + first + k]) + recurrent[k] * state[k] + added[k]
+                        entering = widen(x[x_at + first + k])
+                    a = entering + recurrent[k] * state[k] + added[k]
                     if relu:
                         a = zero if a < zero else a  # keeps NaN
                     if leaky:
@@ -220,24 +215,24 @@ def make_forward(sequence, real, nonlinearity, descending, product, statistics):
     return forward
 
 
-def make_backward(sequence, real, nonlinearity, descending, product, affine):
+def make_backward(sequence, real, nonlinearity, descending, features, affine):
     """δ_t = σ'_t ⊙ (∂L/∂h_t + u ⊙ δ_{t+1}) for t = T…1; with dh_last instead of u ⊙ δ_{T+1}.
 
-    du = Σ δ_{t+1} ⊙ h_t and dbias = Σ δ_t. With `product`, dweight = Σ δ_t x_tᵀ (D, H); without, dx = δ.
+    du = Σ δ_{t+1} ⊙ h_t and dbias = Σ δ_t. With `features`, dweight = Σ δ_t x_tᵀ (D, H); without, dx = δ.
     """
     relu, leaky = nonlinearity == "relu", nonlinearity == "leaky_relu"
 
     def backward(address):
         call = pointer(address, np.int64)
-        tasks, units, B, T, H, D = call[1], call[2], call[3], call[4], call[5], call[6]
-        dh, dh_b, dh_t = pointer(call[8], sequence), call[9], call[10]
-        h, h_b, h_t = pointer(call[11], sequence), call[12], call[13]
-        x, x_b, x_t = pointer(call[14], sequence), call[15], call[16]
-        dx, dx_b, dx_t = pointer(call[17], sequence), call[18], call[19]
-        dh_last, dh_last_b, u, h0 = pointer(call[20], real), call[21], pointer(call[22], real), pointer(call[23], real)
-        dmean, dvariance, mean = pointer(call[24], real), pointer(call[25], real), pointer(call[26], real)
-        du, dh0 = pointer(call[27], real), pointer(call[28], real)
-        dbias, dweight = pointer(call[29], real), pointer(call[30], real)
+        tasks, units, B, T, H = call[1], call[2], call[3], call[4], call[5]
+        dh, dh_b, dh_t = pointer(call[7], sequence), call[8], call[9]
+        h, h_b, h_t = pointer(call[10], sequence), call[11], call[12]
+        x, x_b, x_t = pointer(call[13], sequence), call[14], call[15]
+        dx, dx_b, dx_t = pointer(call[16], sequence), call[17], call[18]
+        dh_last, dh_last_b, u, h0 = pointer(call[19], real), call[20], pointer(call[21], real), pointer(call[22], real)
+        dmean, dvariance, mean = pointer(call[23], real), pointer(call[24], real), pointer(call[25], real)
+        du, dh0 = pointer(call[26], real), pointer(call[27], real)
+        dbias, dweight = pointer(call[28], real), pointer(call[29], real)
         delta, recurrent, constant, factor = row(real), row(real), row(real), row(real)
         du_sum, dbias_sum = row(real), row(real)
         zero, one, negative_slope, values = real(0), real(1), real(NEGATIVE_SLOPE), real(B * T)
@@ -252,10 +247,9 @@ def make_backward(sequence, real, nonlinearity, descending, product, affine):
                 factor[k] = dvariance[first + k] * (real(2) / values)
                 constant[k] = dmean[first + k] / values - factor[k] * mean[first + k]
                 du_sum[k], dbias_sum[k] = zero, zero
-            if product:
-                for d in range(D):
-                    for k in range(n):
-                        dweight[(b * D + d) * H + first + k] = zero
+            for d in range(features):
+                for k in range(n):
+                    dweight[(b * features + d) * H + first + k] = zero
             for t in range(T - 1, -1, -1):
                 dh_at, h_at, dx_at = b * dh_b + t * dh_t + first, b * h_b + t * h_t + first, b * dx_b + t * dx_t + first
                 for i in range(n):
@@ -271,18 +265,16 @@ def make_backward(sequence, real, nonlinearity, descending, product, affine):
                         g = g if state > zero else negative_slope * g
                     delta[k] = g
                     dbias_sum[k] = dbias_sum[k] + g
-                    if not product:
+                    for d in range(features):
+                        dweight_at = (b * features + d) * H + first + k
+                        dweight[dweight_at] = dweight[dweight_at] + widen(x[b * x_b + t * x_t + d]) * g
+                    if not features:
                         dx[dx_at + k] = narrow(g, dx)
-                if product:
-                    for d in range(D):
-                        value, dweight_at = widen(x[b * x_b + t * x_t + d]), (b * D + d) * H + first
-                        for k in range(n):
-                            dweight[dweight_at + k] += value * delta[k]
                 if t == T - 1:
                     for k in range(n):
                         recurrent[k], du_sum[k] = u[first + k], zero
             for k in range(n):
-                du[at + k] = du_sum[k] + delta[k] * h0[at + k] if call[7] else du_sum[k]
+                du[at + k] = du_sum[k] + delta[k] * h0[at + k] if call[6] else du_sum[k]
                 dbias[at + k], dh0[at + k] = dbias_sum[k], recurrent[k] * delta[k]
             task = take(call)
         set_float_mode(0, mode)
