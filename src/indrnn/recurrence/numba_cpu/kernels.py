@@ -50,7 +50,7 @@ def row(typing, dtype):
 
     def generate(context, builder, signature, arguments):
         kind = context.get_value_type(dtype.dtype)
-        memory = cgutils.alloca_once(builder, ir.ArrayType(kind, MAX_UNITS + 32))  # + 32: different cache sets
+        memory = cgutils.alloca_once(builder, ir.ArrayType(kind, MAX_UNITS + 64))  # + 64: rows of 128 do not alias
         memory.align = 64
         return builder.bitcast(memory, kind.as_pointer())
 
