@@ -106,7 +106,7 @@ def test_help_lists_the_choices_and_the_keys_of_the_chosen_model(run, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "wide.yaml").write_text("defaults: [lstm, _self_]\nhidden_size: 300\n")
     text = run("model=wide", "--config-dir", "mine", "--help", "seed=1").out
-    for word in ("lstm_matched", "wide", "one_cycle", "demo", "model.hidden_size=300", "seed=1", "tag="):
+    for word in ("lstm_chrono", "wide", "one_cycle", "demo", "model.hidden_size=300", "seed=1", "tag="):
         assert word in text
     assert "\n  model.gamma" not in text
     assert "did you mean lstm" in run("model=lsmt", "--help").refused()
@@ -117,7 +117,7 @@ def test_version_is_the_packages(run):
 
 
 def test_tab_completion_knows_groups_choices_and_keys(run, monkeypatch):
-    for typed, offered in (("model=ls", "model=lstm_matched"), ("optimizer.l", "optimizer.lr="), ("opt", "optimizer=")):
+    for typed, offered in (("model=ls", "model=lstm_chrono"), ("optimizer.l", "optimizer.lr="), ("opt", "optimizer=")):
         monkeypatch.setenv("COMP_LINE", f"indrnn-train {typed}")
         assert offered in run("-sc", "query=bash").out
 

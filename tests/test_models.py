@@ -47,7 +47,6 @@ def ranges(model: nn.Module) -> list[tuple[float, float]]:
         ("indrnn_residual", 170_890),
         ("indrnn_dense", 256_514),
         ("lstm", 68_362),
-        ("lstm_matched", 86_122),
         ("rnn", 18_058),
     ],
 )
