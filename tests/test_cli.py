@@ -205,7 +205,8 @@ def test_signal_before_training_is_one_line(run, monkeypatch, number):
         (["-r", "-m"], "Only one"),
         (["--config-dir", "nowhere"], "nowhere"),
         (["--config-name", "nothing"], "nothing"),
-        (["optimizer.lrr=1", "--cfg", "job"], "did you mean"),
+        *(([word, "--cfg", what], text) for what in ("job", "all") for word, text in
+          [("optimizer.lrr=1", "did you mean"), ("+zzz=1", "zzz"), ("optimizer.lr=-1", "above 0")]),
         (["-m", "model=indrnn,lsmt"], "did you mean lstm"),
         (["-m", "optimizer.lr=1e-3,-1", "tag=a"], "above 0"),
         (["-m", "model=indrnn,lstm", "model.gamma=3"], "model.gamma"),
@@ -214,11 +215,23 @@ def test_signal_before_training_is_one_line(run, monkeypatch, number):
         (["-m", "seed=interval(0,1)"], "INTERVAL"),
         (["-m", "optimizer.lr=1e-3,1e-4"], "'tag=lr-${optimizer.lr}'"),
     ],
-)
+)  # fmt: skip
 def test_mistake_is_one_line_and_leaves_nothing_behind(run, trained, tmp_path, words, text):
     assert text in run(*words).refused()
     assert not trained
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "address", "printed"),
+    [("0", "4", "host", 1), ("3", "4", "host", 0), ("3", "4", "", 1), ("4", "4", "host", 1), ("5", "4", "host", 1),
+     ("-1", "4", "host", 1), ("x", "4", "host", 1), ("\u00b2", "4", "host", 1), ("1", "", "host", 1),
+     ("", "4", "host", 1)],
+)  # fmt: skip
+def test_every_process_prints_except_the_other_ranks_of_torchrun(run, monkeypatch, rank, size, address, printed):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", address)):
+        monkeypatch.setenv(name, value)
+    assert run("optimizer.lr=-1").err.count("\n") == printed
 
 
 def test_unknown_flag_is_refused(run):

@@ -151,6 +151,17 @@ def test_text_keys_keep_their_text(text):
     assert f"data.permutation={text} " in refusal(f"data.permutation={text}")
 
 
+@pytest.mark.parametrize("text", ["5e41726", "1_000", "0x10", "007", "1.10", "true", "[a]"])
+def test_number_in_a_file_is_refused_as_a_text(tmp_path, text):
+    (tmp_path / "experiment").mkdir()
+    for key in ("tag", "name", "output_root"):
+        (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{key}: {text}\n")
+        assert f"{key}=" in refusal("experiment=mine", config_dir=str(tmp_path))
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ntag: '{text}'\nname: a{text}\n")
+    if text != "[a]":
+        assert load("experiment=mine", config_dir=str(tmp_path)).tag == text
+
+
 @pytest.mark.parametrize(
     ("typed", "tag"),
     [("null", None), ("'null'", "null"), ("'5e4'", "5e4"), ('"a,5"', "a,5"), (r"a\,5", "a,5"), ("s-${seed}", "s-0"),

@@ -80,5 +80,7 @@ def announce(program: str, doing: str) -> None:
 
 
 def leads() -> bool:
-    """Whether this process prints: a single process, or rank 0 of those that torchrun started."""
-    return os.environ.get("WORLD_SIZE", "") in ("", "1") or os.environ.get("RANK", "") in ("", "0")
+    """Whether this process prints: every process except ranks 1 to WORLD_SIZE - 1 of those that torchrun started."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    numbers = all(number.isascii() and number.isdecimal() for number in (rank, size))
+    return not (numbers and os.environ.get("MASTER_ADDR") and 0 < int(rank) < int(size))

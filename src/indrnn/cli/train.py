@@ -74,7 +74,7 @@ def _command() -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from ..config.compose import config_dir, keep_text, one_line
+    from ..config.compose import config_dir, keep_text, load_config, one_line
     from ..errors import UserError
     from .sweep import print_table
 
@@ -88,6 +88,8 @@ def _command() -> int:
     if options.help:
         print(_help(options))
         return 0
+    if options.cfg:  # Hydra prints it without the checks of a run
+        load_config(options.overrides, options.config_name or "train", options.config_dir)
     completed = False
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()

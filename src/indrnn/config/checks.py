@@ -96,6 +96,8 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 
 
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
+    if limits.get("text") and not isinstance(value, str | None):
+        raise UserError(f"{key}={value}: not a text; write the text in quotes")
     if isinstance(value, list):
         if not value:
             raise UserError(f"{key}=[]: the list is empty; give at least one value")

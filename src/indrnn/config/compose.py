@@ -133,7 +133,9 @@ def keep_text(override: str) -> str:
     return key + equals + _NOT_TEXT.sub(lambda match: match[1] or f"'{match[2]}'", value)
 
 
-_TEXT_KEYS = {key for key, field in all_keys() if field.type in (str, str | None)} | {*SCHEMAS, "experiment"}
+_TEXT_KEYS = {*SCHEMAS, "experiment"} | {
+    key for key, field in all_keys() if field.type in (str, str | None) or "text" in field.metadata
+}
 
 
 # Hydra's errors in one line, with a suggestion for misspelled keys and choices.

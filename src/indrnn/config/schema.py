@@ -20,7 +20,8 @@ def setting(
     """Declare one key; ``doc`` is for ``--help``.
 
     The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
-    element of a list, and not to None.
+    element of a list, and not to None. ``text=True`` goes with the type Any and refuses all but text and None:
+    OmegaConf would convert the number ``tag: 007`` in a file to a str.
     """
     return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
 
@@ -143,8 +144,8 @@ class ExternalDataConfig(DataConfig):
 
 @dataclass
 class MNISTConfig(DataConfig):
-    root: str = setting("folder that holds or receives the MNIST files", affects_result=False)
-    mirror: str | None = setting("folder or URL to try first for the files", affects_result=False)
+    root: Any = setting("folder that holds or receives the MNIST files", text=True, affects_result=False)
+    mirror: Any = setting("folder or URL to try first for the files", text=True, affects_result=False)
     validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
     split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting(
@@ -254,11 +255,11 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: str = setting("of the run folder; default: experiment and model")
-    tag: str | None = setting("appended to the name, to keep variants apart")
+    name: Any = setting("of the run folder; default: experiment and model", text=True)
+    tag: Any = setting("appended to the name, to keep variants apart", text=True)
     seed: int = setting("of initialization, data order and dropout", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
-    output_root: str = setting("run folders are created below it", affects_result=False)
+    output_root: Any = setting("run folders are created below it", text=True, affects_result=False)
     resume: str = setting("resume an unfinished run, or never", choices=("auto", "never"), affects_result=False)
     overwrite: bool = setting("delete the run folder's content and start again", affects_result=False)
 
