@@ -201,7 +201,7 @@ def test_signal_before_training_is_one_line(run, monkeypatch, number):
         (["trainer.batch_size=1"], "at least 2"),
         (["seed=1,2"], "multirun"),
         (["model.num_layers=[1"], "cannot parse"),
-        (["optimizer.name=sgd"], "write optimizer=sgd"),
+        (["optimizer.name=sgd"], "with optimizer=..."),
         (["-r", "-m"], "Only one"),
         (["--config-dir", "nowhere"], "nowhere"),
         (["--config-name", "nothing"], "nothing"),

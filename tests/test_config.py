@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from itertools import zip_longest
-from pathlib import Path
 
 import pytest
 import yaml
@@ -210,9 +209,8 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         # what must exist exactly once
         (["~seed"], "seed"), (["~optimizer.lr"], "optimizer.lr"), (["~model"], "model"), (["~tagg"], "tagg"),
         (["+model=lstm"], "model"), (["+optimizer.lr=1"], "optimizer.lr"), (["model=null"], "group"),
-        (["optimizer.name=sgd"], "write optimizer=sgd"),
-        (["++optimizer.name=lion"], "write optimizer=<choice>"),
-        (["model=lstm", "model.name=gru"], "write model=gru"),
+        (["optimizer.name=sgd"], "with optimizer=..."),
+        (["model=lstm", "++model.name=gru"], "with model=..."),
         # types
         *(([override], override.split("=")[0])
         for override in ("optimizer.lr=fast", "optimizer.lr=true", "seed=1.5", "seed=null", "model.num_layers=[1]",
@@ -239,7 +237,7 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         (["schedule=plateau", "schedule.minimum_lr=1e-3"], "optimizer.lr"),
         (["model.last_layer_fixed=1.1"], "1.00088"),
         (["data.permutation=nonsense"], "seed92916"),
-        (["tag=a/b"], "tag"), (["name=.."], "name"), (["tag="], "tag"), (["output_root=''"], "output_root"),
+        (["tag=a/b"], "tag"), (["name=.."], "name"), (["tag="], "tag"),
     ],
 )  # fmt: skip
 def test_bad_request_is_one_line(overrides, words):
@@ -290,20 +288,3 @@ def test_result_keys_are_those_that_can_change_the_result():
     assert before == result_keys(load("data.root=x", "trainer.log_every=7", "output_root=y", "overwrite=true"))
     assert before != result_keys(load("seed=1"))
     assert before["model.num_layers"] == 6
-
-
-def test_config_dir_is_the_packages_own(tmp_path):
-    def package(folder: str) -> Path:
-        path = tmp_path / folder / "indrnn"
-        path.mkdir(parents=True)
-        return path
-
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "train.yaml").touch()
-    assert config_dir(package("src")) == tmp_path / "configs"
-    with pytest.raises(UserError, match="reinstall"):
-        config_dir(package("libraries"))
-    installed = package("site-packages")
-    (installed / "configs").mkdir()
-    (installed / "configs" / "train.yaml").touch()
-    assert config_dir(installed) == installed / "configs"
