@@ -9,13 +9,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from indrnn.config.checks import check, result_keys
-from indrnn.config.compose import config_dir, load_config
+from indrnn.config.compose import CONFIG_DIR, load_config
 from indrnn.config.schema import SCHEMAS
 from indrnn.errors import UserError
 
 
 def choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+    return sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def load(*overrides: str, **options: str):
@@ -98,7 +98,7 @@ def test_every_experiment_accepts_another_schedule_or_optimizer(experiment):
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_experiment_file_documents_command_result_and_time(experiment):
-    text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    text = (CONFIG_DIR / "experiment" / f"{experiment}.yaml").read_text()
     assert f"experiment={experiment}" in next(line for line in text.splitlines() if line.startswith("# command:"))
     for word in ("expect", "hardware", "time"):
         assert f"\n# {word}:" in text
@@ -110,7 +110,7 @@ def test_yaml_files_set_every_key_of_the_schema():
         for choice, schema in schemas.items():
             name = {"base": "adam" if group == "optimizer" else "default"}.get(choice, choice)
             if choice not in ("external", "custom"):  # their files are the users' own
-                content = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
+                content = yaml.safe_load((CONFIG_DIR / group / f"{name}.yaml").read_text())
                 assert set(schema.__dataclass_fields__) <= set(content), f"{group}/{name}.yaml"
 
 

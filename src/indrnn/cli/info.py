@@ -32,7 +32,7 @@ def _print_facts(data_root: str | None) -> None:
     announce("indrnn-info", "loading PyTorch and checking the backends")
     import torch
 
-    from ..config.compose import config_dir
+    from ..config.compose import CONFIG_DIR
     from ..record.result import environment, git
     from ..recurrence import available_backends, resolve_backend
 
@@ -40,7 +40,7 @@ def _print_facts(data_root: str | None) -> None:
     facts = {name: str(value) if value else "none" for name, value in cpu["versions"].items()}
     if source["commit"]:
         facts["commit"] = f"{source['commit']}{' with changes' if source['dirty'] else ''}"
-    facts["package"], facts["configuration"] = str(Path(__file__).resolve().parents[1]), str(config_dir())
+    facts["package"], facts["configuration"] = str(Path(__file__).resolve().parents[1]), str(CONFIG_DIR)
     facts["cpu"] = f"{cpu['device_name']}, {cpu['instruction_set']}, {cpu['num_threads']} threads"
     facts["bfloat16 on cpu"] = _bfloat16()
     if torch.cuda.is_available():

@@ -74,7 +74,7 @@ def _command() -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from ..config.compose import config_dir, keep_text, load_config, one_line
+    from ..config.compose import CONFIG_DIR, keep_text, load_config, one_line
     from ..errors import UserError
     from .sweep import print_table
 
@@ -92,7 +92,7 @@ def _command() -> int:
         load_config(options.overrides, options.config_name or "train", options.config_dir)
     completed = False
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
         if _signal:
             raise KeyboardInterrupt(_signal)
         completed = True
@@ -108,13 +108,13 @@ def _command() -> int:
 def _help(options: Any) -> str:
     """The choices of every group, and every key with its value and meaning."""
     from ..config.checks import as_typed, settings
-    from ..config.compose import config_dir, load_config
+    from ..config.compose import CONFIG_DIR, load_config
     from ..config.schema import SCHEMAS
 
     cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)
     lines = [_USAGE, "", "Choices:"]
     for group in [*SCHEMAS, "experiment"]:
-        folders = [Path(folder, group) for folder in (config_dir(), options.config_dir) if folder is not None]
+        folders = [Path(folder, group) for folder in (CONFIG_DIR, options.config_dir) if folder is not None]
         names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
         lines.append(f"  {group:<10} = {', '.join(names)}")
     lines += ["", "Keys, with the values of this command:"]

@@ -148,8 +148,6 @@ def unknown_key(key: str) -> str:
     having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
     if having:
         return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
-    if name.startswith("args."):
-        return f"{key}: {group}.args has no such key; to add it, write +{key}=..."
     known = [other for other in ("experiment", *dict(all_keys())) if other != key]
     # lr -> optimizer.lr, layers -> model.num_layers: perhaps only the last part is given.
     last = {other.rpartition(".")[2]: other for other in reversed(known)}

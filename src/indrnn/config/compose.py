@@ -22,18 +22,9 @@ from ..errors import UserError
 from .checks import check, unknown_key
 from .schema import SCHEMAS, Config, all_keys
 
-# What Hydra raises for a bad request: overrides, files, flags.
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OverflowError)
-
-
-def config_dir() -> Path:
-    """The absolute path of the folder with ``train.yaml``: in the package once installed, at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parents[1] / "configs"
-
-
-_config_dir = config_dir  # load_config has a parameter of the same name
+_package = Path(__file__).resolve().parents[1]
+# In the package once installed, at the top of a checkout.
+CONFIG_DIR = _package / "configs" if (_package / "configs").is_dir() else _package.parents[1] / "configs"
 
 
 def load_config(overrides: Iterable[str] = (), config_name: str = "train", config_dir: str | None = None) -> Config:
@@ -47,7 +38,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: the command would refuse the same request.
     """
-    folders, words = [str(_config_dir())], list(map(keep_text, overrides))
+    folders, words = [str(CONFIG_DIR)], list(map(keep_text, overrides))
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise UserError(f"--config-dir {config_dir}: no such folder")
@@ -60,7 +51,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     try:
         with initialize_config_dir(folders[0], job_name=JobRuntime.instance().get("name"), version_base="1.3"):
             composed = compose(config_name, words, return_hydra_config=True)
-    except COMPOSITION_ERRORS as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OverflowError) as error:
         raise UserError(one_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = application
@@ -96,25 +87,19 @@ def job_overrides(hydra: Any) -> list[str]:
     return cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
 
 
-# An element that starts like a number, with true, false or ~. The first alternative skips what is quoted.
-_NOT_TEXT = re.compile(
-    r"""('(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\$\{.*?\}|\\.[^,]*)|"""
-    r"(?<![^,(])\s*((?:[+-]?(?:\.?\d|inf|nan)|true|false|~)[^,()'\"\\]*?)\s*(?=[,)]|$)",
-    re.IGNORECASE,
-)
-
-
-def keep_text(override: str) -> str:
-    """Quote the values of a key of type str that Hydra would read as numbers: ``tag=5e41726`` is a text, not inf."""
-    key, equals, value = override.partition("=")
-    if key.lstrip("+") not in _TEXT_KEYS or re.match(r"\s*(range|interval)\(", value):
-        return override
-    return key + equals + _NOT_TEXT.sub(lambda match: match[1] or f"'{match[2]}'", value)
-
-
 _TEXT_KEYS = {*SCHEMAS, "experiment"} | {
     key for key, field in all_keys() if field.type in (str, str | None) or "text" in field.metadata
 }
+_NOT_TEXT = re.compile(r"\s*([+-]?(\.?\d|inf|nan)|true|false|~)", re.IGNORECASE)
+
+
+def keep_text(override: str) -> str:
+    """Quote what Hydra would convert to a number in a text: ``tag=5e41726`` is not inf. Quoted values and functions
+    stay as they are."""
+    key, equals, value = override.partition("=")
+    if key.lstrip("+") not in _TEXT_KEYS or re.search(r"""['"\\$()\[\]{}]""", value):
+        return override
+    return key + equals + ",".join(f"'{word.strip()}'" if _NOT_TEXT.match(word) else word for word in value.split(","))
 
 
 def one_line(error: BaseException) -> str:
@@ -126,15 +111,13 @@ def one_line(error: BaseException) -> str:
         close = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], error.options, n=1)
         hint = f"did you mean {close[0]}; " if close else ""
         return f"{text.splitlines()[0]}; {hint}choices: {', '.join(error.options)}"
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+    # Hydra's text explains how to append to args.
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
         file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)
         return (file[0] if file else "") + unknown_key(override[1] if override else str(cause.full_key))
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         text += f": {str(cause).splitlines()[0]}" * text.startswith("Error merging override")
     return " ".join(text.split()) or type(error).__name__
-
-
-# Registered with Hydra.
 
 
 def _run_name(*, _root_: DictConfig) -> str:

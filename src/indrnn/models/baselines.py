@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indrnn.config.schema import GRUConfig, LSTMConfig, MinGRUConfig, RNNConfig
+from indrnn.config.schema import GRUConfig, LSTMConfig
 from indrnn.data import Task
 
 from .indrnn import classifier
@@ -80,7 +80,7 @@ class RNNClassifier(nn.Module):
     GRU have orthogonal recurrent and Glorot uniform input weights, gate by gate. Biases are 0.
     """
 
-    def __init__(self, model: RNNConfig | GRUConfig, task: Task) -> None:
+    def __init__(self, model: GRUConfig, task: Task) -> None:
         super().__init__()
         sizes = (task.input_size, model.hidden_size, model.num_layers)
         nonlinearity = getattr(model, "nonlinearity", None)
@@ -123,7 +123,7 @@ class MinGRU(nn.Module):
 class MinGRUClassifier(nn.Module):
     """minGRU layers, each followed by batch norm over batch and time, and a classifier on the last step."""
 
-    def __init__(self, model: MinGRUConfig, task: Task) -> None:
+    def __init__(self, model: GRUConfig, task: Task) -> None:
         super().__init__()
         sizes = [task.input_size, *[model.hidden_size] * model.num_layers]
         self.layers = nn.ModuleList(MinGRU(*pair) for pair in pairwise(sizes))
