@@ -18,10 +18,6 @@ def command_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-full_tracebacks = False
-"""Whether `explain` also prints the traceback of an expected error."""
-
-
 def run(program: str, command: Callable[[], object]) -> None:
     """Run a command's body, which may return an exit code, and exit with that code unless it is 0.
 
@@ -39,44 +35,36 @@ def run(program: str, command: Callable[[], object]) -> None:
         code = 1
     except KeyboardInterrupt as stop:
         number = signal.Signals(*stop.args or (signal.SIGINT,))
-        code = 128 + number
-        if leads():
-            say(program, f"stopped by {number.name}; nothing is lost", code)
+        code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
     except Exception as error:
-        # Every process fails alike, but only rank 0 reports it.
-        code = explain(program, error) if leads() else getattr(error, "exit_code", 1)
+        code = explain(program, error)
     if code:
         sys.exit(code)
 
 
 def explain(program: str, error: Exception) -> int:
     """Print an error in one line, with a traceback if it is unexpected; return the exit code."""
-    line, code = None, 1
     if isinstance(error, UserError):
-        line, code = str(error), error.exit_code
-    elif type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
+        return say(program, str(error), error.exit_code)
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
         from ..config.compose import one_line
 
-        line, code = one_line(error), 2
+        return say(program, one_line(error), 2)
     # PyTorch's OutOfMemoryError is only for GPUs; on a CPU it raises a RuntimeError.
-    elif isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
-        line = "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size"
-    elif isinstance(error, OSError) and error.filename is not None:
-        line = f"{error.filename}: {error.strerror}"
-    if full_tracebacks or line is None:
+    if isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
+        return say(program, "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size", 1)
+    if isinstance(error, OSError) and error.filename is not None:
+        return say(program, f"{error.filename}: {error.strerror}", 1)
+    if leads():
         traceback.print_exception(error)
-    return code if line is None else say(program, line, code)
+    return 1
 
 
 def say(program: str, message: str, code: int = 0) -> int:
-    """Print a message as one line on stderr; return ``code``."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print a message as one line on stderr, on rank 0 only; return ``code``."""
+    if leads():
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
-
-
-def announce(program: str, doing: str) -> None:
-    """Print what the command is doing before a silent phase."""
-    print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
 
 
 def leads() -> bool:

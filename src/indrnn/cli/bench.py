@@ -6,7 +6,7 @@ from itertools import product
 from math import inf
 from pathlib import Path
 
-from . import announce, command_parser, run
+from . import command_parser, run, say
 
 DESCRIPTION = """\
 recurrence: time the recurrence and a layer next to a copy of the input, a PyTorch loop and nn.LSTM
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
+    say("indrnn-bench", "loading PyTorch and comparing every backend with float64 ...")
     from indrnn.bench.commands import bench
 
     sizes = (

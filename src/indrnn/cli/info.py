@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from . import announce, command_parser, run
+from . import command_parser, run, say
 
 DESCRIPTION = """\
 Print what a bug report should include: versions, devices, CPU threads, available backends of the recurrence and the
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print_facts(data_root: str | None) -> None:
-    announce("indrnn-info", "loading PyTorch and checking the backends")
+    say("indrnn-info", "loading PyTorch and checking the backends ...")
     import torch
 
     from ..config.compose import CONFIG_DIR

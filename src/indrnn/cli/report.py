@@ -7,7 +7,7 @@ from pathlib import Path
 from indrnn.errors import UserError
 from indrnn.files import written_lines
 
-from . import announce, command_parser, run
+from . import command_parser, run, say
 
 DESCRIPTION = """\
 Collect run folders into report.html (one page with everything), summary.csv, table.md and figures (PNG and SVG):
@@ -49,7 +49,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.data_root and not options.inspect:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
-    announce("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing")
+    say("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing ...")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
     from indrnn.report.page import write_report
 
@@ -70,7 +70,7 @@ def _report(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     if options.open:
         raise UserError("--open shows report.html, which --inspect alone does not write; name a folder too")
-    announce("indrnn-report", "loading PyTorch, the data and the networks")
+    say("indrnn-report", "loading PyTorch, the data and the networks ...")
     from indrnn.report.inspection import inspect_runs
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)

@@ -73,9 +73,11 @@ def job_config(composed: DictConfig, hydra: Any) -> Config:
         if name and group in SCHEMAS:
             raise UserError(f"{override}: the name is part of the chosen file; choose another one with {group}=...")
     with flag_override(composed, ["struct", "readonly"], False):
-        # The name refers to Hydra's node. `check` reports a name that cannot be resolved.
-        with suppress(OmegaConfBaseException):
-            composed.name = composed.name
+        for key in ("name", "tag", "output_root"):
+            # The name refers to Hydra's node, a tag may to a number. `check` reports what cannot be resolved.
+            with suppress(OmegaConfBaseException):
+                if OmegaConf.is_interpolation(composed, key) and composed[key] is not None:
+                    composed[key] = str(composed[key])
         composed.pop("hydra", None)
     cfg = cast(Config, composed)
     check(cfg)
