@@ -163,7 +163,8 @@ def test_number_in_a_file_is_refused_as_a_text(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("typed", "tag"),
-    [("null", None), ("'null'", "null"), ("'5e4'", "5e4"), ('"a,5"', "a,5"), (r"a\,5", "a,5"), ("s-${seed}", "s-0"), ("${seed}", "0"),
+    [("null", None), ("'null'", "null"), ("'5e4'", "5e4"), ('"a,5"', "a,5"), (r"a\,5", "a,5"),
+     ("s-${seed}", "s-0"), ("${seed}", "0"),
      ("${model.last_layer_fixed}", None), ("${optimizer.lr}", "0.0002"),
      ("${oc.env:NO_SUCH_VARIABLE,5}", "5"), (" 1e5 ", "1e5")],
 )  # fmt: skip

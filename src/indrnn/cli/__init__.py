@@ -1,6 +1,5 @@
 """The commands, one module each, whose ``main`` is the entry point. Heavy libraries are imported inside functions."""
 
-import argparse
 import os
 import re
 import signal
@@ -9,13 +8,6 @@ import traceback
 from collections.abc import Callable
 
 from ..errors import UserError
-
-
-def command_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser that keeps the line breaks of ``description``."""
-    return argparse.ArgumentParser(
-        program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 def run(program: str, command: Callable[[], object]) -> None:
