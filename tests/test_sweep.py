@@ -63,13 +63,6 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def table(printed: str) -> list[str]:
-    """The names of the runs in the table of a sweep, empty where there is no result."""
-    lines = printed.splitlines()
-    rows = lines[next(n for n, line in enumerate(lines) if line.endswith("run folder")) + 1 :]
-    return ["" if "no result" in row else Path(row.split()[-1]).parent.name for row in rows]
-
-
 def folders(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob("result.json"))
 
@@ -84,14 +77,14 @@ def test_sweep_trains_every_combination_and_ends_with_a_table(run, tmp_path):
     for more in ([], ["hydra.job.chdir=true", "hydra.sweep.dir=fixed"]):
         answer = run("-m", *words, "model=indrnn,rnn", "seed=0", *more)
         assert answer.code == 0, answer.err
-        assert table(answer.out) == ["indrnn", "rnn"]
+        assert all(f"| {name} " in answer.out for name in ("IndRNN", "RNN"))
     assert [folder.parent.name for folder in folders(tmp_path)] == ["indrnn", "rnn"]
     assert folders(tmp_path)[0] == tmp_path / "outputs" / "adding-T8" / "indrnn" / "seed0"
     # A fixed folder is reused, and a failing job does not stop the others.
     answer = run("-m", *words, "model=indrnn,lstm", "optimizer.lr=0.1", "hydra.job.chdir=true",
                  "hydra.sweep.dir=fixed")  # fmt: skip
     assert answer.code == 1
-    assert table(answer.out) == ["", "lstm"]
+    assert "| LSTM " in answer.out
     assert "optimizer.lr: 0.0002 -> 0.1" in answer.err
 
 
@@ -136,7 +129,7 @@ def test_run_of_another_process_is_skipped(run, tmp_path):
     with open_run(load_config([*test_cli.TINY, f"output_root={tmp_path}/outputs"]), [], ""):
         answer = run("-m", *test_cli.TINY, "seed=0,1")
         assert answer.code == 0
-        assert table(answer.out) == ["", "indrnn"]
+        assert "| IndRNN" in answer.out
         assert "in use by another process" in answer.err
         # Alone, there is nothing else to do.
         assert run(*test_cli.TINY).code == 2
@@ -197,7 +190,7 @@ def test_parallel_sweep_equals_the_serial_one(sweep, tmp_path):
     words = [*SMALL, "seed=0,1", "model.dropout=0.1,0.2", "tag=${model.dropout}"]
     ended(sweep(*words, "output_root=serial"))
     two = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "output_root=parallel"]
-    assert "" not in table(ended(sweep(*words, *two)))
+    assert ended(sweep(*words, *two)).count("| IndRNN") == 2
     serial, parallel = folders(tmp_path / "serial"), folders(tmp_path / "parallel")
     assert len(serial) == len(parallel) == 4
     for one, other in zip(serial, parallel, strict=True):
@@ -221,7 +214,7 @@ def test_signal_lets_every_process_save_its_run(sweep, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
-    assert table(out) == ["", "", ""]
+    assert out.count("unfinished") == 2
     assert err.count("saved in") == 2
 
 
@@ -236,7 +229,7 @@ def test_submitit_requeues_a_preempted_job_which_resumes(sweep, tmp_path):
     (log,) = tmp_path.glob("cluster/sweeps/*/.submitit/*/*_log.out")
     job = int(subprocess.run(["pgrep", "-P", log.parent.name], capture_output=True, text=True, check=True).stdout)
     os.kill(job, signal.SIGUSR2)
-    assert table(ended(process)) == ["indrnn"]
+    assert "| IndRNN" in ended(process)
     (one,), (other,) = folders(tmp_path / "plain"), folders(tmp_path / "cluster")
     assert figures(one) == figures(other)
     assert len(json.loads((other / "result.json").read_text())["segments"]) == 2

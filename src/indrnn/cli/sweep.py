@@ -3,23 +3,21 @@ table at the end lists the results. For any launcher and sweeper of Hydra; check
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import active_children
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from ..config.schema import THREAD_VARIABLES, Config
+from ..config.schema import THREAD_VARIABLES
 from ..errors import RunError, UserError
 from . import explain, leads, run, say
 
-if TYPE_CHECKING:
-    from ..record.result import Result
-
 PROGRAM = "indrnn-train"
 stopped_by = 0  # the signal that this process, which runs a sweep or jobs of one, has received
-_jobs: list[Config] = []
+_jobs: dict[Path, dict[str, Any]] = {}  # the settings of each run folder of the sweep
 
 
 class JobError(RunError):
@@ -31,11 +29,13 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         # Hydra turns an exception of a callback into a warning, except for SystemExit.
-        run(PROGRAM, lambda: _begin(config.hydra, config))
+        run(PROGRAM, lambda: _begin(config, config.hydra))
 
 
-def _begin(hydra: Any, config: Any) -> None:
-    _jobs[:] = _planned(config) if hydra.sweeper._target_.endswith(".BasicSweeper") else []
+def _begin(config: Any, hydra: Any) -> None:
+    _jobs.clear()
+    if hydra.sweeper._target_.endswith(".BasicSweeper"):
+        _check_jobs(config, hydra)
     if hydra.launcher._target_.endswith(".BasicLauncher"):
         return
     threads = thread_budget(hydra.launcher, len(_jobs))
@@ -47,12 +47,7 @@ def _begin(hydra: Any, config: Any) -> None:
         signal.signal(number, _stop)
 
 
-def _planned(config: Any) -> Iterator[Config]:
-    """The checked configuration of every job of Hydra's basic sweeper.
-
-    Raises:
-        UserError: a job is refused, or two jobs with different settings share a run folder.
-    """
+def _check_jobs(config: Any, hydra: Any) -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,18 +57,16 @@ def _planned(config: Any) -> Iterator[Config]:
     from ..record.folder import run_folder
 
     loader = GlobalHydra.instance().config_loader()
-    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create(loader).parse_overrides([*words, *job_overrides(config.hydra)])
-    seen: dict[Any, dict[str, Any]] = {}
+    words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*words, *job_overrides(hydra)])
     for job in BasicSweeper.split_arguments(overrides, None)[0]:
         composed = loader.load_sweep_config(config, list(job))
         cfg = job_config(composed, composed.hydra)
         keys, folder = result_keys(cfg), run_folder(cfg)
-        before = seen.setdefault(folder, keys)
+        before = _jobs.setdefault(folder, keys)
         differ = [key for key in {**before, **keys} if before.get(key) != keys.get(key)]
         if differ:
             raise UserError(f"jobs with different {differ[0]} share {folder}; add 'tag=${{{differ[0]}}}'")
-        yield cfg
 
 
 def thread_budget(launcher: Any, jobs: int) -> int | None:
@@ -103,7 +96,7 @@ def _stop(number: int, frame: object) -> None:
         child.terminate()
 
 
-def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
+def run_job(train: Callable[[], Any], hydra: Any) -> float | None:
     """Run one job. Returns the validation score (accuracy, or the negative loss without classes), to be maximized.
 
     Raises:
@@ -133,25 +126,11 @@ def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
 
 
 def print_table() -> None:
-    """Print the figures of every job of the sweep."""
-    if _jobs and leads():
-        rows = [("job", "validation", "test", "run folder"), *((str(n), *_row(cfg)) for n, cfg in enumerate(_jobs))]
-        for number, validation, test, folder in rows:
-            print(f"{number:>4}  {validation:>10}  {test:>10}  {folder}", flush=True)
-        _jobs.clear()
+    """Print the results of the sweep's runs, as indrnn-report does."""
+    folders = [folder for folder in _jobs if folder.is_dir()]
+    if folders and leads():
+        from ..report.runs import collect
+        from ..report.table import markdown_report
 
-
-def _row(cfg: Config) -> tuple[str, str, str]:
-    """Validation and test figure, run folder."""
-    from ..record.folder import open_run, run_folder
-    from ..record.result import read_result
-
-    folder, figures = run_folder(cfg), ["no result", ""]
-    cfg.overwrite, cfg.resume = False, "auto"
-    # If the folder holds another config or is in use, the job has printed it.
-    with suppress(UserError):
-        if folder.exists() and (found := open_run(cfg, [], "")).state == "finished":
-            result = read_result(found.result_path)
-            pairs = ((result.val_accuracy, result.val_loss), (result.test_accuracy, result.test_loss))
-            figures = [f"{loss:.4g}" if share is None else f"{share:.2%}" for share, loss in pairs]
-    return figures[0], figures[1], str(folder)
+        with suppress(UserError):  # no run has a result
+            print(markdown_report(collect(folders)), flush=True)

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,9 +13,6 @@ import indrnn
 
 from ..errors import UserError
 from . import leads, run, say
-
-if TYPE_CHECKING:
-    from ..record.result import Result
 
 PROGRAM = "indrnn-train"
 _USAGE = """\
@@ -100,16 +97,15 @@ def _job(composed: DictConfig) -> float | None:
     hydra: Any = HydraConfig.get()
     # Relative folders must not depend on hydra.job.chdir.
     os.chdir(hydra.runtime.cwd)
-    if hydra.mode == RunMode.MULTIRUN:
-        return run_job(lambda: _train(composed, hydra), hydra)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    if sweep:
+        return run_job(lambda: _train(composed, hydra, sweep), hydra)
     # Its SystemExit passes through Hydra, which would print other exceptions.
-    run(PROGRAM, lambda: _train(composed, hydra))
+    run(PROGRAM, lambda: _train(composed, hydra, sweep))
     return None
 
 
-def _train(composed: DictConfig, hydra: Any) -> "Result":
-    from hydra.types import RunMode
-
+def _train(composed: DictConfig, hydra: Any, sweep: bool) -> Any:
     from ..config.compose import job_config, job_overrides
 
     cfg = job_config(composed, hydra)
@@ -122,26 +118,20 @@ def _train(composed: DictConfig, hydra: Any) -> "Result":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
     overrides, command = job_overrides(hydra), command_line()
-    if hydra.mode == RunMode.MULTIRUN:  # the command that repeats this job alone
+    if sweep:  # the command that repeats this job alone
         flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
         for source in hydra.runtime.config_sources:
             flags += ["--config-dir", source.path] if source.provider == "command-line" else []
         command = shlex.join([PROGRAM, *flags, *overrides])
     result = train(cfg, overrides=overrides, command=command)
+    test = f"loss {result.test_loss:.4g}" if result.test_accuracy is None else f"accuracy {result.test_accuracy:.2%}"
     if leads():
-        print(_outcome(result, run_folder(cfg)), flush=True)
+        print(
+            f"{result.name} seed {result.seed} on {result.task}: test {test} with the checkpoint of step "
+            f"{result.best_step} of {result.steps}, {result.parameters:,} parameters; {run_folder(cfg)}",
+            flush=True,
+        )
     return result
-
-
-def _outcome(result: "Result", folder: Path) -> str:
-    figures = f"test loss {result.test_loss:.4g}"
-    if result.test_accuracy is not None and result.test_ci95 is not None:
-        low, high = result.test_ci95
-        figures = f"test accuracy {result.test_accuracy:.2%} (95% interval {low:.2%} to {high:.2%})"
-    return (
-        f"{result.name} seed {result.seed} on {result.task}: {figures} with the checkpoint of step {result.best_step} "
-        f"of {result.steps}, {result.parameters:,} parameters; {folder}"
-    )
 
 
 if __name__ == "__main__":
