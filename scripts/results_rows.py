@@ -45,7 +45,6 @@ NETWORKS = {
     "indrnn_residual": "IndRNN, residual, 5 blocks of 128",
     "indrnn_dense": "IndRNN, dense (8, 6, 4), growth 16",
     "lstm": "LSTM, 128 units",
-    "lstm_matched": "LSTM, 144 units (parameters as IndRNN's)",
     "lstm_chrono": "LSTM (chrono), 128 units",
     "lstm_chrono_matched": "LSTM (chrono), 144 units (parameters as IndRNN's)",
     "gru": "GRU, 128 units",
@@ -95,7 +94,10 @@ def _row(
     fast = model.startswith("indrnn") and protocol != "paper" and model != "indrnn_dense"
     precision = ("trainer.precision=bfloat16",) if fast and not any("precision" in setting for setting in extra) else ()
     logging = "trainer.log_every=1700" if protocol == "paper" else "trainer.log_every=500"
-    overrides = (*experiment, f"model={model}", f"data={task}", *precision, *extra, logging)
+    # 86,122 parameters; the IndRNN of 6 x 128 units has 86,410.
+    matched = ("model.hidden_size=144", f"name={protocol}_{model}") if model.endswith("_matched") else ()
+    choice = f"model={model.removesuffix('_matched')}"
+    overrides = (*experiment, choice, *matched, f"data={task}", *precision, *extra, logging)
     published = fields.get("published", "" if note else PUBLISHED.get(model, {}).get(task, ""))
     network = ", ".join(filter(None, [NETWORKS[model], note]))
     return Row(task, name, network, protocol, overrides, published, tuple(range(n)), minutes, bool(note))

@@ -1,6 +1,5 @@
 """The commands, one module each, whose ``main`` is the entry point. Heavy libraries are imported inside functions."""
 
-import argparse
 import os
 import re
 import signal
@@ -9,17 +8,6 @@ import traceback
 from collections.abc import Callable
 
 from ..errors import UserError
-
-
-def command_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser that keeps the line breaks of ``description``."""
-    return argparse.ArgumentParser(
-        program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-full_tracebacks = False
-"""Whether `explain` also prints the traceback of an expected error."""
 
 
 def run(program: str, command: Callable[[], object]) -> None:
@@ -39,46 +27,40 @@ def run(program: str, command: Callable[[], object]) -> None:
         code = 1
     except KeyboardInterrupt as stop:
         number = signal.Signals(*stop.args or (signal.SIGINT,))
-        code = 128 + number
-        if leads():
-            say(program, f"stopped by {number.name}; nothing is lost", code)
+        code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
     except Exception as error:
-        # Every process fails alike, but only rank 0 reports it.
-        code = explain(program, error) if leads() else getattr(error, "exit_code", 1)
+        code = explain(program, error)
     if code:
         sys.exit(code)
 
 
 def explain(program: str, error: Exception) -> int:
     """Print an error in one line, with a traceback if it is unexpected; return the exit code."""
-    line, code = None, 1
     if isinstance(error, UserError):
-        line, code = str(error), error.exit_code
-    elif type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
+        return say(program, str(error), error.exit_code)
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
         from ..config.compose import one_line
 
-        line, code = one_line(error), 2
+        return say(program, one_line(error), 2)
     # PyTorch's OutOfMemoryError is only for GPUs; on a CPU it raises a RuntimeError.
-    elif isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
-        line = "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size"
-    elif isinstance(error, OSError) and error.filename is not None:
-        line = f"{error.filename}: {error.strerror}"
-    if full_tracebacks or line is None:
+    if isinstance(error, MemoryError) or re.search("OutOfMemoryError|can't allocate memory", repr(error)):
+        return say(program, "out of memory; lower trainer.batch_size, trainer.eval_batch_size or model.hidden_size", 1)
+    if isinstance(error, OSError) and error.filename is not None:
+        return say(program, f"{error.filename}: {error.strerror}", 1)
+    if leads():
         traceback.print_exception(error)
-    return code if line is None else say(program, line, code)
+    return 1
 
 
 def say(program: str, message: str, code: int = 0) -> int:
-    """Print a message as one line on stderr; return ``code``."""
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print a message as one line on stderr, on rank 0 only; return ``code``."""
+    if leads():
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 
-def announce(program: str, doing: str) -> None:
-    """Print what the command is doing before a silent phase."""
-    print(f"{program}: {doing} ...", file=sys.stderr, flush=True)
-
-
 def leads() -> bool:
-    """Whether this process prints: a single process, or rank 0 of those that torchrun started."""
-    return os.environ.get("WORLD_SIZE", "") in ("", "1") or os.environ.get("RANK", "") in ("", "0")
+    """Whether this process prints: every process except ranks 1 to WORLD_SIZE - 1 of those that torchrun started."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    numbers = all(number.isascii() and number.isdecimal() for number in (rank, size))
+    return not (numbers and os.environ.get("MASTER_ADDR") and 0 < int(rank) < int(size))

@@ -6,21 +6,24 @@ from itertools import product
 from math import inf
 from pathlib import Path
 
-from . import announce, command_parser, run
+from . import run, say
 
 DESCRIPTION = """\
-recurrence: time the recurrence and a layer next to a copy of the input, a PyTorch loop and nn.LSTM
-step:       time training steps of the IndRNN and the LSTM next to the IndRNN's matrix products
-exact:      compare every backend, forward and backward, with float64
-Every command runs the comparison first. If a backend is wrong, nothing is timed. Writes CSV, ratios and a figure.
+Every command first compares every backend with float64. If one is wrong, nothing is timed. Writes CSV, ratios and a
+figure.
 """
+COMMANDS = {
+    "recurrence": "time the recurrence and a layer next to a copy of the input, a PyTorch loop and nn.LSTM",
+    "step": "time training steps of the IndRNN and the LSTM next to the IndRNN's matrix products",
+    "exact": "compare every backend, forward and backward, with float64",
+}
 HIDDEN_SIZE = 128
 
 
 def parser() -> argparse.ArgumentParser:
-    command = command_parser("indrnn-bench", DESCRIPTION)
-    whats = command.add_subparsers(dest="what", required=True, metavar="{recurrence,step,exact}")
-    commands = {what: whats.add_parser(what) for what in ("recurrence", "step", "exact")}
+    command = argparse.ArgumentParser("indrnn-bench", description=DESCRIPTION)
+    subparsers = command.add_subparsers(dest="what", required=True)
+    commands = {what: subparsers.add_parser(what, help=text) for what, text in COMMANDS.items()}
     for options in commands.values():
         options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
         options.add_argument("--out", type=Path, default=Path("results/bench"), help="default: results/bench")
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    announce("indrnn-bench", "loading PyTorch and comparing every backend with float64")
+    say("indrnn-bench", "loading PyTorch and comparing every backend with float64 ...")
     from indrnn.bench.commands import bench
 
     sizes = (

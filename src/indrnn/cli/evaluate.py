@@ -2,12 +2,11 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from . import command_parser, run
+from . import run, say
 
 DESCRIPTION = """\
 Evaluate the weights and batch-norm statistics of finished runs on the test set, and print accuracy and 95 % interval
@@ -19,37 +18,30 @@ ALLOWED = 2
 ALLOWED_ERROR = 0.01
 
 
-def parser() -> argparse.ArgumentParser:
-    command = command_parser("indrnn-eval", DESCRIPTION)
-    command.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    command.add_argument(
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("indrnn-eval", description=DESCRIPTION)
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
         "--data-root",
         default=os.environ.get("INDRNN_DATA"),
         metavar="FOLDER",
         help="where MNIST is (default: INDRNN_DATA from the environment, or where the run had it)",
     )
-    return command
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     run("indrnn-eval", lambda: _evaluate(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..record.folder import CONFIG, RESULT, WEIGHTS, find_run_folders
+    from ..record.folder import RESULT, WEIGHTS, find_run_folders
 
-    runs = [path for path in options.run if (path / CONFIG).is_file()]
-    found = [folder for path in options.run if path not in runs for folder in find_run_folders(path)]
-    finished = [path for path in found if (path / RESULT).is_file()]
-    kept = [path for path in finished if (path / WEIGHTS).is_file()]
-    if len(finished) > len(kept):
-        print(f"{len(finished) - len(kept)} finished runs have no {WEIGHTS} (made before it was written): left out")
-    runs += kept
+    found = [folder for path in options.run for folder in find_run_folders(path) if (folder / RESULT).is_file()]
+    runs = [folder for folder in found if (folder / WEIGHTS).is_file()]
+    if len(found) > len(runs):
+        print(f"{len(found) - len(runs)} finished runs have no {WEIGHTS} (made before it was written): left out")
     if not runs:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
-    print(f"evaluating {len(runs)} {'run' if len(runs) == 1 else 'runs'}, seconds each", file=sys.stderr, flush=True)
+    say("indrnn-eval", f"evaluating {len(runs)} runs, seconds each ...")
     agree = 0
     for path in runs:
         agrees, line = _evaluate_again(path, options.device, options.data_root)

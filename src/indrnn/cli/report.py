@@ -7,7 +7,7 @@ from pathlib import Path
 from indrnn.errors import UserError
 from indrnn.files import written_lines
 
-from . import announce, command_parser, run
+from . import run, say
 
 DESCRIPTION = """\
 Collect run folders into report.html (one page with everything), summary.csv, table.md and figures (PNG and SVG):
@@ -17,29 +17,17 @@ and an LSTM's to compare them.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    command = command_parser("indrnn-report", DESCRIPTION)
-    command.add_argument(
-        "folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)"
-    )
-    command.add_argument("--out", type=Path, help="where to write (default: report in the first folder)")
-    command.add_argument(
-        "--inspect", nargs="+", type=Path, metavar="RUN",
-        help="add what the networks of these runs do; without a folder, draw only that, into outputs/inspect",
-    )  # fmt: skip
-    command.add_argument(
-        "--playground", nargs="+", type=Path, metavar="RUN", help="write a page that runs these networks in the browser"
-    )
-    command.add_argument(
-        "--data-root", metavar="FOLDER", help="with --inspect or --playground: the folder that has MNIST"
-    )
-    command.add_argument("--open", action="store_true", help="show report.html in the browser")
-    return command
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with 2 and one line on stderr for a folder that is missing, empty or unreadable."""
-    options = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("indrnn-report", description=DESCRIPTION)
+    add = parser.add_argument
+    add("folder", nargs="*", type=Path, help="folders that hold run folders, at any depth (default: outputs)")
+    add("--out", type=Path, help="where to write (default: report in the first folder)")
+    add("--inspect", nargs="+", type=Path, metavar="RUN", help="add what these networks do; alone into outputs/inspect")
+    add("--playground", nargs="+", type=Path, metavar="RUN", help="a page that runs these networks in the browser")
+    add("--data-root", metavar="FOLDER", help="with --inspect or --playground: the folder that has MNIST")
+    add("--open", action="store_true", help="show report.html in the browser")
+    options = parser.parse_args(arguments)
     only_inspect = options.inspect and not options.folder
     command = _playground if options.playground else _inspect if only_inspect else _report
     run("indrnn-report", lambda: command(options))
@@ -49,7 +37,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.data_root and not options.inspect:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
-    announce("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing")
+    say("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing ...")
     from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
     from indrnn.report.page import write_report
 
@@ -70,7 +58,7 @@ def _report(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     if options.open:
         raise UserError("--open shows report.html, which --inspect alone does not write; name a folder too")
-    announce("indrnn-report", "loading PyTorch, the data and the networks")
+    say("indrnn-report", "loading PyTorch, the data and the networks ...")
     from indrnn.report.inspection import inspect_runs
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)

@@ -3,23 +3,25 @@ table at the end lists the results. For any launcher and sweeper of Hydra; check
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from ..config.schema import THREAD_VARIABLES, Config
+from ..config.schema import THREAD_VARIABLES
 from ..errors import RunError, UserError
 from . import explain, leads, run, say
 
-if TYPE_CHECKING:
-    from ..record.result import Result
-
 PROGRAM = "indrnn-train"
-# The jobs of this command's sweep, each with the time at which its result.json was written before the sweep.
-_jobs: list[tuple[Config, int | None]] = []
-_logs = ""  # where submitit's jobs print
-_stopped = False  # whether this process of a launcher has received a signal
+stopped_by = 0  # the signal that this process, which runs a sweep or jobs of one, has received
+_jobs: dict[Path, dict[str, Any]] = {}  # the settings of each run folder of the sweep
+
+
+class JobError(RunError):
+    """A job of a sweep has failed, and its error is printed."""
 
 
 class Sweep(Callback):
@@ -27,30 +29,25 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         # Hydra turns an exception of a callback into a warning, except for SystemExit.
-        run(PROGRAM, lambda: _begin(config))
+        run(PROGRAM, lambda: _begin(config, config.hydra))
 
 
-def _begin(config: Any) -> None:
-    global _logs
+def _begin(config: Any, hydra: Any) -> None:
     _jobs.clear()
-    _logs = str(config.hydra.launcher.get("submitit_folder") or "")
-    if config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-        _jobs.extend((cfg, _written(cfg)) for cfg in list(_planned(config)))
-    if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
-        threads = thread_budget(config.hydra.launcher, len(_jobs))
-        if threads is not None:
-            for name in THREAD_VARIABLES:
-                os.environ.setdefault(name, str(threads))
-        # Progress bars of several processes would overwrite each other.
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    if hydra.sweeper._target_.endswith(".BasicSweeper"):
+        _check_jobs(config, hydra)
+    if hydra.launcher._target_.endswith(".BasicLauncher"):
+        return
+    threads = thread_budget(hydra.launcher, len(_jobs))
+    for name in THREAD_VARIABLES if threads else ():
+        os.environ.setdefault(name, str(threads))
+    # Progress bars of several processes would overwrite each other.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
 
 
-def _planned(config: Any) -> Iterator[Config]:
-    """The checked configuration of every job of Hydra's basic sweeper.
-
-    Raises:
-        UserError: a job is refused, or two jobs with different settings share a run folder.
-    """
+def _check_jobs(config: Any, hydra: Any) -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -60,21 +57,16 @@ def _planned(config: Any) -> Iterator[Config]:
     from ..record.folder import run_folder
 
     loader = GlobalHydra.instance().config_loader()
-    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create(loader).parse_overrides([*words, *job_overrides(config.hydra)])
-    seen: dict[Any, dict[str, Any]] = {}
+    words = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create(loader).parse_overrides([*words, *job_overrides(hydra)])
     for job in BasicSweeper.split_arguments(overrides, None)[0]:
         composed = loader.load_sweep_config(config, list(job))
         cfg = job_config(composed, composed.hydra)
-        keys = result_keys(cfg)
-        before = seen.setdefault(run_folder(cfg), keys)
-        if before != keys:
-            key = next(key for key in {**before, **keys} if before.get(key) != keys.get(key))
-            raise UserError(
-                f"{key} differs between jobs of the same run folder {run_folder(cfg)}; keep them apart, "
-                f"for example with 'tag={key.rsplit('.', 1)[-1]}-${{{key}}}'"
-            )
-        yield cfg
+        keys, folder = result_keys(cfg), run_folder(cfg)
+        before = _jobs.setdefault(folder, keys)
+        differ = [key for key in {**before, **keys} if before.get(key) != keys.get(key)]
+        if differ:
+            raise UserError(f"jobs with different {differ[0]} share {folder}; add 'tag=${{{differ[0]}}}'")
 
 
 def thread_budget(launcher: Any, jobs: int) -> int | None:
@@ -87,110 +79,58 @@ def thread_budget(launcher: Any, jobs: int) -> int | None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if launcher.get("cpus_per_task"):
         return int(launcher.cpus_per_task)
-    kind = launcher._target_.lower()
-    if "joblib" in kind:
+    if launcher.get("n_jobs"):  # joblib
         concurrent = launcher.n_jobs if launcher.n_jobs > 0 else cores + 1 + launcher.n_jobs
-    elif "submitit" in kind and "local" in kind:
-        concurrent = jobs
-    else:
-        return None
-    return max(1, cores // max(1, min(concurrent, jobs or concurrent)))
+        return max(1, cores // max(1, min(concurrent, jobs or concurrent)))
+    return max(1, cores // max(1, jobs)) if launcher._target_.endswith("LocalLauncher") else None
 
 
-def run_job(train: Callable[[], "Result"], hydra: Any) -> float | None:
+def _stop(number: int, frame: object) -> None:
+    """Let the processes of the sweep save their runs; stop at once if there are none, or on the second signal."""
+    global stopped_by
+    if stopped_by or not active_children():
+        raise KeyboardInterrupt(number)
+    stopped_by = number
+    # A terminal sends Ctrl-C to the children as well.
+    for child in active_children() if number == signal.SIGTERM else ():
+        child.terminate()
+
+
+def run_job(train: Callable[[], Any], hydra: Any) -> float | None:
     """Run one job. Returns the validation score (accuracy, or the negative loss without classes), to be maximized.
 
-    A failed job of the basic sweeper prints its error and returns None, so that the other jobs run. Other sweepers get
-    a RunError.
+    Raises:
+        JobError: it failed. Hydra runs the other jobs all the same.
     """
-    launcher = hydra.launcher._target_
-    if "joblib" in launcher:
-        # Outside of training, which handles signals itself.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _note)
-    if _stopped:
-        return None
+    global stopped_by
     from ..record.folder import FolderInUseError
 
-    basic = hydra.sweeper._target_.endswith(".BasicSweeper")
-    single = os.environ.get("WORLD_SIZE", "") in ("", "1")
+    if stopped_by:
+        return None
     try:
         result = train()
     except FolderInUseError as error:
-        if not (basic and single):
-            raise
         say(PROGRAM, f"skipped: {error}")
         return None
     except Exception as error:
-        code = explain(PROGRAM, error) if leads() else getattr(error, "exit_code", 1)
+        code = explain(PROGRAM, error)
         if code - 128 == getattr(signal, "SIGUSR2", None):
             # submitit's handler requeues the job now that its checkpoint is saved.
-            signal.raise_signal(signal.SIGUSR2)
-        if not single or (code > 128 and launcher.endswith(".BasicLauncher")):
+            signal.raise_signal(code - 128)
+        serial = hydra.launcher._target_.endswith(".BasicLauncher")
+        if (code > 128 and serial) or os.environ.get("WORLD_SIZE", "") not in ("", "1"):
             raise SystemExit(code) from error
-        if code > 128:
-            _note()
-        if basic:
-            return None
-        raise RunError(" ".join(str(error).split())) from None
+        stopped_by = max(0, code - 128)
+        raise JobError(" ".join(str(error).split())) from None
     return result.val_accuracy if result.val_accuracy is not None else -result.val_loss
 
 
-def _note(*_: Any) -> None:
-    global _stopped
-    _stopped = True
+def print_table() -> None:
+    """Print the results of the sweep's runs, as indrnn-report does."""
+    folders = [folder for folder in _jobs if folder.is_dir()]
+    if folders and leads():
+        from ..report.runs import collect
+        from ..report.table import markdown_report
 
-
-def print_table(completed: bool) -> bool:
-    """Print the state and the figures of every job of the sweep; return whether one failed.
-
-    Args:
-        completed: whether the sweep ran to its end. Otherwise, jobs without a result did not necessarily fail.
-    """
-    if not _jobs or not leads():
-        return False
-    import pandas
-
-    rows = [(number, *_row(cfg, before, completed)) for number, (cfg, before) in enumerate(_jobs)]
-    _jobs.clear()
-    table = pandas.DataFrame(rows, columns=["job", "state", "validation", "test", "run folder"])
-    counts = table["state"].value_counts(sort=False)
-    if completed or list(counts.index) != ["not run"]:
-        print("sweep: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
-        print(table.to_string(index=False), flush=True)
-    if "failed" in counts and _logs:
-        print(f"output of the jobs: {_logs}")
-    return "failed" in counts
-
-
-def _row(cfg: Config, before: int | None, completed: bool) -> tuple[str, str, str, str]:
-    """State, validation and test figure, run folder."""
-    from ..record.folder import FolderInUseError, open_run, run_folder
-    from ..record.result import read_result
-
-    folder, now, state = run_folder(cfg), _written(cfg), "failed" if completed else "not run"
-    replaced = not cfg.overwrite or now != before
-    cfg.overwrite, cfg.resume = False, "auto"
-    try:
-        if folder.exists():
-            with open_run(cfg, [], "") as found:
-                if found.state == "finished" and replaced:
-                    result = read_result(found.result_path)
-                    pairs = ((result.val_accuracy, result.val_loss), (result.test_accuracy, result.test_loss))
-                    validation, test = (f"{loss:.4g}" if share is None else f"{share:.2%}" for share, loss in pairs)
-                    return "done" if now != before else "skipped", validation, test, str(folder)
-                if found.state == "resume" and not completed:
-                    state = "unfinished"
-    except FolderInUseError:
-        state = "running"  # in another process
-    except UserError:
-        pass  # the job has printed it
-    return state, "", "", str(folder)
-
-
-def _written(cfg: Config) -> int | None:
-    """When the result.json of a job was written."""
-    from ..record.folder import RESULT, run_folder
-
-    file = run_folder(cfg) / RESULT
-    return file.stat().st_mtime_ns if file.exists() else None
+        with suppress(UserError):  # no run has a result
+            print(markdown_report(collect(folders)), flush=True)

@@ -3,16 +3,16 @@
 import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
-from .schema import FOLDER_NAME, FOLDER_NAME_RULE, SCHEMAS, Config, IndRNNBaseConfig, all_keys
+from .schema import FOLDER_NAME, FOLDER_NAME_RULE, SCHEMAS, Config, all_keys
 
 _BOUNDS = {
     "minimum": ("at least", operator.ge),
@@ -72,30 +72,27 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
         UserError: a key is unknown, a value is missing or cannot be resolved.
     """
     schema = OmegaConf.get_type(cfg)
-    if schema is not None and is_dataclass(schema):
-        own = {field.name: field for field in fields(schema)}
-    elif parent is not None:
-        own = dict.fromkeys(map(str, cfg), parent)
-    else:
+    declared: Any = getattr(schema, "__dataclass_fields__", dict.fromkeys(cfg, parent))
+    if parent is None and not is_dataclass(schema):
         raise UserError("the configuration is not composed from the schema in indrnn.config")
-    for name in cfg:
-        if name not in own:  # added with +
-            raise UserError(unknown_key(f"{prefix}{name}", [key for key, _ in all_keys()]))
-    for name, field in own.items():
+    for name in {**declared, **dict.fromkeys(cfg)}:
         key = f"{prefix}{name}"
-        if name not in set(cfg) or OmegaConf.is_missing(cfg, name):
-            raise UserError(f"{key}: no value; set {key}=...")
+        if name not in declared:  # added with +
+            raise UserError(unknown_key(key))
         try:
             value = cfg[name]
         except OmegaConfBaseException as error:
-            raise UserError(f"{key}={cfg._get_node(name)}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{key}: {str(error).splitlines()[0]}; set {key}=...") from error
         if isinstance(value, DictConfig):
-            yield from settings(value, f"{key}.", field)
+            yield from settings(value, f"{key}.", declared[name])
         else:
-            yield key, field, OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+            value = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+            yield key, declared[name], value
 
 
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
+    if limits.get("text") and not isinstance(value, str | None):
+        raise UserError(f"{key}={value}: not a text; write the text in quotes")
     if isinstance(value, list):
         if not value:
             raise UserError(f"{key}=[]: the list is empty; give at least one value")
@@ -118,12 +115,8 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
 
 
 def _check_together(cfg: Config) -> None:
-    # Imported here because --help must not wait for NumPy.
-    from ..data import make_task
+    from ..data import make_task  # imports NumPy
 
-    for key in ("output_root", "data.root"):
-        if OmegaConf.select(cast(DictConfig, cfg), key) == "":
-            raise UserError(f"{key}='': not a folder; . is the current one")
     run_name(cfg)
     task = make_task(cfg.data)
     count = task.training_samples
@@ -136,18 +129,10 @@ def _check_together(cfg: Config) -> None:
     minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
     if minimum >= cfg.optimizer.lr:
         raise UserError(f"schedule.minimum_lr={minimum}: it must be below optimizer.lr={cfg.optimizer.lr}")
-    fixed = getattr(cfg.model, "last_layer_fixed", None)
-    if fixed is None:
-        return
-    from ..layers import recurrent_max  # imports PyTorch
-
-    model = cast(IndRNNBaseConfig, cfg.model)
-    bound = recurrent_max(task.length, model.gamma)
-    if model.constraint != "none" and abs(fixed) > bound:
-        raise UserError(
-            f"model.last_layer_fixed={fixed}: its absolute value must be at most {bound:.6g}, "
-            f"which is model.gamma^(1/{task.length})"
-        )
+    model: Any = cfg.model
+    fixed = getattr(model, "last_layer_fixed", None)
+    if fixed is not None and model.constraint != "none" and abs(fixed) > (bound := model.gamma ** (1 / task.length)):
+        raise UserError(f"model.last_layer_fixed={fixed}: its size must be at most model.gamma^(1/T) = {bound:.6g}")
 
 
 def as_typed(value: object) -> str:
@@ -157,27 +142,15 @@ def as_typed(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """One line about a key that is not among the ``known`` keys of a configuration."""
+def unknown_key(key: str) -> str:
+    """One line about an unknown key: the choices that have it, or the closest known key."""
     group, _, name = key.partition(".")
-    known = {*(other for other in known if group == "hydra" or not other.startswith("hydra.")), *SCHEMAS, "experiment"}
-    args = [other for other in known if other.startswith(f"{group}.args.")]
     having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
-    having = [choice for choice in having if choice not in ("external", "base")]  # these are no files to choose
-    if args and name.startswith("args."):
-        return f"{key}: {group}.args has no such key{suggestion(key, args)}; to add it, write +{key}=..."
-    if f"{group}.args.{name}" in args:
-        return f"{key}: unknown key; did you mean {group}.args.{name}"
     if having:
         return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
-    return f"{key}: unknown key{suggestion(key, known) or '; indrnn-train --help lists all keys'}"
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean <known word>"`` for the closest known word, or an empty string."""
-    known = sorted(key for key in known if key != word and ("." in key or "." not in word))
+    known = [other for other in ("experiment", *dict(all_keys())) if other != key]
     # lr -> optimizer.lr, layers -> model.num_layers: perhaps only the last part is given.
-    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-    matches = get_close_matches(word, known, n=1)
-    matches = matches or [last[name] for name in get_close_matches(word.rsplit(".", 1)[-1], last, n=1)]
-    return f"; did you mean {matches[0]}" if matches else ""
+    last = {other.rpartition(".")[2]: other for other in reversed(known)}
+    matches = get_close_matches(key, [other for other in known if "." in key or "." not in other], n=1)
+    matches = matches or [last[other] for other in get_close_matches(key.rpartition(".")[2], last, n=1)]
+    return f"{key}: unknown key; {f'did you mean {matches[0]}' if matches else 'indrnn-train --help lists all keys'}"

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,34 +19,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..errors import UserError
-from .checks import check, flatten, suggestion, unknown_key
+from .checks import check, unknown_key
 from .schema import SCHEMAS, Config, all_keys
 
-# What Hydra raises for a bad request: overrides, files, flags.
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OverflowError)
-
-
-def config_dir(package: Path | None = None) -> Path:
-    """The absolute path of the folder with ``train.yaml``: in the package once installed, at the top of a checkout.
-
-    Args:
-        package: the folder of the package. Default: this one.
-
-    Raises:
-        UserError: neither has a ``train.yaml``.
-    """
-    package = package or Path(__file__).resolve().parents[1]
-    candidates = [package / "configs"]
-    # Only a checkout has src/indrnn; elsewhere a folder named configs belongs to someone else.
-    if package.parent.name == "src":
-        candidates.append(package.parents[1] / "configs")
-    for candidate in candidates:
-        if (candidate / "train.yaml").is_file():
-            return candidate
-    raise UserError(f"no train.yaml in {' or '.join(map(str, candidates))}; reinstall indrnn")
-
-
-_config_dir = config_dir  # a parameter of the following functions has the same name
+_package = Path(__file__).resolve().parents[1]
+# In the package once installed, at the top of a checkout.
+CONFIG_DIR = _package / "configs" if (_package / "configs").is_dir() else _package.parents[1] / "configs"
 
 
 def load_config(overrides: Iterable[str] = (), config_name: str = "train", config_dir: str | None = None) -> Config:
@@ -59,7 +38,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: the command would refuse the same request.
     """
-    folders, words = [str(_config_dir())], list(map(keep_text, overrides))
+    folders, words = [str(CONFIG_DIR)], list(map(keep_text, overrides))
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise UserError(f"--config-dir {config_dir}: no such folder")
@@ -67,24 +46,16 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
         primary = os.path.isfile(os.path.join(config_dir, f"{config_name}.yaml"))
         folders.insert(0 if primary else 1, os.path.abspath(config_dir))
         words.insert(0, f"hydra.searchpath=['file://{folders[1]}']")
-    try:
-        with _own_hydra(folders[0]):
-            composed = compose(config_name, words, return_hydra_config=True)
-    except COMPOSITION_ERRORS as error:
-        raise UserError(one_line(error)) from error
-    return job_config(composed, composed.hydra)
-
-
-@contextmanager
-def _own_hydra(folder: str) -> Iterator[None]:
-    """Initialize Hydra with the files in ``folder``; afterwards, restore an application around us."""
-    application = GlobalHydra.instance().hydra
+    application = GlobalHydra.instance().hydra  # we may be inside of a Hydra application
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(folder, job_name=JobRuntime.instance().get("name"), version_base="1.3"):
-            yield
+        with initialize_config_dir(folders[0], job_name=JobRuntime.instance().get("name"), version_base="1.3"):
+            composed = compose(config_name, words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OverflowError) as error:
+        raise UserError(one_line(error)) from error
     finally:
         GlobalHydra.instance().hydra = application
+    return job_config(composed, composed.hydra)
 
 
 def job_config(composed: DictConfig, hydra: Any) -> Config:
@@ -98,14 +69,15 @@ def job_config(composed: DictConfig, hydra: Any) -> Config:
         UserError: a key is unknown, or a value is out of range.
     """
     for override in job_overrides(hydra):
-        group, _, name = override.lstrip("+").partition(".name=")
-        if group in SCHEMAS:
-            choice = name if (config_dir() / group / f"{name}.yaml").is_file() else "<choice>"
-            raise UserError(f"{override}: the name is part of the chosen file; write {group}={choice}")
+        group, name, _ = override.lstrip("+").partition(".name=")
+        if name and group in SCHEMAS:
+            raise UserError(f"{override}: the name is part of the chosen file; choose another one with {group}=...")
     with flag_override(composed, ["struct", "readonly"], False):
-        # The name refers to Hydra's node. `check` reports a name that cannot be resolved.
-        with suppress(OmegaConfBaseException):
-            composed.name = composed.name
+        for key in ("name", "tag", "output_root"):
+            # The name refers to Hydra's node, a tag may to a number. `check` reports what cannot be resolved.
+            with suppress(OmegaConfBaseException):
+                if OmegaConf.is_interpolation(composed, key) and composed[key] is not None:
+                    composed[key] = str(composed[key])
         composed.pop("hydra", None)
     cfg = cast(Config, composed)
     check(cfg)
@@ -117,54 +89,37 @@ def job_overrides(hydra: Any) -> list[str]:
     return cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
 
 
-# An element that starts like a number, with true, false or ~. The first alternative skips what is quoted.
-_NOT_TEXT = re.compile(
-    r"""('(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\$\{.*?\}|\\.[^,]*)|"""
-    r"(?<![^,(])\s*((?:[+-]?(?:\.?\d|inf|nan)|true|false|~)[^,()'\"\\]*?)\s*(?=[,)]|$)",
-    re.IGNORECASE,
-)
+_TEXT_KEYS = {*SCHEMAS, "experiment"} | {
+    key for key, field in all_keys() if field.type in (str, str | None) or "text" in field.metadata
+}
+_NOT_TEXT = re.compile(r"\s*([+-]?(\.?\d|inf|nan)|true|false|~)", re.IGNORECASE)
 
 
 def keep_text(override: str) -> str:
-    """Quote the values of a key of type str that Hydra would read as numbers: ``tag=5e41726`` is a text, not inf."""
+    """Quote what Hydra would convert to a number in a text: ``tag=5e41726`` is not inf. Quoted values and functions
+    stay as they are."""
     key, equals, value = override.partition("=")
-    if key.lstrip("+") not in _TEXT_KEYS or re.match(r"\s*(range|interval)\(", value):
+    if key.lstrip("+") not in _TEXT_KEYS or re.search(r"""['"\\$()\[\]{}]""", value):
         return override
-    return key + equals + _NOT_TEXT.sub(lambda match: match[1] or f"'{match[2]}'", value)
-
-
-_TEXT_KEYS = {key for key, field in all_keys() if field.type in (str, str | None)} | {*SCHEMAS, "experiment"}
-
-
-# Hydra's errors in one line, with a suggestion for misspelled keys and choices.
+    return key + equals + ",".join(f"'{word.strip()}'" if _NOT_TEXT.match(word) else word for word in value.split(","))
 
 
 def one_line(error: BaseException) -> str:
     """The message of an exception that Hydra, OmegaConf or PyYAML raised, in one line."""
-    cause = error.__cause__ or error.__context__
-    text = str(error) or str(cause)
+    cause, text = error.__cause__ or error.__context__, str(error)
     if isinstance(error, OverrideParseException):
         return f"cannot parse {error.override!r}; write key=value and quote special characters, as in 'key=\"a b\"'"
-    if isinstance(error, MissingConfigException):
-        choice = re.search(r"Could not find '(.+)/(.+)'", text)
-        if choice and error.options:
-            hint = suggestion(choice[2], error.options)
-            return f"{choice[1]}={choice[2]}: unknown choice{hint}; choices: {', '.join(error.options)}"
-        return text.strip().splitlines()[0]
-    unknown = next((e for e in (error, cause) if isinstance(e, ConfigKeyError | ConfigAttributeError)), None)
-    if unknown is not None and unknown.parent_node is not None:
-        override = re.match(r"Could not override '(.*)'", text)
-        file = re.match(r"In '(.*)': ", text)
-        known = flatten(OmegaConf.to_container(unknown.parent_node._get_root(), resolve=False))
-        line = unknown_key(override[1] if override else str(unknown.full_key), known)
-        return f"{file[1]}.yaml: {line}" if file else line
+    if isinstance(error, MissingConfigException) and error.options:
+        close = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], error.options, n=1)
+        hint = f"did you mean {close[0]}; " if close else ""
+        return f"{text.splitlines()[0]}; {hint}choices: {', '.join(error.options)}"
+    # Hydra's text explains how to append to args.
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
+        file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)
+        return (file[0] if file else "") + unknown_key(override[1] if override else str(cause.full_key))
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        reason = str(cause).splitlines()[0]
-        text = f"{text.removeprefix('Error merging override ')}: {reason}" if str(error) else reason
+        text += f": {str(cause).splitlines()[0]}" * text.startswith("Error merging override")
     return " ".join(text.split()) or type(error).__name__
-
-
-# Registered with Hydra.
 
 
 def _run_name(*, _root_: DictConfig) -> str:
@@ -177,7 +132,8 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
+# The folder of an empty path is the current one.
+OmegaConf.register_new_resolver("expanduser", lambda path: os.path.expanduser(path) or ".", replace=True)
 _store = ConfigStore.instance()
 _store.store(group="schema", name="config", node=Config)
 for _group, _choices in SCHEMAS.items():

@@ -20,7 +20,8 @@ def setting(
     """Declare one key; ``doc`` is for ``--help``.
 
     The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
-    element of a list, and not to None.
+    element of a list, and not to None. ``text=True`` goes with the type Any and refuses all but text and None:
+    OmegaConf would convert the number ``tag: 007`` in a file to a str.
     """
     return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
 
@@ -30,6 +31,7 @@ FOLDER_NAME = r"[\w=+,@%-][\w.=+,@%-]*"
 FOLDER_NAME_RULE = "use letters, digits, _ - + = , @ % and dots (not first)"
 NONLINEARITIES = ("relu", "tanh", "identity", "leaky_relu")
 BACKENDS = ("auto", "reference", "scan", "numba", "triton")
+INPUT_WEIGHTS = ("small_uniform", "small_normal", "kaiming")
 # The largest seed that every generator accepts; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
 # Sanity limits.
@@ -58,20 +60,11 @@ class RecurrentConfig(ModelConfig):
 class IndRNNBaseConfig(RecurrentConfig):
     nonlinearity: str = setting("of the recurrence", choices=NONLINEARITIES)
     gamma: float = setting("RECURRENT_MAX = gamma^(1/T): growth of a state over the sequence", minimum=1.0)
-    constraint: str = setting(
-        "bounds |u| by RECURRENT_MAX: clip in the forward pass, project after each update, none",
-        choices=("clip", "project", "none"),
-    )
+    constraint: str = setting("of |u|: clip in the forward pass, or project", choices=("clip", "project", "none"))
     norm: str = setting("batch norm over batch and time after each recurrence, or none", choices=("batch", "none"))
     dropout: float = setting("probability; one mask per sequence for all time steps", minimum=0.0, below=1.0)
-    weight_init: str = setting(
-        "input weights: U(-0.001, 0.001), N(0, 0.001), or Kaiming uniform with a=8",
-        choices=("small_uniform", "small_normal", "kaiming"),
-    )
-    recurrent_init: str = setting(
-        "u of the lower layers: U[0, RECURRENT_MAX] or U[-RECURRENT_MAX, RECURRENT_MAX]",
-        choices=("positive", "symmetric"),
-    )
+    weight_init: str = setting("U(-0.001, 0.001), N(0, 0.001), or Kaiming uniform, a=8", choices=INPUT_WEIGHTS)
+    recurrent_init: str = setting("lower layers' u: from 0 or -RECURRENT_MAX", choices=("positive", "symmetric"))
     last_layer_min: bool = setting("u of the last layer from [LAST_LAYER_LOWER_BOUND, RECURRENT_MAX]")
     last_layer_fixed: float | None = setting("initialize every u of the last layer to this value instead")
     backend: str = setting("implementation of the recurrence", choices=BACKENDS)
@@ -79,7 +72,7 @@ class IndRNNBaseConfig(RecurrentConfig):
 
 @dataclass
 class IndRNNConfig(IndRNNBaseConfig):
-    num_layers: int = setting("IndRNN layers", minimum=1, maximum=MAX_LAYERS)
+    num_layers: int = setting("stacked layers", minimum=1, maximum=MAX_LAYERS)
 
 
 @dataclass
@@ -96,38 +89,21 @@ class IndRNNDenseConfig(IndRNNBaseConfig):
 
 
 @dataclass
-class LSTMConfig(RecurrentConfig):
-    num_layers: int = setting("LSTM layers", minimum=1, maximum=MAX_LAYERS)
-    weight_init: str = setting(
-        "glorot: Glorot uniform input weights, orthogonal recurrent ones; pytorch: U(-1/sqrt(H), 1/sqrt(H))",
-        choices=("glorot", "pytorch"),
-    )
-    bias_init: str = setting(
-        "forget: forget_bias; chrono: forget gates log U[1, T - 1], input gates the negative",
-        choices=("forget", "chrono"),
-    )
+class GRUConfig(RecurrentConfig):
+    num_layers: int = setting("stacked layers", minimum=1, maximum=MAX_LAYERS)
+
+
+@dataclass
+class LSTMConfig(GRUConfig):
+    weight_init: str = setting("Glorot and orthogonal, or nn.LSTM's own", choices=("glorot", "pytorch"))
+    bias_init: str = setting("forget_bias, or the forget gates log U[1, T - 1]", choices=("forget", "chrono"))
     forget_bias: float = setting("initial bias of the forget gate, in total, for bias_init=forget")
     dropout: float = setting("between layers and before the classifier", minimum=0.0, below=1.0)
 
 
 @dataclass
-class RNNConfig(RecurrentConfig):
-    num_layers: int = setting("layers of torch.nn.RNN", minimum=1, maximum=MAX_LAYERS)
+class RNNConfig(GRUConfig):
     nonlinearity: str = setting("of torch.nn.RNN", choices=("relu", "tanh"))
-
-
-@dataclass
-class GRUConfig(ModelConfig):
-    name: str = setting(choices=("gru",))
-    hidden_size: int = setting("recurrent units per layer", minimum=1, maximum=MAX_WIDTH)
-    num_layers: int = setting("layers of torch.nn.GRU", minimum=1, maximum=MAX_LAYERS)
-
-
-@dataclass
-class MinGRUConfig(ModelConfig):
-    name: str = setting(choices=("mingru",))
-    hidden_size: int = setting("recurrent units per layer", minimum=1, maximum=MAX_WIDTH)
-    num_layers: int = setting("minGRU layers", minimum=1, maximum=MAX_LAYERS)
 
 
 @dataclass
@@ -143,13 +119,11 @@ class ExternalDataConfig(DataConfig):
 
 @dataclass
 class MNISTConfig(DataConfig):
-    root: str = setting("folder that holds or receives the MNIST files", affects_result=False)
-    mirror: str | None = setting("folder or URL to try first for the files", affects_result=False)
+    root: Any = setting("folder that holds or receives the MNIST files", text=True, affects_result=False)
+    mirror: Any = setting("folder or URL to try first for the files", text=True, affects_result=False)
     validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
     split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
-    permutation: str | None = setting(
-        "order of the pixels: null, seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed>"
-    )
+    permutation: str | None = setting("seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed> or null")
 
 
 @dataclass
@@ -217,10 +191,9 @@ class OneCycleConfig(ScheduleConfig):
 
 @dataclass
 class CustomScheduleConfig(ScheduleConfig):
-    """A function of the step alone. A class is called as Class(optimizer, **args), where the optimizer has
-    optimizer.lr; a function as function(**args), and returns share(step), the share of the peak rates."""
+    """A class is called as Class(optimizer, **args), a function as function(**args), which returns share(step)."""
 
-    _target_: str = setting("a torch.optim.lr_scheduler class or a function, as module.Name")
+    _target_: str = setting("module.Name of a torch.optim.lr_scheduler class or a function")
     args: dict[str, Any] = field(default_factory=dict, metadata={"doc": "its arguments"})
 
 
@@ -236,15 +209,9 @@ class TrainerConfig:
     clip_norm: float | None = setting("maximum global gradient norm; null: no limit", above=0.0)
     clip_value: float | None = setting("maximum absolute gradient value; null: no limit", above=0.0)
     label_smoothing: float = setting("of the training loss; 0: none", minimum=0.0, below=1.0)
-    target_accuracy: float | None = setting(
-        "stop once validation accuracy exceeds it; null: never", minimum=0.0, maximum=1.0
-    )
+    target_accuracy: float | None = setting("stop above this validation accuracy; or null", minimum=0.0, maximum=1.0)
     precision: str = setting("of the products", choices=("float32", "tf32", "bfloat16"))
-    cuda_graph: Any = setting(
-        "forward and backward as one CUDA graph; auto: if capture works; true: or fail",
-        choices=("auto", True, False),
-        affects_result=False,
-    )
+    cuda_graph: Any = setting("auto: if capture works", choices=("auto", True, False), affects_result=False)
 
 
 @dataclass
@@ -254,11 +221,11 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: str = setting("of the run folder; default: experiment and model")
-    tag: str | None = setting("appended to the name, to keep variants apart")
+    name: Any = setting("of the run folder; default: experiment and model", text=True)
+    tag: Any = setting("appended to the name, to keep variants apart", text=True)
     seed: int = setting("of initialization, data order and dropout", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
-    output_root: str = setting("run folders are created below it", affects_result=False)
+    output_root: Any = setting("run folders are created below it", text=True, affects_result=False)
     resume: str = setting("resume an unfinished run, or never", choices=("auto", "never"), affects_result=False)
     overwrite: bool = setting("delete the run folder's content and start again", affects_result=False)
 
@@ -272,7 +239,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "lstm": LSTMConfig,
         "rnn": RNNConfig,
         "gru": GRUConfig,
-        "mingru": MinGRUConfig,
+        "mingru": GRUConfig,
         "external": ExternalModelConfig,
     },
     "data": {"mnist": MNISTConfig, "mnist5k": MNIST5kConfig, "adding": AddingConfig, "external": ExternalDataConfig},
