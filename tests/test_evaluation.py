@@ -1,8 +1,5 @@
 """Batch-norm statistics from training data, and the evaluation of a whole split."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +7,6 @@ from torch import nn
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Objective, batch_norms, evaluate, reestimate_batch_norm
 from small_runs import READS, ArraySplit, make_small, small_config
 
@@ -111,28 +107,3 @@ def test_an_evaluation_can_be_ended_between_batches(tmp_path):
     with pytest.raises(KeyError):
         evaluate(model, split, Objective(make_small()), 30, CPU, stop)
     assert len(READS) == 2
-
-
-class Threads(Processes):
-    """Processes of one run, as threads."""
-
-    def __init__(self, rank, summands, barrier):
-        super().__init__(rank, len(summands))
-        self._summands, self._barrier = summands, barrier
-
-    def all_reduce_sum(self, values):
-        self._summands[self.rank] = values.clone()
-        self._barrier.wait()
-        values.copy_(sum(self._summands))
-        self._barrier.wait()
-        return values
-
-    def _communicate(self, work):
-        """Nothing else has to be sent."""
-
-
-def in_threads(size, work):
-    """``work(processes)`` in every process."""
-    summands, barrier = [None] * size, threading.Barrier(size, timeout=60)
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: work(Threads(rank, summands, barrier)), range(size)))

@@ -47,7 +47,7 @@ from .device import (
     synchronize,
     torch_defaults,
 )
-from .distributed import Processes, ProcessLost, joined_processes
+from .distributed import Processes, joined_processes
 from .evaluation import Evaluation, Objective, evaluate, norm_batches, reestimate_batch_norm
 from .optimizer import build_optimizers, build_schedule, set_rates
 from .recorder import Recorder, SilentRecorder, build_result, segment
@@ -164,8 +164,6 @@ class Run:
             except Interrupted:
                 self._save()
                 raise
-            except ProcessLost as lost:
-                raise ProcessLost(f"{lost}; {self._checkpoint()}; rerun the same command to resume") from lost
             result = self._finish()
         if self.received:
             raise Interrupted(f"stopped after the run in {folder.path} was finished", self.received)

@@ -85,7 +85,7 @@ class TrainingStep:
         x, y = self.split.batch(indices if share is None else indices[share.rows])
         self.model.zero_grad(set_to_none=True)
         with autocast_context(self.precision, self.device):
-            output = self.model(x)
+            output = self.model(x) if share is None else share.network(x)
         loss, correct = self.objective(output, y, training=True)
         if share is not None:
             loss = loss * share.weight
@@ -153,7 +153,7 @@ class TrainingStep:
     def __call__(self, indices: Tensor) -> None:
         loss, correct = self.gradients(indices)
         if self.share is not None:
-            loss, correct = self.share.sum_gradients(self.parameters, loss, correct)
+            loss, correct = self.share.total(loss, correct)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         grads = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
         norm = nn.utils.get_total_norm(grads)
