@@ -85,8 +85,7 @@ def test_a_cpu_that_cannot_flush_denormals_refuses_only_runs_on_it(monkeypatch):
     monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: False)
     with pytest.raises(RunError, match="cannot flush denormal numbers"):
         flush_denormals(CPU)
-    with pytest.warns(UserWarning, match="cannot flush denormal numbers"):
-        flush_denormals(torch.device("cuda"))
+    flush_denormals(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("bfloat16", "ieee"), ("tf32", "tf32")])
@@ -144,14 +143,9 @@ def test_bfloat16_gradients_are_close_to_float64(model, depth, norm):
     assert 1e-4 < error < 0.05
 
 
-@pytest.mark.parametrize("setting", ["AVX2", "AVX512_CORE"])
-def test_bfloat16_is_refused_without_instructions_for_it(setting, monkeypatch):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", setting)
-    with pytest.raises(UserError, match=r"trainer.precision=bfloat16: .*use trainer.precision=float32"):
-        set_precision("bfloat16", CPU)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+def test_bfloat16_is_refused_without_instructions_for_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(UserError, match="neither AMX nor AVX512-BF16"):
+    with pytest.raises(UserError, match=r"trainer.precision=bfloat16: .*use trainer.precision=float32"):
         set_precision("bfloat16", CPU)
 
 

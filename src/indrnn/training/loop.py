@@ -44,7 +44,6 @@ from .device import (
     resolve_device,
     return_freed_memory,
     set_precision,
-    synchronize,
     torch_defaults,
 )
 from .distributed import Processes, joined_processes
@@ -218,7 +217,7 @@ class Run:
     def _read_meter(self) -> dict[str, float]:
         """The sums of the interval so far. Stops the clock. Raises RunError if a step was not finite."""
         if self._clock is not None:
-            synchronize(self.device)
+            torch.get_device_module(self.device).synchronize()
             self.seconds += time.perf_counter() - self._clock
             self._clock = None
         sums = self.update.meter.read()
