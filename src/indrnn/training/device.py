@@ -51,40 +51,29 @@ def torch_defaults() -> Iterator[None]:
 
 
 def prepare_process(device: torch.device) -> None:
-    """Call `keep_freed_memory` and `flush_denormals`."""
-    keep_freed_memory()
-    flush_denormals(device)
+    """Keep freed memory, and treat denormal numbers as zero in this thread and in PyTorch's worker threads.
 
-
-def flush_denormals(device: torch.device) -> None:
-    """Treat denormal numbers as zero in this thread and in PyTorch's worker threads.
-
-    Workers inherit the setting of ``torch.set_flush_denormal`` when they start, so those already running are ended.
+    Otherwise glibc maps every large tensor again, page by page: a step of nn.LSTM (128 units, batch 32, 784 steps) took
+    0.38 s instead of 0.22 s, one of the 6 x 128 IndRNN 0.30 s instead of 0.26 s (one core of an AMD EPYC, PyTorch 2.15,
+    best of 8).
 
     Raises:
         RunError: the run is on a CPU that cannot flush denormals, so its timings would not be comparable.
-    """
-    if not torch.set_flush_denormal(True) and device.type == "cpu":
-        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON): timings would not be comparable")
-    for library in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"):  # PyTorch's own OpenMP runtime
-        with suppress(OSError, AttributeError):  # not loaded, or without this function
-            ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD).omp_pause_resource_all(OMP_PAUSE_HARD)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of mapping every large tensor again, page by page.
-
-    A step of nn.LSTM (128 units, batch 32, 784 steps) took 0.22 s instead of 0.38 s, one of the 6 x 128 IndRNN 0.26 s
-    instead of 0.30 s (one core of an AMD EPYC, PyTorch 2.15, best of 8).
     """
     mallopt = _libc("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if not torch.set_flush_denormal(True) and device.type == "cpu":
+        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON): timings would not be comparable")
+    # Workers inherit the setting when they start, so those of PyTorch's OpenMP runtime that already run are ended.
+    for library in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"):
+        with suppress(OSError, AttributeError):  # not loaded, or without this function
+            ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD).omp_pause_resource_all(OMP_PAUSE_HARD)
 
 
 def return_freed_memory() -> None:
-    """Return what `keep_freed_memory` has kept: after an evaluation, whose tensors are larger than a step's."""
+    """Return the memory that `prepare_process` keeps: after an evaluation, whose tensors are larger than a step's."""
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
