@@ -97,10 +97,7 @@ def make_small() -> Task:
         train, validation = ArraySplit(200, 1, "train", device), ArraySplit(70, 2, "validation", device)
         return Splits(train, validation, {"sha256": PROVENANCE}, lambda: ArraySplit(90, 3, "test", device))
 
-    return Task(
-        "small", "small", "Small", T, 1, 10, "cross_entropy", load, training_samples=200, test_samples=90,
-        picture=lambda x: x.view(4, 5).sigmoid(),
-    )  # fmt: skip
+    return Task("small", "small", "Small", T, 1, 10, "cross_entropy", load, training_samples=200, test_samples=90)
 
 
 def small_config(root: Path, *overrides: str, base: tuple[str, ...] = (*BASE, *INDRNN)):
@@ -138,7 +135,7 @@ def figures(folder: Path) -> dict[str, Any]:
     best = torch.load(folder / "best.pt", weights_only=True)
     last = torch.load(folder / "checkpoint.pt", weights_only=True)
     del last["segments"]
-    for key in ("seconds", "interval_seconds", "peak_memory", "warned"):
+    for key in ("seconds", "interval_seconds", "peak_memory"):
         del last["progressed"][key]
     return {"result": result, "rows": rows, "best": _bytes(best), "last": _bytes(last)}
 

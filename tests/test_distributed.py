@@ -23,7 +23,6 @@ from indrnn.models import build_model
 from indrnn.record.result import read_result
 from indrnn.training.distributed import Processes, joined_processes
 from small_runs import BASE, checkpoint_of, rows_of, run_small
-from test_evaluation import in_threads
 
 INDRNN = ("choice=indrnn", "hidden_size=8", "num_layers=2", "backend=reference")
 CASES = {
@@ -41,6 +40,7 @@ def double(task, choice, **values):
     """A custom network: a built-in one in float64."""
     words = [f"model.{key}={value}".replace(" ", "") for key, value in values.items()]
     model = build_model(load_config([f"model={choice}", "data=mnist5k", *words]).model, task).double()
+    model.unused = nn.Parameter(torch.ones(2, 2))  # without a gradient, so weight decay must not change it
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     return model
 
@@ -53,7 +53,7 @@ def run_case(root, case, *overrides):
         for word in CASES[case]
     ]
     base = (*BASE, "model=custom", "model._target_=test_distributed.double")
-    more = ("optimizer.lr=2e-4", "trainer.max_steps=50", "trainer.eval_every=25")
+    more = ("optimizer.lr=2e-4", "optimizer.weight_decay=0.1", "trainer.max_steps=50", "trainer.eval_every=25")
     return run_small(Path(root) / case, *more, *words, *overrides, base=base)
 
 
@@ -111,6 +111,7 @@ def test_two_processes_equal_one_and_only_rank_zero_writes(tmp_path):
         one, two = folder(tmp_path / "one", case), folder(tmp_path / "two", case)
         assert_equal_runs(one, two)
         assert read_result(two / "result.json").segments[0]["processes"] == 2
+        assert torch.equal(checkpoint_of(two)["model"]["unused"], torch.ones(2, 2))
         names = [sorted(file.name.split(".")[0] for file in each.iterdir()) for each in (one, two)]
         assert names[0] == names[1]
     # Resumed in a single process.
@@ -151,8 +152,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path, 
     assert printed[1 - victim].count("another process of this run has ended") == 1
     assert "rerun the same command" in printed[1 - victim].splitlines()[-1]
     two = folder(tmp_path / "two", "dropout")
-    # Rank 0 saves the step before the interrupted one; without it, the last checkpoint remains.
-    assert checkpoint_of(two)["progressed"]["step"] == (30 if victim == 1 else 28)
+    assert checkpoint_of(two)["progressed"]["step"] == 28
     for root in ("one", "two"):
         run_case(tmp_path / root, "dropout")
     assert_equal_runs(folder(tmp_path / "one", "dropout"), two)
@@ -191,8 +191,8 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
     [
         (nn.Linear(1, 1), (3, 100), r"^trainer\.batch_size leaves 3 sequences for 4 processes"),
         (nn.Linear(1, 1), (32, 2), r"^trainer\.bn_samples leaves 2 sequences for 4 processes"),
-        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), (32, 100), r"^model\.dropout=0\.5: LSTM"),
-        (nn.Sequential(nn.BatchNorm1d(2)), (32, 100), r"^the batch norm 0 cannot be synchronized"),
+        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), (32, 100), r"^0 \(LSTM\) .* model\.dropout=0"),
+        (nn.Sequential(nn.BatchNorm1d(2)), (32, 100), r"^0 \(BatchNorm1d\) cannot be synchronized"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_in_one_line(model, sizes, message):
@@ -204,22 +204,6 @@ def test_the_rows_of_a_batch_are_balanced_and_complete():
     rows = [range(10)[Processes(rank, 4).rows(10)] for rank in range(4)]
     assert [*itertools.chain(*rows)] == list(range(10))
     assert {len(each) for each in rows} == {2, 3}
-
-
-def test_a_parameter_has_a_gradient_in_every_process_if_it_has_one_in_any():
-    gradients = [[1.0, None, None, 1j], [2.0, 3.0, None, 2.0]]
-
-    def summed(processes):
-        dtypes = (torch.float32, torch.float64, torch.float32, torch.complex64)
-        parameters = [nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in dtypes]
-        for parameter, value in zip(parameters, gradients[processes.rank], strict=True):
-            parameter.grad = None if value is None else torch.full_like(parameter, value)
-        share = processes.share(nn.Linear(1, 1), 8, 8)
-        loss, correct = share.sum_gradients(parameters, torch.tensor(0.5), torch.tensor(3))
-        return [None if each.grad is None else each.grad.tolist() for each in parameters], float(loss), int(correct)
-
-    expected = [[3.0, 3.0], [3.0, 3.0], None, [2 + 1j, 2 + 1j]]
-    assert in_threads(2, summed) == [(expected, 1.0, 6)] * 2
 
 
 @pytest.mark.parametrize(
@@ -236,17 +220,11 @@ def test_leftover_variables_of_a_scheduler_mean_a_single_process(tmp_path, monke
         assert processes.one_per_machine_first(lambda: 5) == 5
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {}, {"MASTER_ADDR": ""}, {"MASTER_PORT": ""}, {"MASTER_PORT": "http"}, {"RANK": "4"}, {"RANK": "-1"},
-        {"RANK": "first"}, {"WORLD_SIZE": "four"}, {"WORLD_SIZE": "0"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": ""}, {"MASTER_PORT": "http"}, {"RANK": "first"}])
 def test_inconsistent_variables_are_refused_in_one_line(monkeypatch, environment):
     complete = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     set_environment(monkeypatch, {**complete, **environment} if environment else {"RANK": "0", "WORLD_SIZE": "4"})
-    with pytest.raises(UserError, match=r"RANK=.*WORLD_SIZE=.*torchrun") as caught, joined_processes("cpu"):
+    with pytest.raises(UserError, match=r"RANK .*WORLD_SIZE .*torchrun") as caught, joined_processes("cpu"):
         pass
     assert "\n" not in str(caught.value)
 
@@ -267,9 +245,6 @@ def main(root, *words):
     except RunError as failure:
         print(failure, file=sys.stderr)
         sys.exit(failure.exit_code)
-    # A thread that still runs when the interpreter ends may abort it.
-    threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
-    assert not any("gloo" in name for name in threads), threads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Batch-norm statistics from training data, and the evaluation of a whole split."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch import nn
@@ -10,9 +7,7 @@ from torch import nn
 from indrnn.data import make_task
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.training.distributed import Processes
-from indrnn.training.evaluation import Evaluation, Objective, batch_norms, evaluate, reestimate_batch_norm
-from parts import adding as adding_data
+from indrnn.training.evaluation import Objective, batch_norms, evaluate, reestimate_batch_norm
 from small_runs import READS, ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
@@ -99,27 +94,6 @@ def test_an_evaluation_weights_every_sequence_equally(tmp_path):
     assert found.loss == pytest.approx(float(nn.functional.cross_entropy(output, split.y)), rel=1e-6)
     assert found.correct == int((output.argmax(1) == split.y).sum())
     assert (found.accuracy, found.size) == (found.correct / 71, 71)
-    assert found.chance == pytest.approx(int(split.y.bincount().max()) / 71)
-
-
-def test_the_chance_level_of_an_error_is_the_predict_the_mean_baseline():
-    split = ArraySplit(40, 2)
-    split.y = torch.linspace(0, 1, 40)
-    objective = Objective(make_task(adding_data()))
-
-    class Mean(nn.Module):
-        def forward(self, x):
-            return torch.full((len(x), 1), 0.5)
-
-    found = evaluate(Mean(), split, objective, 16, CPU)
-    assert found.accuracy is None
-    assert found.loss == pytest.approx(found.chance, rel=1e-5)
-    assert found.near_chance
-
-
-@pytest.mark.parametrize(("accuracy", "near"), [(0.1135, True), (0.1180, True), (0.13, False), (0.9, False)])
-def test_accuracy_at_chance_level_is_recognized(accuracy, near):
-    assert Evaluation(2.3, accuracy, 0, 10_000, chance=0.1135).near_chance is near
 
 
 def test_an_evaluation_can_be_ended_between_batches(tmp_path):
@@ -133,49 +107,3 @@ def test_an_evaluation_can_be_ended_between_batches(tmp_path):
     with pytest.raises(KeyError):
         evaluate(model, split, Objective(make_small()), 30, CPU, stop)
     assert len(READS) == 2
-
-
-def test_shown_sequences_are_spread_over_the_split(tmp_path):
-    split = ArraySplit(70, 2)
-    found = evaluate(small_model(tmp_path), split, Objective(make_small()), 20, CPU)
-    assert torch.equal(found.inputs, split.batch(torch.arange(32) * 70 // 32)[0])
-
-
-class Threads(Processes):
-    """Processes of one run, as threads."""
-
-    def __init__(self, rank, summands, barrier):
-        super().__init__(rank, len(summands))
-        self._summands, self._barrier = summands, barrier
-
-    def all_reduce_sum(self, values):
-        self._summands[self.rank] = values.clone()
-        self._barrier.wait()
-        values.copy_(sum(self._summands))
-        self._barrier.wait()
-        return values
-
-    def _communicate(self, work):
-        """Nothing else has to be sent."""
-
-
-def in_threads(size, work):
-    """``work(processes)`` in every process."""
-    summands, barrier = [None] * size, threading.Barrier(size, timeout=60)
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: work(Threads(rank, summands, barrier)), range(size)))
-
-
-@pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("finite", [True, False])
-def test_processes_that_share_an_evaluation_all_have_the_whole(tmp_path, size, finite):
-    model, split = small_model(tmp_path), ArraySplit(70, 2)
-    objective = Objective(make_small())
-    if not finite:
-        split.x[69] = float("nan")
-    alone = evaluate(model, split, objective, 20, CPU)
-    for each in in_threads(size, lambda rank: evaluate(model, split, objective, 20, CPU, processes=rank)):
-        assert (each.correct, each.accuracy, each.chance) == (alone.correct, alone.accuracy, alone.chance)
-        assert each.loss == pytest.approx(alone.loss, rel=1e-12, nan_ok=True)
-        assert torch.equal(each.outputs.nan_to_num(), alone.outputs.nan_to_num())
-        assert each.finite == alone.finite == finite

@@ -122,16 +122,16 @@ def test_custom_schedules_are_functions_of_the_step():
     ("target", "args", "message"),
     [
         ("torch.optim.lr_scheduler.ReduceLROnPlateau", {}, "metrics"),
-        ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 1.0, "total_steps": 50}, "at step 99: ValueError"),
+        ("torch.optim.lr_scheduler.OneCycleLR", {"max_lr": 1.0, "total_steps": 50}, "or 99: ValueError"),
         ("torch.optim.lr_scheduler.StepLR", {"step": 3}, "schedule.args: .*step"),
         ("torch.optim.lr_scheduler.CosineLR", {}, "CosineLR.*; did you mean"),
         ("nowhere.share", {}, "no module nowhere"),
         ("math.sqrt", {}, "math.sqrt"),
-        ("builtins.dict", {}, "must return a function of the step"),
+        ("builtins.dict", {}, "TypeError.*not callable"),
         ("test_optimizer.wrong", {"value": "-0.5"}, "at step 0 .* not -0.5"),
         ("test_optimizer.wrong", {"value": "1 if step == 0 else float('nan')"}, "at step 99 .* not nan"),
-        ("test_optimizer.wrong", {"value": "None"}, "at step 0: TypeError"),
-        ("test_optimizer.wrong", {"value": "step / 0"}, "at step 0: ZeroDivisionError"),
+        ("test_optimizer.wrong", {"value": "None"}, "at step 0 .*TypeError"),
+        ("test_optimizer.wrong", {"value": "step / 0"}, "at step 0 .*ZeroDivisionError"),
     ],
 )
 def test_what_is_no_schedule_is_refused_in_one_line(target, args, message):
@@ -170,7 +170,8 @@ def test_input_weights_are_no_hidden_matrices():
     frozen = torch.nn.Sequential(linear(2, 8), linear(8, 8), linear(8, 8), linear(8, 3))
     frozen[0].requires_grad_(False)
     assert muon_shapes(frozen) == [(8, 8)] * 2
-    assert muon_shapes(torch.nn.Sequential(linear(8, 3), linear(3, 2))) == []
+    with pytest.raises(UserError, match="optimizer=muon: the model has no hidden matrix"):
+        muon_shapes(torch.nn.Sequential(linear(8, 3), linear(3, 2)))
 
 
 @pytest.mark.parametrize("key", ["lr", "weight_decay"])

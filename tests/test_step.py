@@ -1,7 +1,6 @@
 """One training step: what it updates and clips, and its capture as a CUDA graph."""
 
 import copy
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,25 +9,26 @@ from torch import nn
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
-from indrnn.errors import UserError
+from indrnn.errors import RunError
 from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
-from indrnn.training.distributed import Processes
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers, decayed_parameters, set_rates
-from indrnn.training.step import CaptureError, GraphedGradients, Meter, TrainingStep, can_use_graph
+from indrnn.training.step import TrainingStep
 from small_runs import ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
 BATCH = torch.arange(16)
 
 
-def make_step(tmp_path, *overrides):
+def make_step(tmp_path, *overrides, device=CPU):
     cfg = small_config(tmp_path, "model.dropout=0", *overrides)
     torch.manual_seed(0)
-    model = build_model(cfg.model, make_task(cfg.data))
-    optimizers = build_optimizers(model, cfg.optimizer)
-    return TrainingStep(model, optimizers, Objective(make_small()), ArraySplit(200, 1), cfg.trainer, CPU)
+    model = build_model(cfg.model, make_task(cfg.data)).to(device)
+    split = ArraySplit(200, 1, device=device)
+    return TrainingStep(
+        model, build_optimizers(model, cfg.optimizer), Objective(make_small()), split, cfg.trainer, device
+    )
 
 
 def test_a_step_is_adam_on_clipped_gradients(tmp_path):
@@ -111,97 +111,52 @@ def test_projection_keeps_the_stored_weight_in_its_bounds(tmp_path):
         assert layer.weight_hh.abs().max() <= layer.recurrent_max_abs
 
 
-def test_the_captured_passes_read_indices_from_a_fixed_buffer(tmp_path):
-    eager, graphed = make_step(tmp_path), make_step(tmp_path)
-    # Like a CUDA graph, it repeats the same call; only the contents of its buffers change.
-    graphed.gradients = GraphedGradients(graphed.compute_gradients, BATCH, CPU, capture=lambda step, device: step)
-    for number, share in enumerate((1.0, 0.2)):
-        set_rates(eager.optimizers, share)
-        set_rates(graphed.optimizers, share)
-        indices = BATCH + 16 * number
-        eager(indices)
-        graphed(indices)
-        indices.fill_(0)  # the caller's tensor is not the buffer
-    for ours, theirs in zip(eager.model.parameters(), graphed.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("name", "processes", "used"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False), ("mps", 1, False)]
-)
-def test_only_a_single_process_on_a_cuda_device_uses_a_graph(name, processes, used):
-    assert can_use_graph(torch.device(name), Processes(0, processes)) is used
-
-
-class PTXASError(Exception):
-    """Like Triton's, no RuntimeError."""
-
-
-@pytest.mark.parametrize("error", [RuntimeError, PTXASError, torch.OutOfMemoryError, AssertionError])
-def test_a_failed_capture_names_the_first_failure_and_frees_the_step(tmp_path, error):
+@pytest.mark.parametrize("graph", ["auto", True])
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_a_warning(tmp_path, monkeypatch, graph):
     step = make_step(tmp_path)
-    graphs = []
+    step.device = torch.device("cuda")  # float32 needs no autocast, so the passes still run on the CPU
 
-    def fails(run, device):
-        try:
-            run()
-        finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
+    def refuse(indices):
+        raise RunError("operation not permitted")
 
-    def compute(indices):
-        x, y = step.split.batch(indices)
-        loss = nn.functional.cross_entropy(step.model(x), y)
-        graphs.append(weakref.ref(loss))
-        raise error("operation not permitted\nwhen stream is capturing")
-
-    with pytest.raises(CaptureError, match=r"not permitted when stream is capturing\); use .*cuda_graph") as caught:
-        GraphedGradients(compute, BATCH, CPU, capture=fails)
-    assert caught.value.reason == "operation not permitted when stream is capturing"
-    assert caught.value.exit_code == 1
-    assert graphs[0]() is None, "the exception keeps the autograd graph of the step"
-    step(BATCH)  # eagerly
-
-
-def test_a_capture_that_cannot_be_requested_is_not_a_fallback(tmp_path):
-    def refuse(step, device):
-        raise UserError("model.backend=triton: no GPU")
-
-    with pytest.raises(UserError, match="no GPU") as caught:
-        GraphedGradients(make_step(tmp_path).compute_gradients, BATCH, CPU, capture=refuse)
-    assert not isinstance(caught.value, CaptureError)
+    monkeypatch.setattr(step, "capture", refuse)
+    if graph is True:
+        with pytest.raises(RunError, match="not permitted"):
+            step.warm_up(BATCH, graph)
+        return
+    with pytest.warns(UserWarning, match="without a CUDA graph, .*operation not permitted"):
+        assert step.warm_up(BATCH, graph) == {"cuda_graph": "operation not permitted"}
+    step(BATCH)
+    assert step.warm_up(BATCH, False) == {}
 
 
 @pytest.mark.gpu
-def test_after_a_failed_capture_the_step_runs_eagerly():
+def test_the_graph_equals_eager_passes(tmp_path):
+    device = torch.device("cuda", torch.cuda.current_device())
+    steps = [make_step(tmp_path, "model.backend=auto", device=device) for _ in range(2)]
+    steps[1].warm_up(BATCH.to(device), True)
+    for step in steps:
+        for number in range(3):
+            step(BATCH.to(device) + 16 * number)
+    for ours, theirs in zip(*(step.model.parameters() for step in steps), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+def test_after_a_failed_capture_the_step_runs_eagerly(tmp_path):
     """Dropout's generator, the allocator and the current stream are as before."""
     device = torch.device("cuda", torch.cuda.current_device())
-    x = torch.ones(1000, device=device)
+    step = make_step(tmp_path, "model.backend=auto", "model.dropout=0.5", device=device)
+    step.model.register_forward_hook(lambda module, inputs, output: output + 0 * output.sum().item())
     stream = torch.cuda.current_stream()
-
-    def step(indices):
-        x.mul_(torch.nn.functional.dropout(torch.ones_like(x), 0.1))
-        x.sum().item()
-        return x, x
-
-    with pytest.raises(CaptureError):
-        GraphedGradients(step, torch.arange(3, device=device), device)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        step.warm_up(BATCH.to(device), "auto")
     assert torch.cuda.current_stream() == stream
-    torch.cuda.manual_seed(0)
-    step(None)
-    one = x.clone()
-    torch.cuda.manual_seed(0)
-    x.fill_(1.0)
-    step(None)
-    assert torch.equal(x > 0, one > 0)
-
-
-@pytest.mark.parametrize("bad", [1e30, float("nan")])
-def test_the_meter_counts_finite_steps_up_to_the_first_that_is_not(bad):
-    meter, one = Meter(CPU), torch.ones(())
-    for norm in (1.0, 1.0, bad * 1e30, 1.0, 1.0):
-        meter.add(one, one, torch.tensor(norm))
-    sums = meter.read()
-    assert (sums["count"], sums["finite"]) == (5, 2)
+    losses = []
+    for _ in range(2):
+        torch.cuda.manual_seed(0)
+        losses.append(float(step.gradients(BATCH.to(device))[0]))
+    assert losses[0] == losses[1]
 
 
 def test_the_meter_sums_over_its_interval_and_counts_finite_steps(tmp_path):

@@ -16,7 +16,7 @@ from indrnn.models import build_model
 from indrnn.training.device import precision_refusal, set_precision
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers
-from indrnn.training.step import GraphedGradients, TrainingStep
+from indrnn.training.step import TrainingStep
 
 from .timing import Work, seconds_of, time_interleaved
 
@@ -86,7 +86,7 @@ def training_step(
     update = TrainingStep(network, optimizers, Objective(task), task.load(device).train, cfg.trainer, device)
     indices = torch.arange(B, device=device)
     if launch == "graph":
-        update.gradients = GraphedGradients(update.compute_gradients, indices, device)
+        update.capture(indices)
     return lambda: update(indices)
 
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -41,14 +40,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         file.write(buffer.getbuffer())
 
 
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Replace ``path`` (safetensors) by a state dict, atomically. Raises RunError if it cannot be written."""
+    with replacing(path) as file:
+        file.write(save({name: value.contiguous() for name, value in weights.items()}))
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises UserError if the file is missing, damaged or no checkpoint."""
-    # torch.load raises whatever unzipping and unpickling damaged bytes raise.
+    """The content of a checkpoint, on the CPU. Raises UserError if it is damaged or no checkpoint of this version."""
     with damage_reported(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        found, _ = content["format"], content["model"]
-    if found != FORMAT:
-        raise UserError(f"checkpoint {path} has format {found}, this version reads {FORMAT}; {FIX}")
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, not {FORMAT}")
     return content
 
 
@@ -59,24 +62,10 @@ def damage_reported(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError as failure:
-        raise UserError(f"there is no checkpoint {path}") from failure
-    except Exception as failure:
-        reason = " ".join(str(failure).split())[:120]
+    except Exception as failure:  # unzipping and unpickling damaged bytes raise anything
+        reason = " ".join(str(failure).split())[:300]
         raise UserError(
-            f"checkpoint {path} is damaged or not a checkpoint of this version ({type(failure).__name__}: {reason}); "
-            f"{FIX}"
-        ) from failure
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Copy ``weights`` into ``model`` in place. Raises UserError if they belong to another model."""
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as failure:
-        reason = " ".join(str(failure).split()).partition("state_dict for ")[2][:300]
-        raise UserError(
-            f"checkpoint {path} is damaged or belongs to another model ({reason}); use the config it was trained with"
+            f"checkpoint {path} is damaged or does not fit this network ({type(failure).__name__}: {reason}); {FIX}"
         ) from failure
 
 
@@ -85,16 +74,10 @@ def copied_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def optimizer_states(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
-    """The state of every optimizer, as copies."""
-    return [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
-
-
 def restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:
-    """Restore what `optimizer_states` returned, whatever state the optimizers have now."""
-    for optimizer, state in zip(optimizers, states, strict=True):
-        # A copy, because the optimizer may keep the tensors of ``state`` and change them.
-        optimizer.load_state_dict(copy.deepcopy(state))
+    """Load a copy of the state dicts: an optimizer may keep their tensors and change them."""
+    for optimizer, state in zip(optimizers, copy.deepcopy(states), strict=True):
+        optimizer.load_state_dict(state)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -134,21 +117,6 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Con
     cfg = cast(Config, OmegaConf.create(load_config_file(folder / CONFIG)))
     with torch_defaults():
         model = build_model(cfg.model, make_task(cfg.data))
-    load_weights(model, read_weights(file) if file.name == WEIGHTS else read_checkpoint(file)["model"], file)
+    with damage_reported(file):
+        model.load_state_dict(load(file.read_bytes()) if file.name == WEIGHTS else read_checkpoint(file)["model"])
     return model.eval(), cfg
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Replace ``path`` (safetensors) by a state dict, atomically. Raises RunError if it cannot be written."""
-    with replacing(path) as file:
-        file.write(save({name: value.contiguous() for name, value in weights.items()}))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict that `save_weights` wrote, on the CPU. Raises UserError if it cannot be read or is damaged."""
-    try:
-        return load(path.read_bytes())
-    except OSError as failure:
-        raise UserError(f"cannot read {path}: {failure.strerror}") from failure
-    except SafetensorError as failure:
-        raise UserError(f"{path} is damaged ({failure}); restore the file, or train the run again") from failure

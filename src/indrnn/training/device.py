@@ -27,12 +27,11 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        build = f"this PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "it is a CPU build"
+        raise UserError(f"device=cuda: PyTorch finds no usable GPU and driver ({build}); use device=cpu")
     if name == "cuda":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        if torch.version.cuda is None and torch.version.hip is None:
-            raise UserError("device=cuda: this PyTorch is built without CUDA; install a CUDA build or use device=cpu")
-        raise UserError("device=cuda: no usable CUDA GPU or driver was found; use device=cpu")
+        return torch.device("cuda", torch.cuda.current_device())
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: Apple's Metal is not available; use device=cpu")
     return torch.device(name)
@@ -52,62 +51,29 @@ def torch_defaults() -> Iterator[None]:
 
 
 def prepare_process(device: torch.device) -> None:
-    """Call `keep_freed_memory` and `flush_denormals`, before any operator starts worker threads."""
-    keep_freed_memory()
-    flush_denormals(device)
+    """Keep freed memory, and treat denormal numbers as zero in this thread and in PyTorch's worker threads.
 
-
-def flush_denormals(device: torch.device) -> None:
-    """Treat denormal numbers as zero in this thread and in PyTorch's worker threads.
-
-    Workers inherit the setting of ``torch.set_flush_denormal`` when they start, so those already running are ended.
+    Otherwise glibc maps every large tensor again, page by page: a step of nn.LSTM (128 units, batch 32, 784 steps) took
+    0.38 s instead of 0.22 s, one of the 6 x 128 IndRNN 0.30 s instead of 0.26 s (one core of an AMD EPYC, PyTorch 2.15,
+    best of 8).
 
     Raises:
         RunError: the run is on a CPU that cannot flush denormals, so its timings would not be comparable.
     """
-    if not torch.set_flush_denormal(True):
-        reason = "this CPU cannot flush denormal numbers (no SSE3 or NEON), so its timings would not be comparable"
-        if device.type == "cpu":
-            raise RunError(reason)
-        warnings.warn(reason, stacklevel=2)
-        return
-    if not _workers_flush():
-        _end_openmp_workers()
-        if not _workers_flush():
-            warnings.warn(
-                "denormal numbers are not flushed in PyTorch's worker threads, which were started before this run, so "
-                "it may be slower than necessary; start it in a new process",
-                stacklevel=2,
-            )
-
-
-def _workers_flush() -> bool:
-    """Whether all threads flush denormals, in a matrix product and in an elementwise operation."""
-    tiny = torch.full((2048, 64), 1e-20, device="cpu", dtype=torch.float32)
-    numbers = torch.full((1 << 20,), 1e-40, device="cpu", dtype=torch.float32)
-    return not bool((tiny @ tiny.T).any()) and not bool((numbers * 1.0).any())
-
-
-def _end_openmp_workers() -> None:
-    """End the workers of the OpenMP runtime that is shipped with PyTorch."""
+    mallopt = _libc("mallopt")
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if not torch.set_flush_denormal(True) and device.type == "cpu":
+        raise RunError("this CPU cannot flush denormal numbers (no SSE3 or NEON): timings would not be comparable")
+    # Workers inherit the setting when they start, so those of PyTorch's OpenMP runtime that already run are ended.
     for library in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"):
         with suppress(OSError, AttributeError):  # not loaded, or without this function
             ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD).omp_pause_resource_all(OMP_PAUSE_HARD)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step. Otherwise every large tensor is mapped again, page by page: a step
-    of nn.LSTM (128 units, batch 32, 784 steps) took 0.38 s instead of 0.22 s, one of the 6 x 128 IndRNN 0.30 s instead
-    of 0.26 s (one core of an AMD EPYC, PyTorch 2.15, best of 8)."""
-    mallopt = _libc("mallopt")
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def return_freed_memory() -> None:
-    """Return what `keep_freed_memory` has kept to the system: after an evaluation, whose tensors are larger than a
-    step's."""
+    """Return the memory that `prepare_process` keeps: after an evaluation, whose tensors are larger than a step's."""
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -119,14 +85,9 @@ def _libc(name: str) -> "ctypes._NamedFuncPointer | None":
 
 def bfloat16_refusal() -> str | None:
     """Why ``trainer.precision=bfloat16`` would not be faster on this CPU; None if it is."""
-    if not cpu_instructions().endswith("-BF16"):
-        return "this CPU has neither AMX nor AVX512-BF16, so bfloat16 products would be slower than float32 ones"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    if not any(name in limit for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10")):
-        return f"ONEDNN_MAX_CPU_ISA={limit} disables the bfloat16 instructions of this CPU in oneDNN; unset it"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "this build of PyTorch has no oneDNN with bfloat16 products"
-    return None
+    if cpu_instructions().endswith("-BF16") and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "without AMX or AVX512-BF16, and oneDNN in PyTorch, bfloat16 products would be slower than float32 ones"
 
 
 def precision_refusal(precision: str, device: torch.device) -> str | None:
@@ -187,8 +148,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work."""
-    torch.get_device_module(device).synchronize()

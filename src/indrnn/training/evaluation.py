@@ -11,10 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Split, Task
-from ..record.result import no_better_than_chance
 from .distributed import SINGLE_PROCESS, Processes
-
-SHOWN_INPUTS = 32
 
 
 class Objective:
@@ -45,33 +42,17 @@ class Objective:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and accuracy over a split."""
+    """Loss and accuracy over a split of ``size`` sequences; accuracy is None without classes."""
 
     loss: float
     accuracy: float | None
     correct: int
     size: int
-    chance: float
-    """The share of the most frequent class, or the mean squared error of predicting the mean."""
-    finite: bool = True
-    outputs: Tensor | None = None
-    """The network's outputs (n, K), on the CPU; None without classes."""
-    targets: Tensor | None = None
-    """The labels (n,), on the CPU."""
-    inputs: Tensor | None = None
-    """The sequences at ``spread_indices(size, SHOWN_INPUTS)``, (SHOWN_INPUTS, T, D), on the CPU, for pictures."""
 
     @property
     def score(self) -> float:
         """What the best checkpoint is chosen by; higher is better."""
         return -self.loss if self.accuracy is None else self.accuracy
-
-    @property
-    def near_chance(self) -> bool:
-        """Whether accuracy is at chance level, or the error above 95 % of the predict-the-mean baseline."""
-        if self.accuracy is None:
-            return self.loss > 0.95 * self.chance
-        return no_better_than_chance(self.accuracy, self.chance)
 
 
 def spread_indices(size: int, count: int) -> Tensor:
@@ -120,9 +101,9 @@ def reestimate_batch_norm(
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Split, objective: Objective, batch_size: int, device: torch.device,
-    between: Callable[[], None] = lambda: None, processes: Processes = SINGLE_PROCESS,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:  # fmt: skip
-    """Loss and accuracy over all of ``split`` in evaluation mode, its batches divided among ``processes``.
+    """Loss and accuracy over all of ``split`` in evaluation mode.
 
     Args:
         between: called before each batch; may raise to end the evaluation.
@@ -130,39 +111,14 @@ def evaluate(
     if split.size is None:
         raise ValueError("an endless split cannot be evaluated")
     model.eval()
-    n = split.size
-    losses, correct, outputs, targets, inputs = [], [], [], [], []
-    shown = spread_indices(n, SHOWN_INPUTS)
-    batches = torch.arange(n, device=device).split(batch_size)
-    for number, indices in enumerate(batches):
-        if number % processes.size == 0:
-            between()
+    losses, correct = [], []
+    batches = torch.arange(split.size, device=device).split(batch_size)
+    for indices in batches:
+        between()
         x, y = split.batch(indices)
-        if number % processes.size == processes.rank:
-            output = model(x).float()
-            loss, hits = objective(output, y)
-        else:
-            output = torch.zeros(len(y), objective.classes or 1, device=device, dtype=torch.float32)
-            loss = hits = torch.zeros((), device=device, dtype=torch.float32)
-        start = number * batch_size
-        inputs.append(x[shown[(shown >= start) & (shown < start + batch_size)] - start])
+        loss, hits = objective(model(x), y)
         losses.append(loss)
         correct.append(hits)
-        outputs.append(output)
-        targets.append(y)
-    batch_losses, batch_correct = processes.all_reduce_sum(
-        torch.stack([torch.stack(losses).cpu().double(), torch.stack(correct).cpu().double()])
-    )
     sizes = torch.tensor([len(batch) for batch in batches], device="cpu", dtype=torch.float64)
-    total, y, classes = int(batch_correct.sum()), torch.cat(targets).cpu(), objective.classes
-    return Evaluation(
-        loss=float(batch_losses @ sizes) / n,
-        accuracy=objective.accuracy(total, n),
-        correct=total,
-        size=n,
-        chance=float(y.double().var(correction=0)) if classes is None else int(y.bincount().max()) / n,
-        finite=bool(batch_losses.isfinite().all()),
-        outputs=None if classes is None else processes.all_reduce_sum(torch.cat(outputs).cpu()),
-        targets=y,
-        inputs=torch.cat(inputs).cpu(),
-    )
+    mean, total = float(torch.stack(losses).cpu().double() @ sizes) / split.size, int(torch.stack(correct).sum())
+    return Evaluation(mean, objective.accuracy(total, split.size), total, split.size)

@@ -1,14 +1,18 @@
 """train(cfg): the order of events in a run, from its first step or its checkpoint to its result.
 
 After each step these follow in this order, if due: a training row, an evaluation on the validation split (and best.pt),
-a checkpoint. Everything that decides how training continues is in `RunState`, so a resumed run is the same run.
+a checkpoint. Everything that decides how training continues is in the checkpoint, so a resumed run is the same run.
 """
 
+import copy
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,24 +20,42 @@ import torch
 
 from ..config.checks import check
 from ..config.schema import Config
-from ..data import Split
-from ..errors import RunError
+from ..data import make_task
+from ..errors import RunError, UserError
+from ..models import build_model
+from ..record.config_diff import fingerprint, fingerprint_differences
 from ..record.folder import RunFolder, open_run, run_folder
-from ..record.result import Result, read_result, write_result
+from ..record.result import Result, read_result, running_code, write_result
 from .checkpoint import (
+    FIX,
     copied_weights,
-    load_weights,
-    optimizer_states,
+    damage_reported,
+    random_state,
+    read_checkpoint,
     restore_optimizers,
+    restore_random_state,
     save_checkpoint,
     save_weights,
 )
-from .device import autocast_context, resolve_device, return_freed_memory, synchronize, torch_defaults
-from .distributed import Processes, ProcessLost, joined_processes
-from .evaluation import Evaluation, evaluate, reestimate_batch_norm
-from .optimizer import set_rates
-from .recorder import Recorder, SilentRecorder, build_result
-from .state import RunState
+from .device import (
+    autocast_context,
+    peak_memory_bytes,
+    prepare_process,
+    resolve_device,
+    return_freed_memory,
+    set_precision,
+    torch_defaults,
+)
+from .distributed import Processes, joined_processes
+from .evaluation import Evaluation, Objective, evaluate, norm_batches, reestimate_batch_norm
+from .optimizer import build_optimizers, build_schedule, set_rates
+from .recorder import Recorder, SilentRecorder, build_result, segment
+from .sampler import BatchSampler, Stream, torch_seed
+from .step import TrainingStep
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+# The progress in a checkpoint.
+PROGRESS = {"step": int, "observed": int, "seconds": float, "interval_seconds": float, "peak_memory": int}
 
 
 class Interrupted(RunError):  # noqa: N818
@@ -66,266 +88,267 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
         state = processes.broadcast_from_rank_zero(lambda: folder.state if folder else "")
         with folder or RunFolder(run_folder(cfg), state, cfg, list(overrides), command) as folder:
             if state == "finished":
-                return processes.broadcast_from_rank_zero(lambda: _finished(folder))
+                result = processes.broadcast_from_rank_zero(lambda: read_result(folder.result_path))
+                if processes.is_rank_zero:
+                    print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
+                return result
             if processes.is_rank_zero:
                 print(f"{folder.path}: loading the data and running a warm-up step ...", file=sys.stderr, flush=True)
-            return Training(cfg, folder, device, processes).run()
+            return Run(cfg, folder, device, processes).train()
 
 
-def _finished(folder: RunFolder) -> Result:
-    result = read_result(folder.result_path)
-    print(f"{folder.path} is finished: nothing to do", file=sys.stderr)
-    return result
+class Run:
+    """One run in this process: built as at step 0, then resumed and trained by `train`.
 
-
-class Training:
-    """One run in this process: ``Training(cfg, folder, device, processes).run()``."""
+    Attributes:
+        step: updates so far.
+        observed: everything due up to and including this step has been recorded.
+        seconds: time of the training steps alone; interval_seconds is its value at the last training row.
+        peak_memory: in bytes, over all segments; 0 if unknown.
+        best: step, score, accuracy, loss and weights of the best evaluation so far.
+        segments: for every start of the run, what computes it.
+    """
 
     def __init__(self, cfg: Config, folder: RunFolder, device: torch.device, processes: Processes) -> None:
+        trainer = cfg.trainer
+        running_code()  # noted before the data is read: the checkout may change meanwhile
+        prepare_process(device)
+        set_precision(trainer.precision, device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self.cfg, self.folder, self.device, self.processes = cfg, folder, device, processes
-        self.state = RunState(cfg, device, processes)
-        self.position = self.state.position
-        self.interrupts = Interrupts()
-        self._clock: float | None = None
-        """When the running steps began; None while the clock is stopped."""
+        self.task = make_task(cfg.data)
+        self.data = processes.one_per_machine_first(lambda: self.task.load(device))
+        torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALIZATION))
+        self.model = build_model(cfg.model, self.task).to(device)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.objective = Objective(self.task, trainer.label_smoothing)
+        self.sampler = BatchSampler(self.data.train.size, trainer.batch_size, cfg.seed, device)
+        self.optimizers = build_optimizers(self.model, cfg.optimizer)
+        self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, trainer.max_steps)
+        samples = len(self.sampler.norm_samples(trainer.bn_samples, 0))
+        norm_batch = samples // norm_batches(samples, trainer.eval_batch_size)
+        share = processes.share(self.model, trainer.batch_size, norm_batch)
+        self.update = TrainingStep(self.model, self.optimizers, self.objective, self.data.train, trainer, device, share)
+        self.step = self.observed = self.peak_memory = self.received = 0
+        self.seconds = self.interval_seconds = 0.0
+        self.best: dict[str, Any] | None = None
+        self.segments: list[dict[str, Any]] = []
+        self._clock: float | None = None  # when the running steps began; None while the clock is stopped
 
-    def run(self) -> Result:
-        """Train to the end and write result.json. Whatever is raised, the last checkpoint is intact."""
-        position, folder, state = self.position, self.folder, self.state
-        resumed = folder.state == "resume"
-        state.start(folder.checkpoint_path if resumed else None)
+    def train(self) -> Result:
+        """Resume if there is a checkpoint, train to the end and write result.json."""
+        folder, resumed = self.folder, self.folder.state == "resume"
+        # A graph would freeze the control flow of a custom model, such as layer dropout.
+        graph = self.cfg.trainer.cuda_graph
+        graph = False if graph == "auto" and hasattr(self.cfg.model, "_target_") else graph
+        fallbacks = self.update.warm_up(self.sampler.indices(0), graph)
+        torch.manual_seed(torch_seed(self.cfg.seed, Stream.DROPOUT))
+        if resumed:
+            self._restore(folder.checkpoint_path)
+        self.segments.append(segment(self, fallbacks))
         recorder: Recorder = SilentRecorder()
         if self.processes.is_rank_zero:
             folder.begin()
             # The run may have been killed between writing best.pt and checkpoint.pt, which must agree.
-            if state.best is not None:
-                save_checkpoint(folder.best_path, state.best)
+            if self.best is not None:
+                save_checkpoint(folder.best_path, self.best)
             else:
                 folder.best_path.unlink(missing_ok=True)
-            recorder = Recorder(state, folder, position.observed if resumed else None)
-        with recorder as self.recorder, self.interrupts:
-            message = f"{state.parameters:,} parameters"
-            if resumed:
-                moved = state.moved()
-                message += f", resuming from the checkpoint at step {position.step}"
-                message += f", written elsewhere ({moved}), so results may differ from here on" if moved else ""
-            recorder.say(f"{folder.path.parent.name} seed {self.cfg.seed}: {message}")
-            self._train()
-            result = self._finish()
-        if self.interrupts.received:
-            raise Interrupted(f"stopped after the run in {folder.path} was finished", self.interrupts.received)
-        return result
-
-    # Training
-
-    def _train(self) -> None:
-        try:
-            self._train_to_the_end()
-        except ProcessLost as lost:
-            if not self.processes.is_rank_zero or self.device.type != "cpu":
-                fix = f"the last checkpoint is {self.folder.checkpoint_path}; rerun the same command to resume"
-                raise ProcessLost(f"{lost}; {fix}") from lost
-            self._save()
-            raise ProcessLost(f"{lost}; {self._stopped_message()}") from lost
-
-    def _train_to_the_end(self) -> None:
-        saved = self.position.step
-        while True:
+            recorder = Recorder(self, self.observed if resumed else None)
+        with recorder as self.recorder, self._noted_signals():
+            recorder.start()
             try:
-                self._record_what_is_due()
+                self._train_to_the_end()
             except Interrupted:
                 self._save()
                 raise
-            ended = self._has_ended()
-            if ended or self._signal() or self.position.step % self.cfg.trainer.checkpoint_every == 0:
-                if self.position.step != saved or ended:
-                    self._save()
-                    saved = self.position.step
-                if ended:
-                    return
-                self._stop_if_asked()
-            self._advance()
+            result = self._finish()
+        if self.received:
+            raise Interrupted(f"stopped after the run in {folder.path} was finished", self.received)
+        return result
 
-    def _advance(self) -> None:
-        """Make one update. If another process is lost, weights and generators are as before the step."""
-        if self._clock is None:
-            self._clock = time.perf_counter()
-        set_rates(self.state.optimizers, self.state.schedule.share(self.position.step))
-        random = torch.get_rng_state() if self.processes.size > 1 else None
-        try:
-            self.state.update(self.state.sampler.indices(self.position.step))
-        except ProcessLost:
-            if random is not None:
-                torch.set_rng_state(random)
-            raise
-        self.position.step += 1
-        self.recorder.step_done()
+    # The order of events
+
+    def _train_to_the_end(self) -> None:
+        saved = self.step
+        while True:
+            self._record_what_is_due()
+            self._stop_if_asked()
+            ended = self._has_ended()
+            if ended or (self.step % self.cfg.trainer.checkpoint_every == 0 and self.step != saved):
+                self._save()
+                saved = self.step
+            if ended:
+                return
+            if self._clock is None:
+                self._clock = time.perf_counter()
+            set_rates(self.optimizers, self.schedule.share(self.step))
+            self.update(self.sampler.indices(self.step))
+            self.step += 1
+            self.recorder.step_done()
 
     def _has_ended(self) -> bool:
-        trainer, best = self.cfg.trainer, self.state.best
-        if self.position.observed != self.position.step or best is None:
+        if self.observed != self.step or self.best is None:
             return False
-        accuracy, target = best["accuracy"], trainer.target_accuracy
+        accuracy, target = self.best["accuracy"], self.cfg.trainer.target_accuracy
         reached = accuracy is not None and target is not None and accuracy > target
-        return reached or self.state.schedule.finished or self.position.step >= trainer.max_steps
+        return reached or self.schedule.finished or self.step >= self.cfg.trainer.max_steps
 
     def _record_what_is_due(self) -> None:
         """Write the training row and evaluate, if due at this step and not done yet."""
-        position, trainer = self.position, self.cfg.trainer
-        if position.observed == position.step:
+        trainer = self.cfg.trainer
+        if self.observed == self.step:
             return
-        last = position.step >= trainer.max_steps
+        last = self.step >= trainer.max_steps
         evaluation = None
-        if position.step % trainer.eval_every == 0 or last:
+        if self.step % trainer.eval_every == 0 or last:
             self._read_meter()
-            evaluation = self._validate()
+            evaluation = self._evaluate("validation")
         # Rows are written after the evaluation: if a signal interrupts it, nothing that was due is recorded yet.
-        if position.step % trainer.log_every == 0 or last:
+        if self.step % trainer.log_every == 0 or last:
             self.recorder.training(self._read_meter())
-            self.state.meter.clear()
-            position.interval_seconds = position.seconds
+            self.update.meter.clear()
+            self.interval_seconds = self.seconds
         if evaluation is not None:
             self._record_validation(evaluation)
-        position.observed = position.step
+        self.observed = self.step
 
     def _read_meter(self) -> dict[str, float]:
         """The sums of the interval so far. Stops the clock. Raises RunError if a step was not finite."""
         if self._clock is not None:
-            synchronize(self.device)
-            self.position.seconds += time.perf_counter() - self._clock
+            torch.get_device_module(self.device).synchronize()
+            self.seconds += time.perf_counter() - self._clock
             self._clock = None
-        sums = self.state.meter.read()
+        sums = self.update.meter.read()
         if sums["finite"] < sums["count"]:
-            self._fail("loss or gradient", self.position.step - int(sums["count"] - sums["finite"]) + 1)
+            self._fail("loss or gradient", self.step - int(sums["count"] - sums["finite"]) + 1)
         return sums
 
-    def _validate(self) -> Evaluation:
-        trainer, state = self.cfg.trainer, self.state
-        samples = state.sampler.norm_samples(trainer.bn_samples, self.position.step)
-        try:
-            with autocast_context(trainer.precision, self.device):
-                reestimate_batch_norm(state.model, state.data.train, samples, trainer.eval_batch_size, self.processes)
-                return self._evaluate(state.data.validation, "validation loss")
-        finally:
-            state.model.train()
-            return_freed_memory()
-
-    def _evaluate(self, split: Split, name: str) -> Evaluation:
-        """Raises RunError, with the loss's name, if it is not finite."""
-        size, objective = self.cfg.trainer.eval_batch_size, self.state.objective
-        evaluation = evaluate(
-            self.state.model, split, objective, size, self.device, self._stop_if_asked, processes=self.processes
-        )
-        if not evaluation.finite:
-            self._fail(name, self.position.step)
+    def _evaluate(self, split: str) -> Evaluation:
+        """Evaluate ``validation``, with new batch-norm statistics, or ``test``. Raises RunError if it is not finite."""
+        size, data = self.cfg.trainer.eval_batch_size, self.data
+        with autocast_context(self.cfg.trainer.precision, self.device):
+            if split == "validation":
+                samples = self.sampler.norm_samples(self.cfg.trainer.bn_samples, self.step)
+                reestimate_batch_norm(self.model, data.train, samples, size, self.processes)
+            part = data.validation if split == "validation" else data.test
+            evaluation = evaluate(self.model, part, self.objective, size, self.device, self._stop_if_asked)
+        if not math.isfinite(evaluation.loss):
+            self._fail(f"{split} loss", self.step)
+        self.model.train()
+        return_freed_memory()
         return evaluation
 
     def _record_validation(self, evaluation: Evaluation) -> None:
         """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
-        step, state = self.position.step, self.state
         self.recorder.validation(evaluation)
-        if evaluation.near_chance and not self.position.warned:
-            self.recorder.say(_at_chance_level(step, evaluation))
-            self.position.warned = True
-        return_to_best = state.schedule.observe(evaluation.score)
-        if state.best is None or evaluation.score > state.best["score"]:
-            state.best = {
-                "step": step,
+        return_to_best = self.schedule.observe(evaluation.score)
+        if self.best is None or evaluation.score > self.best["score"]:
+            self.best = {
+                "step": self.step,
                 "score": evaluation.score,
                 "accuracy": evaluation.accuracy,
                 "loss": evaluation.loss,
-                "model": copied_weights(state.model),
+                "model": copied_weights(self.model),
             }
-            if state.schedule.restores_best:
-                state.best["optimizer"] = optimizer_states(state.optimizers)
+            if self.schedule.restores_best:
+                self.best["optimizer"] = copy.deepcopy(self._optimizer_states())
             if self.processes.is_rank_zero:
-                save_checkpoint(self.folder.best_path, state.best)
+                save_checkpoint(self.folder.best_path, self.best)
         elif return_to_best:
-            self.recorder.say(f"step {step}: the learning rate drops; back to the best step, {state.best['step']}")
-            load_weights(state.model, state.best["model"], self.folder.best_path)
-            restore_optimizers(state.optimizers, state.best["optimizer"])
+            self.recorder.say(f"step {self.step}: the learning rate drops; back to the best step, {self.best['step']}")
+            self.model.load_state_dict(self.best["model"])
+            restore_optimizers(self.optimizers, self.best["optimizer"])
 
     def _finish(self) -> Result:
-        """Evaluate the best checkpoint on the test split, which is read here for the first time, and write the result.
-
-        Pictures come last: if one fails, the result is already written.
-        """
-        folder, best = self.folder, self.state.best
-        assert best is not None, "an evaluation precedes every end"
-        load_weights(self.state.model, best["model"], folder.best_path)
-        with autocast_context(self.cfg.trainer.precision, self.device):
-            test = self._evaluate(self.state.data.test, "test loss")
-        self.state.note_peak_memory()
-        result = build_result(self.state, folder.command, test)
+        """Evaluate the best checkpoint on the test split, which is read here for the first time; write the result."""
+        assert self.best is not None, "an evaluation precedes every end"
+        self.model.load_state_dict(self.best["model"])
+        test = self._evaluate("test")
+        result = build_result(self, test)
         self.recorder.test(test, result)
         if self.processes.is_rank_zero:
-            save_weights(folder.weights_path, best["model"])
-            write_result(folder.result_path, result)
-        self.recorder.pictures(test)
+            save_weights(self.folder.weights_path, self.best["model"])
+            write_result(self.folder.result_path, result)
         return result
+
+    # Checkpoints
 
     def _save(self) -> None:
         self._read_meter()
-        if self.processes.is_rank_zero:
-            save_checkpoint(self.folder.checkpoint_path, self.state.content())
+        self.peak_memory = max(peak_memory_bytes(self.device) or 0, self.peak_memory)
+        if not self.processes.is_rank_zero:
+            return
+        content = {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self._optimizer_states(),
+            "meter": self.update.meter.sums.cpu(),
+            "random": random_state(self.device),
+            "schedule": self.schedule.state(),
+            "progressed": {name: getattr(self, name) for name in PROGRESS},
+            "best": self.best,
+            "fingerprint": fingerprint(self.cfg, self.data.provenance),
+            "segments": self.segments,
+        }
+        save_checkpoint(self.folder.checkpoint_path, content)
+
+    def _optimizer_states(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def _restore(self, path: Path) -> None:
+        """Continue from a checkpoint. Raises UserError if it is damaged or of another run."""
+        content = self.processes.broadcast_from_rank_zero(lambda: read_checkpoint(path))
+        with damage_reported(path):
+            differ = fingerprint_differences(content["fingerprint"], self.cfg, self.data.provenance)
+            if differ:
+                raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {FIX}")
+            self.best, self.segments = content["best"], content["segments"]
+            self.model.load_state_dict(content["model"])
+            restore_optimizers(self.optimizers, content["optimizer"])
+            self.update.meter.sums.copy_(content["meter"])
+            restore_random_state(content["random"], self.device)
+            self.schedule.restore(content["schedule"])
+            for name, kind in PROGRESS.items():
+                setattr(self, name, kind(content["progressed"][name]))
 
     # Stopping
 
-    def _signal(self) -> int:
-        """The signal that any of the processes has received; 0 if none."""
-        return self.processes.all_reduce_max(self.interrupts.received)
+    @contextmanager
+    def _noted_signals(self) -> Iterator[None]:
+        """Note the first SIGINT or SIGTERM, so that the current step is finished first; a second one stops at once.
+
+        SIGUSR2 counts too if it has a handler, such as submitit's: a cluster sends it before the time limit or a
+        preemption. Outside the main thread Python allows no handlers.
+        """
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.received = number
+            for each in STOPPING:
+                signal.signal(each, signal.SIG_DFL)
+
+        numbers: list[int] = [*STOPPING] if threading.current_thread() is threading.main_thread() else []
+        if numbers and hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
+            numbers.append(signal.SIGUSR2)
+        previous = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _stop_if_asked(self) -> None:
-        number = self._signal()
+        """Raise Interrupted if any of the processes has received a signal."""
+        number = self.processes.all_reduce_max(self.received)
         if number:
-            raise Interrupted(self._stopped_message(), number)
-
-    def _stopped_message(self) -> str:
-        command = f": {self.folder.command}" if self.folder.command else ""
-        where = f"stopped at step {self.position.step}, saved in {self.folder.path}"
-        return f"{where}; rerun the same command to resume{command}"
+            command = f": {self.folder.command}" if self.folder.command else ""
+            where = f"stopped at step {self.step}, saved in {self.folder.path}"
+            raise Interrupted(f"{where}; rerun the same command to resume{command}", number)
 
     def _fail(self, name: str, step: int) -> None:
+        fix = "try a lower optimizer.lr or trainer.clip_norm"
+        raise RunError(f"the {name} is not finite at step {step}; {self._checkpoint()}; {fix}")
+
+    def _checkpoint(self) -> str:
         path = self.folder.checkpoint_path
-        good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
-        raise RunError(
-            f"the {name} is not finite at step {step}; {good}; try a lower optimizer.lr or trainer.clip_norm"
-        )
-
-
-class Interrupts:
-    """Notes the first SIGINT or SIGTERM within a ``with`` block, so that the current step is finished first.
-
-    A second signal stops at once. SIGUSR2 counts too if it has a handler, such as submitit's: a cluster sends it before
-    the time limit or a preemption. Outside the main thread, where Python allows no handlers, signals are not noted.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.received = 0
-        """The number of the signal."""
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            numbers = [*self.SIGNALS]
-            if hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
-                numbers.append(signal.SIGUSR2)
-            self._previous = {number: signal.signal(number, self._note) for number in numbers}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for handled in self.SIGNALS:
-            signal.signal(handled, signal.SIG_DFL)
-
-
-def _at_chance_level(step: int, evaluation: Evaluation) -> str:
-    name, value, baseline = "accuracy", evaluation.accuracy, "the share of the most frequent class"
-    if value is None:
-        name, value, baseline = "error", evaluation.loss, "the predict-the-mean baseline"
-    return f"validation {name} {value:.4f} at step {step} is at chance level ({baseline} is {evaluation.chance:.4f})"
+        return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"

@@ -37,28 +37,26 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
     return [m for m in matrices[1:-1] if m.shape[1] not in (1, inputs) and m.requires_grad and not m.is_complex()]
 
 
-def uses_muon(cfg: OptimizerConfig) -> bool:
-    """Whether ``cfg`` asks for Muon on the hidden matrices."""
-    return issubclass(OmegaConf.get_type(cfg) or object, MuonConfig)
-
-
 def build_optimizers(model: nn.Module, cfg: OptimizerConfig) -> list[Optimizer]:
-    """The optimizers that update ``model`` together: ``cfg._target_``, then Muon if there are hidden matrices for it.
+    """The optimizers that update ``model`` together: ``cfg._target_``, then Muon if ``cfg`` asks for it.
 
     Each parameter group has its peak learning rate as ``initial_lr``.
 
     Raises:
-        UserError: the target is no optimizer, does not take these arguments, or needs more than ``step()``.
+        UserError: the target is no optimizer, does not take these arguments, or needs more than ``step()``; or there is
+            no hidden matrix for Muon.
     """
-    hidden = hidden_matrices(model) if uses_muon(cfg) else []
+    muon = cast(MuonConfig, cfg) if hasattr(cfg, "muon_lr") else None
+    hidden = hidden_matrices(model) if muon else []
+    if muon and not hidden:
+        raise UserError("optimizer=muon: the model has no hidden matrix; use optimizer=adam")
     excluded = set(map(id, hidden))
     decayed = [parameter for parameter in decayed_parameters(model) if id(parameter) not in excluded]
     excluded.update(map(id, decayed))
     others = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
     groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizers = [_build(cfg, [group for group in groups if group["params"]])]
-    if hidden:
-        muon = cast(MuonConfig, cfg)
+    if muon:
         optimizers.append(
             torch.optim.Muon(hidden, lr=muon.muon_lr, momentum=muon.momentum, weight_decay=muon.weight_decay)
         )
@@ -83,13 +81,10 @@ def _build(cfg: OptimizerConfig, groups: list[dict[str, Any]]) -> Optimizer:
     floating = all(parameter.is_floating_point() for group in groups for parameter in group["params"])
     if target in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and floating:
         given["fused"] = True  # one kernel for all parameters; there is none for complex ones
-
-    def trial() -> None:
-        parameter = nn.Parameter(torch.ones(2, 2, device="cpu", dtype=torch.float32))
-        parameter.grad = torch.ones_like(parameter)
-        call_target("optimizer", cfg, [parameter], **given).step()
-
-    explained(f"{what}: a step without a closure", target, trial)
+    parameter = nn.Parameter(torch.ones(2, 2, device="cpu", dtype=torch.float32))
+    parameter.grad = torch.ones_like(parameter)
+    trial = cast(Optimizer, call_target("optimizer", cfg, [parameter], **given))
+    explained(f"{what}: a step without a closure", target, trial.step)
     return cast(Optimizer, call_target("optimizer", cfg, groups, **given))
 
 
@@ -138,22 +133,18 @@ def _half_cosine(steps: int, total: int) -> float:
 
 
 class Schedule:
-    """A schedule that depends on the step alone."""
+    """A schedule that depends on the step alone: ``share(step)``."""
 
     restores_best = False
     """Whether `observe` may ask to return to the best checkpoint, which then holds the optimizer state."""
+    finished = False
+    """Whether the schedule ends training."""
 
     def __init__(self, share: Callable[[int], float]) -> None:
         self.share = share
-        """The share of the peak learning rates for the update after a number of updates."""
 
     def observe(self, score: float) -> bool:
         """Note an evaluation's score, higher is better; return whether to return to the best checkpoint."""
-        return False
-
-    @property
-    def finished(self) -> bool:
-        """Whether the schedule ends training."""
         return False
 
     def state(self) -> dict[str, Any]:
@@ -185,7 +176,7 @@ class PlateauSchedule(Schedule):
         return self.restores_best
 
     @property
-    def finished(self) -> bool:
+    def finished(self) -> bool:  # type: ignore[override]
         # A rate that should equal the minimum may differ by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
         return self._peak * self.share(0) < self._minimum * (1.0 - 1e-9)
 
@@ -212,31 +203,21 @@ def _scheduler_share(cfg: Any, peak: float) -> Callable[[int], float]:
     return share
 
 
-def _value(share: Callable[[int], Any], step: int) -> float:
-    return float(share(step))
-
-
 def _custom(cfg: Any, peak: float, max_steps: int) -> Callable[[int], float]:
     """``cfg._target_``: an LRScheduler class, or a function of ``cfg.args`` that returns a function of the step."""
     what = f"schedule._target_={cfg._target_}"
     target: Any = import_target(what, cfg._target_)
     scheduler = isinstance(target, type) and issubclass(target, LRScheduler)
     share = _scheduler_share(cfg, peak) if scheduler else call_target("schedule", cfg)
-    if not callable(share):
-        raise UserError(f"{what}: it must return a function of the step, not {share!r}")
-    for step in (0, max_steps - 1):
-        value = explained(f"{what}, at step {step}", target, partial(_value, share, step))
+    steps = (0, max_steps - 1)
+    values = explained(f"{what}, at step 0 or {steps[1]}", target, lambda: [float(share(step)) for step in steps])
+    for step, value in zip(steps, values, strict=True):
         if not 0.0 <= value < inf:
             raise UserError(f"{what}: at step {step} it must return a share of optimizer.lr, at least 0, not {value}")
     return share
 
 
-SHARES: dict[str, Callable[..., float]] = {
-    "constant": constant,
-    "staircase": staircase,
-    "cosine": cosine,
-    "one_cycle": one_cycle,
-}
+SHARES: dict[str, Callable[..., float]] = {each.__name__: each for each in (constant, staircase, cosine, one_cycle)}
 
 
 def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule:

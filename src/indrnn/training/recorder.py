@@ -3,44 +3,49 @@
 import sys
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from ..config.checks import result_keys, run_name
+from ..config.checks import flatten, run_name
+from ..layers import recurrent_layers
 from ..models import recurrent_weights
-from ..record.folder import RunFolder
+from ..record.config_diff import Difference
 from ..record.metrics import MetricsWriter, read_metrics
-from ..record.result import Result, wilson_interval
-from ..record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
-from .evaluation import Evaluation, spread_indices
+from ..record.result import Result, environment, running_code, wilson_interval
+from ..record.tensorboard import TensorBoardWriter
+from ..recurrence import resolve_backend
+from ..recurrence.dispatch import auto_backend
+from .evaluation import Evaluation
 from .optimizer import learning_rates
-from .state import RunState
+
+if TYPE_CHECKING:
+    from .loop import Run
 
 LINE_EVERY = 30.0  # seconds between progress lines if stderr is not a terminal
 LINE = "{desc}: step {n_fmt}/{total_fmt}, {rate_fmt}{postfix}, {remaining} left"
 
 
 class Recorder:
-    """Records what belongs to the step that ``state`` has reached, within a ``with`` block.
+    """Records what belongs to the step that ``run`` has reached, within a ``with`` block.
 
     Args:
         resume_step: the last step whose rows are kept; None for a fresh run.
     """
 
-    def __init__(self, state: RunState, folder: RunFolder, resume_step: int | None) -> None:
-        cfg = state.cfg
-        self._state, self._folder = state, folder
-        self._metrics = MetricsWriter(folder.metrics_path, resume_step)
-        self._tensorboard = TensorBoardWriter(folder.path, cfg.model.name, state.task.name, resume_step)
-        self._label = f"{folder.path.parent.name} seed {cfg.seed}"
+    def __init__(self, run: "Run", resume_step: int | None) -> None:
+        self._run, self._folder = run, run.folder
+        self._metrics = MetricsWriter(run.folder.metrics_path, resume_step)
+        self._tensorboard = TensorBoardWriter(run.folder.path, run.cfg.model.name, run.task.name, resume_step)
+        self._label = f"{run.folder.path.parent.name} seed {run.cfg.seed}"
         self._shown: dict[str, str] = {}
-        self._initial, self._began = state.position.step, time.monotonic()
+        self._initial, self._began = run.step, time.monotonic()
         self._last_line = self._began
         # Without a terminal the bar is disabled, and lines are printed instead.
         self._bar = tqdm(
-            desc=self._label, initial=self._initial, total=cfg.trainer.max_steps, unit="step", dynamic_ncols=True,
+            desc=self._label, initial=run.step, total=run.cfg.trainer.max_steps, unit="step", dynamic_ncols=True,
             file=sys.stderr, disable=None,
         )  # fmt: skip
 
@@ -52,6 +57,18 @@ class Recorder:
         self._tensorboard.close()
         self._metrics.close()
 
+    def start(self) -> None:
+        """Print the number of parameters and, if the run was resumed, where and what differs from before."""
+        run = self._run
+        message = f"{self._label}: {run.parameters:,} parameters"
+        if len(run.segments) > 1:
+            message += f", resuming from the checkpoint at step {run.step}"
+            before, now = map(flatten, run.segments[-2:])
+            keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
+            moved = ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
+            message += f", written elsewhere ({moved}), so results may differ from here on" if moved else ""
+        self.say(message)
+
     def say(self, message: str) -> None:
         """Print a line that stays."""
         tqdm.write(message, file=sys.stderr)
@@ -62,10 +79,10 @@ class Recorder:
 
     def training(self, sums: dict[str, float]) -> None:
         """Record the means of the meter's sums since the last row."""
-        state, position, count = self._state, self._state.position, sums["count"]
+        run, count = self._run, sums["count"]
         loss, norm = sums["loss"] / count, sums["grad_norm"] / count
-        accuracy = state.objective.accuracy(sums["correct"], count * state.cfg.trainer.batch_size)
-        rates, elapsed = learning_rates(state.optimizers), position.seconds - position.interval_seconds
+        accuracy = run.objective.accuracy(sums["correct"], count * run.cfg.trainer.batch_size)
+        rates, elapsed = learning_rates(run.optimizers), run.seconds - run.interval_seconds
         self._row("train", loss, accuracy, rates["lr"], norm)
         self._scalars(
             {"train/loss": loss, "train/accuracy": accuracy, "optimizer/grad_norm": norm}
@@ -79,51 +96,28 @@ class Recorder:
         loss, accuracy = evaluation.loss, evaluation.accuracy
         self._row("val", loss, accuracy)
         self._scalars({"eval/loss": loss, "eval/accuracy": accuracy})
-        for number, weight in enumerate(recurrent_weights(self._state.model), start=1):
+        for number, weight in enumerate(recurrent_weights(self._run.model), start=1):
             real = weight.abs() if weight.is_complex() else weight
-            self._tensorboard.histogram(f"recurrent_weight/layer{number}", real, self._state.position.step)
+            self._tensorboard.histogram(f"recurrent_weight/layer{number}", real, self._run.step)
         self._show("val", f"val loss {loss:.4f}" if accuracy is None else f"val {accuracy:.2%}", True)
 
     def test(self, test: Evaluation, result: Result) -> None:
-        """Record the evaluation on the test split, the hyperparameters and the configuration."""
+        """Record the evaluation on the test split, the command and the configuration."""
         # The run may have been killed between this row and its result.
         columns = read_metrics(self._folder.metrics_path)
-        if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():
+        if not ((columns["split"] == "test") & (columns["step"] == self._run.step)).any():
             self._row("test", test.loss, test.accuracy)
         self._scalars({"test/loss": test.loss, "test/accuracy": test.accuracy})
-        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})  # for HPARAMS
-        self._tensorboard.hparams({**result_keys(self._state.cfg), "parameters": result.parameters})
         self._tensorboard.text("command", f"`{result.command}`")
         configuration = self._folder.config_path.read_text(encoding="utf-8")
         self._tensorboard.text("configuration", f"```yaml\n{configuration}```")
 
-    def pictures(self, test: Evaluation) -> None:
-        """Draw the confusion matrix and, if sequences are images, some predictions. A failure is a warning."""
-        if test.outputs is None or test.targets is None or test.inputs is None:
-            return
-        step, to_image = self._state.position.step, self._state.task.picture
-        try:
-            probabilities, predictions = test.outputs.float().softmax(1).max(1)
-            labels = test.targets.numpy()
-            matrix = confusion_matrix(predictions.numpy(), labels, test.outputs.shape[1])
-            self._tensorboard.picture("test/confusion", matrix, step)
-            if to_image is not None:
-                shown = spread_indices(test.size, len(test.inputs))
-                images = torch.stack([to_image(sequence) for sequence in test.inputs])
-                page = digits_page(
-                    images.numpy(), predictions[shown].numpy(), probabilities[shown].numpy(), labels[shown]
-                )
-                self._tensorboard.picture("test/digits", page, step)
-        except Exception as failure:
-            reason = " ".join(f"{type(failure).__name__}: {failure}".split())[:200]
-            warnings.warn(f"the pictures of the test split were not drawn ({reason})", stacklevel=2)
-
     def _row(self, split: str, *values: float | None) -> None:
-        step, seconds = self._state.position.step, self._state.position.seconds
-        self._metrics.row(step, self._state.sampler.epochs(step), seconds, split, *values)
+        run = self._run
+        self._metrics.row(run.step, run.sampler.epochs(run.step), run.seconds, split, *values)
 
     def _scalars(self, tags: dict[str, float | None]) -> None:
-        self._tensorboard.scalars(self._state.position.step, tags)
+        self._tensorboard.scalars(self._run.step, tags)
 
     def _show(self, key: str, text: str, line_due: bool) -> None:
         """Show the latest values next to the bar, or in a line if one is due."""
@@ -133,8 +127,8 @@ class Recorder:
         if self._bar.disable and line_due:
             self._last_line = time.monotonic()
             line = tqdm.format_meter(
-                self._state.position.step, self._state.cfg.trainer.max_steps, self._last_line - self._began,
-                prefix=self._label, postfix=values, unit="step", initial=self._initial, bar_format=LINE,
+                self._run.step, self._run.cfg.trainer.max_steps, self._last_line - self._began, prefix=self._label,
+                postfix=values, unit="step", initial=self._initial, bar_format=LINE,
             )  # fmt: skip
             print(line, file=sys.stderr, flush=True)
 
@@ -146,36 +140,63 @@ class SilentRecorder(Recorder):
 
     def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    say = step_done = training = validation = test = pictures = __exit__ = _ignore
+    start = say = step_done = training = validation = test = __exit__ = _ignore
 
 
-def build_result(state: RunState, command: str, test: Evaluation) -> Result:
+def segment(run: "Run", fallbacks: dict[str, str]) -> dict[str, Any]:
+    """What computes the run from here on, and in ``fallbacks`` what would be preferred but cannot be used."""
+    precision, device = run.cfg.trainer.precision, run.device
+    layers = [layer for _, layer in recurrent_layers(run.model)]
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32  # of the sequences
+    backends = {resolve_backend(layer.backend, device, dtype, layer.nonlinearity) for layer in layers}
+    for layer in layers:
+        if layer.backend == "auto":
+            fallbacks |= auto_backend(device, dtype, layer.nonlinearity)[1]
+    if not backends:
+        recurrent = any(isinstance(module, nn.RNNBase) for module in run.model.modules())
+        cudnn = recurrent and device.type == "cuda" and torch.backends.cudnn.is_available()
+        backends = {"cudnn" if cudnn else "torch"}
+        if precision == "bfloat16" and device.type == "cpu":
+            fallbacks["bfloat16"] = "on a CPU only IndRNN layers compute in it"
+            warnings.warn(f"the run uses float32 instead of bfloat16: {fallbacks['bfloat16']}", stacklevel=3)
+    return {
+        "step": run.step,
+        "git": running_code(),
+        "device": device.type,
+        **environment(device),
+        "processes": run.processes.size,
+        "precision": precision,
+        "backend": "+".join(sorted(backends)),
+        "fallbacks": fallbacks,
+    }
+
+
+def build_result(run: "Run", test: Evaluation) -> Result:
     """The result of a finished run; ``test`` is the evaluation of the best checkpoint."""
-    cfg, position, best, segments = state.cfg, state.position, state.best, state.segments
-    assert best is not None, "an evaluation precedes every end"
+    assert run.best is not None, "an evaluation precedes every end"
     return Result(
-        model=cfg.model.name,
-        task=state.task.name,
-        name=run_name(cfg),
-        seed=cfg.seed,
-        parameters=state.parameters,
-        best_step=best["step"],
-        steps=position.step,
-        epochs=state.sampler.epochs(position.step),
-        val_accuracy=best["accuracy"],
-        val_loss=best["loss"],
+        model=run.cfg.model.name,
+        task=run.task.name,
+        name=run_name(run.cfg),
+        seed=run.cfg.seed,
+        parameters=run.parameters,
+        best_step=run.best["step"],
+        steps=run.step,
+        epochs=run.sampler.epochs(run.step),
+        val_accuracy=run.best["accuracy"],
+        val_loss=run.best["loss"],
         test_accuracy=test.accuracy,
         test_loss=test.loss,
         test_ci95=None if test.accuracy is None else wilson_interval(test.correct, test.size),
-        seconds=position.seconds,
-        steps_per_second=position.step / position.seconds,
-        peak_memory_bytes=position.peak_memory or None,
-        backend="+".join(dict.fromkeys(segment["backend"] for segment in segments)),
-        device_name=", then ".join(dict.fromkeys(segment["device_name"] for segment in segments)),
-        precision=cfg.trainer.precision,
-        data=state.data.provenance,
-        versions=segments[-1]["versions"],
-        git=segments[-1]["git"],
-        command=command,
-        segments=segments,
+        seconds=run.seconds,
+        steps_per_second=run.step / run.seconds,
+        peak_memory_bytes=run.peak_memory or None,
+        backend="+".join(dict.fromkeys(each["backend"] for each in run.segments)),
+        device_name=", then ".join(dict.fromkeys(each["device_name"] for each in run.segments)),
+        precision=run.cfg.trainer.precision,
+        data=run.data.provenance,
+        versions=run.segments[-1]["versions"],
+        git=run.segments[-1]["git"],
+        command=run.folder.command,
+        segments=run.segments,
     )

@@ -4,6 +4,8 @@ The forward and backward pass never wait for the device and read no number that 
 CUDA graph. Clipping and the optimizers run outside the graph, so any optimizer works.
 """
 
+import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -14,16 +16,13 @@ from ..data import Split
 from ..errors import RunError, UserError
 from ..layers import project_recurrent_weights_
 from .device import autocast_context
-from .distributed import Processes, Share
+from .distributed import Share
 from .evaluation import Objective
 
 WARM_UP = 3  # on a side stream, where libraries create workspaces and autograd streams before the capture
 
 # Graphs whose capture failed. The allocator still asks them whether a capture is under way, so they must stay alive.
 _failed: list[torch.cuda.CUDAGraph] = []
-
-Gradients = Callable[[Tensor], tuple[Tensor, Tensor]]
-Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 
 
 class Meter:
@@ -77,7 +76,7 @@ class TrainingStep:
         self.device, self.share = device, share
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.meter = Meter(device)
-        self.gradients: Gradients = self.compute_gradients
+        self.gradients: Callable[[Tensor], tuple[Tensor, Tensor]] = self.compute_gradients
         """Sets ``grad`` of all parameters; returns loss and correct predictions. Replaced by its CUDA graph."""
 
     def compute_gradients(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,17 +85,75 @@ class TrainingStep:
         x, y = self.split.batch(indices if share is None else indices[share.rows])
         self.model.zero_grad(set_to_none=True)
         with autocast_context(self.precision, self.device):
-            output = self.model(x)
+            output = self.model(x) if share is None else share.network(x)
         loss, correct = self.objective(output, y, training=True)
         if share is not None:
             loss = loss * share.weight
         loss.backward()
         return loss.detach(), correct
 
+    def warm_up(self, indices: Tensor, graph: bool | str) -> dict[str, str]:
+        """Run a forward and backward pass, so that compiling, allocating and capturing are over when the clock starts.
+
+        Restores the running statistics, not the generators. Returns what cannot be used, with the reason.
+
+        Args:
+            graph: trainer.cuda_graph. NCCL cannot end while a graph is alive, so several processes use none.
+        """
+        if graph is True and self.share is not None:
+            raise UserError("trainer.cuda_graph=true: several processes train without a CUDA graph; use auto or false")
+        weights, fallbacks = copy.deepcopy(self.model.state_dict()), {}
+        self.model.train()
+        if graph and self.device.type == "cuda" and self.share is None:
+            try:
+                self.capture(indices)
+            except RunError as failure:
+                if graph is True:
+                    raise
+                fallbacks["cuda_graph"] = str(failure)
+                warnings.warn(f"training runs without a CUDA graph, which is slow: {failure}", stacklevel=2)
+        self.gradients(indices)
+        self.model.load_state_dict(weights)
+        return fallbacks
+
+    def capture(self, indices: Tensor) -> None:
+        """Replace `gradients` by a CUDA graph of it. Raises RunError if it cannot be captured."""
+        fixed, device = indices.clone(), self.device
+        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        random_state = torch.cuda.get_rng_state(device)
+        try:
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self.compute_gradients(fixed)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            torch.cuda.synchronize(device)
+            # If the capture fails, torch.cuda.graph leaves its own stream current; the outer block restores ours.
+            with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
+                results = self.compute_gradients(fixed)
+            torch.cuda.synchronize(device)
+        except UserError:
+            raise
+        except Exception as failure:  # out of memory, a synchronization, a compiler's or the driver's own exception
+            _failed.append(graph)
+            # The generator would stay in the state of a capture, and the next dropout would fail.
+            fresh = torch.Generator(device)
+            fresh.set_state(random_state)
+            torch.cuda.default_generators[fresh.device.index].graphsafe_set_state(fresh)
+            reason = _root_cause(failure)
+            raise RunError(f"no CUDA graph of a training step ({reason}); use trainer.cuda_graph=false") from failure
+
+        def replay(indices: Tensor) -> tuple[Tensor, Tensor]:
+            fixed.copy_(indices)
+            graph.replay()
+            return results
+
+        self.gradients = replay
+
     def __call__(self, indices: Tensor) -> None:
         loss, correct = self.gradients(indices)
         if self.share is not None:
-            loss, correct = self.share.sum_gradients(self.parameters, loss, correct)
+            loss, correct = self.share.total(loss, correct)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         grads = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
         norm = nn.utils.get_total_norm(grads)
@@ -112,79 +169,8 @@ class TrainingStep:
         project_recurrent_weights_(self.model)
 
 
-def capture_cuda(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Capture ``step()`` as a CUDA graph and return the call that replays it."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    random_state = torch.cuda.get_rng_state(device)
-    try:
-        # If the capture fails, torch.cuda.graph leaves its own stream current; the outer block restores ours.
-        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
-            step()
-    except BaseException:
-        _failed.append(graph)
-        # The generator would stay in the state of a capture, and the next dropout would fail.
-        fresh = torch.Generator(device)
-        fresh.set_state(random_state)
-        torch.cuda.default_generators[fresh.device.index].graphsafe_set_state(fresh)
-        raise
-    torch.cuda.synchronize(device)
-    return graph.replay
-
-
-class CaptureError(RunError):
-    """``reason``: why a training step cannot be a CUDA graph."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(
-            f"the training step cannot be captured as a CUDA graph ({reason}); use trainer.cuda_graph=auto or false"
-        )
-
-
-def can_use_graph(device: torch.device, processes: Processes) -> bool:
-    """Whether the passes may be a CUDA graph. NCCL cannot end while one is alive, so several processes use none."""
-    return device.type == "cuda" and processes.size == 1
-
-
-class GraphedGradients:
-    """`TrainingStep.compute_gradients` as one CUDA graph.
-
-    Raises:
-        CaptureError: it cannot be captured. The exception keeps neither the step's tensors nor its autograd graph.
-    """
-
-    def __init__(
-        self, compute: Gradients, indices: Tensor, device: torch.device, capture: Capture = capture_cuda
-    ) -> None:
-        self._indices = indices.clone()
-        reason = None
-        try:
-            self._replay = capture(lambda: self._keep(compute(self._indices)), device)
-        except UserError:
-            raise
-        except Exception as failure:  # out of memory, a synchronization, a compiler's or the driver's own exception
-            reason = _root_cause(failure)
-        if reason is not None:
-            raise CaptureError(reason)  # not within the handler: __context__ would keep the failed step
-
-    def _keep(self, results: tuple[Tensor, Tensor]) -> None:
-        self._results = results
-
-    def __call__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        self._indices.copy_(indices)
-        self._replay()
-        return self._results
-
-
 def _root_cause(failure: BaseException) -> str:
     """The first exception in one line, not the end of the capture, which fails because of it."""
     while failure.__context__ is not None:
         failure = failure.__context__
-    return " ".join(str(failure).split())[:200] or type(failure).__name__
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
