@@ -57,7 +57,6 @@ def test_tensorboard_tags_are_the_same_for_every_model(tmp_path):
         events.Reload()
         tags.append(set(events.Tags()["scalars"]))
         assert [point.step for point in events.Scalars("eval/accuracy")] == [10, 20, 30]
-        assert events.Tags()["images"] == ["test/confusion", "test/digits"]
         assert events.Tags()["histograms"] == [f"recurrent_weight/{layer}" for layer in layers]
     assert tags[0] == tags[1] == {
         "train/loss", "train/accuracy", "eval/loss", "eval/accuracy", "test/loss", "test/accuracy", "optimizer/lr",
@@ -281,19 +280,6 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
     folder = folder_of(tmp_path)
     assert checkpoint_of(folder)["progressed"]["step"] == 7
     assert not list(folder.glob("*.tmp"))
-
-
-@pytest.mark.parametrize("failing", ["confusion_matrix", "digits_page"])
-def test_a_picture_that_fails_is_a_warning_after_the_result(tmp_path, monkeypatch, failing):
-    def fails(*_):
-        assert read_result(folder_of(tmp_path) / "result.json").steps == 30
-        raise ImportError("no backend\nof this name")
-
-    monkeypatch.setattr(f"indrnn.training.recorder.{failing}", fails)
-    with pytest.warns(UserWarning, match="pictures .* not drawn .*ImportError: no backend of this name"):
-        result = run_small(tmp_path)
-    assert read_result(folder_of(tmp_path) / "result.json") == result
-    load_run(folder_of(tmp_path))
 
 
 def test_a_task_without_classes_has_no_accuracy(tmp_path):

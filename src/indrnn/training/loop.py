@@ -246,10 +246,7 @@ class Training:
             restore_optimizers(state.optimizers, state.best["optimizer"])
 
     def _finish(self) -> Result:
-        """Evaluate the best checkpoint on the test split, which is read here for the first time, and write the result.
-
-        Pictures come last: if one fails, the result is already written.
-        """
+        """Evaluate the best checkpoint on the test split, read here for the first time, and write the result."""
         folder, best = self.folder, self.state.best
         assert best is not None, "an evaluation precedes every end"
         load_weights(self.state.model, best["model"], folder.best_path)
@@ -261,7 +258,6 @@ class Training:
         if self.processes.is_rank_zero:
             save_weights(folder.weights_path, best["model"])
             write_result(folder.result_path, result)
-        self.recorder.pictures(test)
         return result
 
     def _save(self) -> None:

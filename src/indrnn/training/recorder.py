@@ -2,19 +2,17 @@
 
 import sys
 import time
-import warnings
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from ..config.checks import result_keys, run_name
+from ..config.checks import run_name
 from ..models import recurrent_weights
 from ..record.folder import RunFolder
 from ..record.metrics import MetricsWriter, read_metrics
 from ..record.result import Result, wilson_interval
-from ..record.tensorboard import TensorBoardWriter, confusion_matrix, digits_page
-from .evaluation import Evaluation, spread_indices
+from ..record.tensorboard import TensorBoardWriter
+from .evaluation import Evaluation
 from .optimizer import learning_rates
 from .state import RunState
 
@@ -33,7 +31,7 @@ class Recorder:
         cfg = state.cfg
         self._state, self._folder = state, folder
         self._metrics = MetricsWriter(folder.metrics_path, resume_step)
-        self._tensorboard = TensorBoardWriter(folder.path, cfg.model.name, state.task.name, resume_step)
+        self._tensorboard = TensorBoardWriter(folder.path, resume_step)
         self._label = f"{folder.path.parent.name} seed {cfg.seed}"
         self._shown: dict[str, str] = {}
         self._initial, self._began = state.position.step, time.monotonic()
@@ -85,38 +83,16 @@ class Recorder:
         self._show("val", f"val loss {loss:.4f}" if accuracy is None else f"val {accuracy:.2%}", True)
 
     def test(self, test: Evaluation, result: Result) -> None:
-        """Record the evaluation on the test split, the hyperparameters and the configuration."""
+        """Record the evaluation on the test split, the command and the configuration."""
         # The run may have been killed between this row and its result.
         columns = read_metrics(self._folder.metrics_path)
         if not ((columns["split"] == "test") & (columns["step"] == self._state.position.step)).any():
             self._row("test", test.loss, test.accuracy)
         self._scalars({"test/loss": test.loss, "test/accuracy": test.accuracy})
-        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})  # for HPARAMS
-        self._tensorboard.hparams({**result_keys(self._state.cfg), "parameters": result.parameters})
+        self._scalars({"eval/best_loss": result.val_loss, "eval/best_accuracy": result.val_accuracy})
         self._tensorboard.text("command", f"`{result.command}`")
         configuration = self._folder.config_path.read_text(encoding="utf-8")
         self._tensorboard.text("configuration", f"```yaml\n{configuration}```")
-
-    def pictures(self, test: Evaluation) -> None:
-        """Draw the confusion matrix and, if sequences are images, some predictions. A failure is a warning."""
-        if test.outputs is None or test.targets is None or test.inputs is None:
-            return
-        step, to_image = self._state.position.step, self._state.task.picture
-        try:
-            probabilities, predictions = test.outputs.float().softmax(1).max(1)
-            labels = test.targets.numpy()
-            matrix = confusion_matrix(predictions.numpy(), labels, test.outputs.shape[1])
-            self._tensorboard.picture("test/confusion", matrix, step)
-            if to_image is not None:
-                shown = spread_indices(test.size, len(test.inputs))
-                images = torch.stack([to_image(sequence) for sequence in test.inputs])
-                page = digits_page(
-                    images.numpy(), predictions[shown].numpy(), probabilities[shown].numpy(), labels[shown]
-                )
-                self._tensorboard.picture("test/digits", page, step)
-        except Exception as failure:
-            reason = " ".join(f"{type(failure).__name__}: {failure}".split())[:200]
-            warnings.warn(f"the pictures of the test split were not drawn ({reason})", stacklevel=2)
 
     def _row(self, split: str, *values: float | None) -> None:
         step, seconds = self._state.position.step, self._state.position.seconds
@@ -146,7 +122,7 @@ class SilentRecorder(Recorder):
 
     def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    say = step_done = training = validation = test = pictures = __exit__ = _ignore
+    say = step_done = training = validation = test = __exit__ = _ignore
 
 
 def build_result(state: RunState, command: str, test: Evaluation) -> Result:
