@@ -170,7 +170,7 @@ def _row(cfg: Config, before: int | None, completed: bool) -> tuple[str, str, st
 
     folder, now, state = run_folder(cfg), _written(cfg), "failed" if completed else "not run"
     replaced = not cfg.overwrite or now != before
-    cfg.overwrite, cfg.resume = False, "auto"
+    cfg.overwrite = False
     try:
         if folder.exists():
             with open_run(cfg, [], "") as found:
