@@ -1,6 +1,5 @@
 """The run folder: when a run starts, resumes, is skipped or refused, and that no user data is lost."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -102,7 +101,7 @@ def test_text_is_read_back_as_text(tmp_path, tag):
 def test_finished_run_is_skipped_untouched_even_with_other_neutral_keys(tmp_path):
     path = leave(tmp_path, result=True)
     before = contents(path)
-    with opened(tmp_path, "trainer.checkpoint_every=7", "trainer.log_every=3", "resume=never") as run:
+    with opened(tmp_path, "trainer.checkpoint_every=7", "trainer.log_every=3") as run:
         assert run.state == "finished"
         run.begin()
     assert contents(path) == before
@@ -190,14 +189,6 @@ def test_finished_run_without_checkpoint_cannot_resume(tmp_path):
     assert "has no checkpoint" in refused(tmp_path, "trainer.max_steps=20")
 
 
-@pytest.mark.parametrize(("steps", "result"), [(10, False), (20, True)])
-def test_resume_never_refuses_to_resume(tmp_path, steps, result):
-    leave(tmp_path, "trainer.max_steps=10", result=result)
-    message = refused(tmp_path, f"trainer.max_steps={steps}", "resume=never")
-    assert "resume=auto" in message
-    assert "overwrite=true" in message
-
-
 def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     path = leave(tmp_path, result=True)
     (path / "events.out.tfevents.1.host").write_bytes(b"old")
@@ -251,17 +242,6 @@ def test_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path):
     with pytest.raises(UserError, match=r"\.lock: .*remove the symbolic link"):
         opened(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "precious"
-
-
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, code):
-    def flock(*_):
-        raise OSError(code, "no locks here")
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with opened(tmp_path) as run:
-        assert run.state == "fresh"
-    assert [str(run.path) in message and "has no locks" in message for message in caplog.messages] == [True]
 
 
 def test_killed_run_leaves_its_folder_free_and_its_metrics_complete(tmp_path):

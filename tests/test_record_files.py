@@ -16,16 +16,7 @@ import indrnn
 from indrnn.errors import RunError, UserError
 from indrnn.files import replacing, write_atomically
 from indrnn.record.metrics import MetricsWriter, read_metrics
-from indrnn.record.result import (
-    Result,
-    command_line,
-    cpu_name,
-    environment,
-    git,
-    read_result,
-    wilson_interval,
-    write_result,
-)  # fmt: skip
+from indrnn.record.result import Result, command_line, environment, git, read_result, wilson_interval, write_result
 
 HEADER = "step,epoch,seconds,split,loss,accuracy,lr,grad_norm\n"
 ROW = "1,0.1,1.000,train,0.5,0.5,0.0002,1.0\n"
@@ -100,20 +91,17 @@ def test_incomplete_last_line_is_dropped(tmp_path, cut):
     [
         ("step,loss\n1,2\n", "does not begin with"),
         ("", "does not begin with"),
-        (HEADER + "1,0.1,1.0,train,x,,,\n", "line 2"),
-        (HEADER + "1,0.1\n", "line 2"),
-        (HEADER + ROW + "1,0.1,1.0,training,1.0,,,\n", "line 3"),
-        (HEADER + ROW + "\n", "line 3"),
+        (HEADER + "1,0.1,1.0,train,x,,,\n", "damaged.*'x'"),
+        (HEADER + "1,0.1\n", "damaged"),
+        (HEADER + ROW + "\n", "damaged"),
     ],
 )
 def test_damaged_metrics_are_named_and_kept(tmp_path, text, message):
     path = tmp_path / "metrics.csv"
     path.write_text(text)
-    for read in (lambda: read_metrics(path), lambda: MetricsWriter(path, 5)):
-        with pytest.raises(UserError, match=message) as error:
-            read()
-        assert str(path) in str(error.value)
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=f"metrics.csv.*{message}") as error:
+        MetricsWriter(path, 5)
+    assert "\n" not in str(error.value)
     assert path.read_text() == text
 
 
@@ -152,20 +140,28 @@ def test_result_is_read_as_written_or_keeps_the_old_one(tmp_path, changes):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "damaged"), ("[]", "damaged"), ("[" * 100_000, "damaged"), ("\xff", "damaged"),
-        ('{"schema_version": 2}', "schema_version 2"), ('{"schema_version": 1, "model": "lstm"}', "damaged.*'task'"),
-        ('{"schema_version": 1, "accuracy": 1}', "damaged.*'accuracy'"), (None, "No such file"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("\xff", "damaged"),
+        ('{"schema_version": 1, "model": "lstm"}', "damaged"),
+        (None, "No such file"),
     ],
-    ids=range(8),
-)  # fmt: skip
+)
 def test_damaged_or_missing_result_is_named(tmp_path, text, message):
     path = tmp_path / "result.json"
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=f"result.json.*{message}") as error:
         read_result(path)
-    assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"schema_version": 2}, "schema_version=2"), ({"more": 1}, "'more'")])
+def test_result_of_another_version_is_refused(tmp_path, change, message):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(dataclasses.asdict(RESULT) | change))
+    with pytest.raises(UserError, match=message):
+        read_result(path)
 
 
 def test_interrupted_write_keeps_the_old_file(tmp_path):
@@ -198,7 +194,7 @@ def test_wilson_interval():
             wilson_interval(correct, n)
 
 
-def test_environment_has_every_version(tmp_path):
+def test_environment_has_every_version():
     found = environment("cpu")
     assert set(found["versions"]) == {"python", "torch", "cuda", "numba", "triton", "indrnn"}
     assert found["versions"]["torch"] == torch.__version__
@@ -206,18 +202,6 @@ def test_environment_has_every_version(tmp_path):
     assert found["num_threads"] == torch.get_num_threads()
     assert found["device_name"]
     json.dumps(found)
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Other\n")
-    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU @ 2 GHz"
-    assert cpu_name(tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [({"amx_bf16": True, "avx512_bf16": True}, "AMX-BF16"), ({"avx512_bf16": True}, "AVX512-BF16")],
-)
-def test_environment_names_the_instructions_for_products(monkeypatch, flags, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
-    assert environment("cpu")["instruction_set"] == expected
 
 
 @pytest.fixture
@@ -251,8 +235,6 @@ def test_git_reports_the_commit_and_changes_of_the_code(checkout, tmp_path, monk
     assert git(checkout)["dirty"] is False
     (checkout / "new.py").write_text("")
     assert git(checkout) == {"commit": found["commit"], "dirty": True}
-    # A repository around an installed package is another project's.
-    assert git(tmp_path / ".venv" / "lib" / "site-packages" / "indrnn") == {"commit": None, "dirty": None}
 
 
 def test_git_in_the_checkout_of_another_user(checkout, tmp_path, monkeypatch):
@@ -262,16 +244,22 @@ def test_git_in_the_checkout_of_another_user(checkout, tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{40}", git(checkout)["commit"])
 
 
-@pytest.mark.parametrize("script", ["echo 'fatal: bad object' >&2; exit 128", None])
-def test_failing_or_missing_git_is_a_warning(checkout, tmp_path, monkeypatch, caplog, script):
-    if script is None:
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [("exit", "bad object"), ("missing", "git"), ("damaged", "not a git repository"), ("installed", "not a git rep")],
+)
+def test_reason_is_recorded_if_git_fails(checkout, tmp_path, monkeypatch, failure, reason):
+    package = checkout
+    if failure == "exit":
+        program(tmp_path, monkeypatch, "echo 'fatal: bad object' >&2; exit 128")
+    elif failure == "missing":
         monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    else:
-        program(tmp_path, monkeypatch, script)
-    assert git(checkout) == {"commit": None, "dirty": None}
-    [message] = caplog.messages
-    assert "is not recorded: " in message
-    assert script is None or message.endswith("fatal: bad object")
+    else:  # in both cases the repository around is another project's
+        package = tmp_path / ".venv" / "lib" / "site-packages" / "indrnn"
+        (package.parents[1] / (".git" if failure == "damaged" else "indrnn")).mkdir(parents=True)
+    found = git(package)
+    assert (found["commit"], found["dirty"]) == (None, None)
+    assert reason in found["reason"]
 
 
 def test_ctrl_c_does_not_reach_git(checkout, tmp_path, monkeypatch):
@@ -280,17 +268,12 @@ def test_ctrl_c_does_not_reach_git(checkout, tmp_path, monkeypatch):
     assert git(checkout)["commit"] == "0a"
 
 
-@pytest.mark.parametrize(
-    ("variables", "start"),
-    [
-        (("", ""), "python -m indrnn"),
-        (("", "2"), "python -m indrnn"),
-        (("2", "0"), "python -m indrnn"),
-        (("6", "2"), "torchrun --nnodes=3 --nproc-per-node=2 -m indrnn"),
-    ],
-)
-def test_command_can_be_typed_again(monkeypatch, variables, start):
-    for name, value in zip(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), variables, strict=True):
-        monkeypatch.setenv(name, value)
-    assert command_line(["/home/someone/indrnn/__main__.py", "model=indrnn"]) == f"{start} model=indrnn"
-    assert command_line(["/opt/bin/indrnn-train", "tag=two words"]) == "indrnn-train 'tag=two words'"
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_command_can_be_typed_again(monkeypatch, torchrun):
+    for name, value in (("GROUP_WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value) if torchrun else monkeypatch.delenv(name, raising=False)
+    start = "torchrun --nnodes=3 --nproc-per-node=2" if torchrun else "python"
+    monkeypatch.setattr("sys.argv", ["/home/someone/indrnn/__main__.py", "model=indrnn"])
+    assert command_line() == f"{start} -m indrnn model=indrnn"
+    monkeypatch.setattr("sys.argv", ["/opt/bin/indrnn-train", "tag=two words"])
+    assert command_line() == "indrnn-train 'tag=two words'"

@@ -52,7 +52,6 @@ def _facts(data_root: str | None) -> Iterator[tuple[str, Any]]:
     for device in devices:
         for name, reason in available_backends(device).items():
             yield f"{name} on {device}", "works" if reason is None else f"no: {reason}"
-        # On a GPU, resolving auto compiles and checks the kernels, and warns if they are wrong.
         yield f"auto on {device}", resolve_backend("auto", device)
     data: Any = load_config(["data=mnist"]).data
     folder = raw_folder(data_root or data.root)

@@ -38,7 +38,7 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
     say("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing ...")
-    from indrnn.record.tensorboard import tensorboard_command, tensorboard_link
+    from indrnn.record.tensorboard import tensorboard_command
     from indrnn.report.page import write_report
 
     out = options.out or folders[0] / "report"
@@ -46,7 +46,6 @@ def _report(options: argparse.Namespace) -> None:
     print("\n".join([tables, *written_lines(paths)]))
     for folder in folders:
         print(f"live curves: {tensorboard_command(folder)}")
-        print(f"with accuracy and loss pinned, one color per network: {tensorboard_link(folder)}")
     if options.open:
         import webbrowser
 

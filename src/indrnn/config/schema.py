@@ -226,7 +226,6 @@ class Config:
     seed: int = setting("of initialization, data order and dropout", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: Any = setting("run folders are created below it", text=True, affects_result=False)
-    resume: str = setting("resume an unfinished run, or never", choices=("auto", "never"), affects_result=False)
     overwrite: bool = setting("delete the run folder's content and start again", affects_result=False)
 
 

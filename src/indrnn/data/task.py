@@ -93,13 +93,8 @@ class Task:
     picture: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for mistakes that a custom task can make."""
         if not re.fullmatch(FOLDER_NAME, self.folder):
             raise UserError(f"folder={self.folder!r} of a task: {FOLDER_NAME_RULE}")
-        for name in ("length", "input_size", "output_size"):
-            size = getattr(self, name)
-            if type(size) is not int or size < 1:
-                raise UserError(f"{name}={size!r} of the task {self.name}: it must be a whole number, at least 1")
         if self.loss not in ("cross_entropy", "mse") or (self.loss == "mse" and self.output_size != 1):
             raise UserError(
                 f"loss={self.loss!r} and output_size={self.output_size} of the task {self.name}: choose cross_entropy, "

@@ -26,24 +26,13 @@ def neutral_keys() -> frozenset[str]:
 
 
 def differences(old: Mapping[str, Any], cfg: Config) -> list[Difference]:
-    """The keys of a stored configuration (dotted) and of ``cfg`` that affect the result and differ.
-
-    A key that only one of the two has is a difference.
-    """
-    new = result_keys(cfg)
-    keys = dict.fromkeys([*new, *(key for key in old if key not in neutral_keys())])
-    pairs = (Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys)
-    return [pair for pair in pairs if pair.old != pair.new]
-
-
-def continues(differ: list[Difference], cfg: Config) -> bool:
-    """Whether ``cfg`` is the same run with a larger max_steps and a schedule that does not depend on it."""
-    return (
-        [difference.key for difference in differ] == ["trainer.max_steps"]
-        and isinstance(differ[0].old, int)
-        and differ[0].new > differ[0].old
-        and cfg.schedule.name not in SCHEDULES_OF_MAX_STEPS
-    )
+    """The differences between a stored configuration (dotted keys) and ``cfg``, unless ``cfg`` is the same run with a
+    larger max_steps and a schedule that does not depend on it."""
+    differ = _differences({key: value for key, value in old.items() if key not in neutral_keys()}, result_keys(cfg))
+    if [key for key, *_ in differ] == ["trainer.max_steps"] and cfg.schedule.name not in SCHEDULES_OF_MAX_STEPS:
+        [(_, steps, more)] = differ
+        return [] if isinstance(steps, int) and more > steps else differ
+    return differ
 
 
 def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +41,12 @@ def fingerprint(cfg: Config, provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_differences(stored: dict[str, Any], cfg: Config, provenance: dict[str, Any]) -> list[Difference]:
-    """The differences between a stored `fingerprint` and this run, ignoring hashes that only one of the two has."""
-    differ = differences(stored["config"], cfg)
-    data = flatten(provenance)
-    hashes = [Difference(f"data.{key}", old, data.get(key, old)) for key, old in stored["data"].items()]
-    return ([] if continues(differ, cfg) else differ) + [pair for pair in hashes if pair.old != pair.new]
+    """The differences between a stored `fingerprint` and this run."""
+    data = _differences(flatten({"data": stored["data"]}), flatten({"data": provenance}))
+    return differences(stored["config"], cfg) + data
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """A key that only one of the two has is a difference."""
+    pairs = [Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**new, **old}]
+    return [pair for pair in pairs if pair.old != pair.new]

@@ -1,6 +1,6 @@
 """The run folder: its files, and what a rerun does with them.
 
-    empty                               fresh: start at step 0
+    empty, or overwrite=true            fresh: start at step 0
     result.json, same config            finished: report it and stop
     unfinished, same config             resume from checkpoint.pt (fresh if there is none yet)
     same config with larger max_steps   resume, also a finished run
@@ -13,8 +13,6 @@ Keys that cannot change the result are not compared (`indrnn.record.config_diff`
 `RunFolder.begin`, so a command that fails earlier (missing data, no such device) leaves everything as it was.
 """
 
-import errno
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,10 +28,8 @@ from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
 from ..files import TEMPORARY, expanded, one_line, write_atomically
-from .config_diff import continues, differences
+from .config_diff import differences
 from .tensorboard import EVENTS
-
-log = logging.getLogger(__name__)
 
 CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
@@ -55,16 +51,12 @@ def run_folder(cfg: Config) -> Path:
 def find_run_folders(folder: Path) -> Iterator[Path]:
     """Every run folder at or below ``folder``, in alphabetical order, also through symbolic links; each folder once.
 
-    Hidden folders are skipped. A folder that cannot be read is logged. Raises UserError if ``folder`` is none.
+    Hidden folders are skipped. Raises UserError if ``folder`` is none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds run folders")
-
-    def skip(failure: OSError) -> None:
-        log.warning("left out: cannot read %s: %s", failure.filename, failure.strerror)
-
     seen = set()
-    for parent, subfolders, files in os.walk(folder, onerror=skip, followlinks=True):
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         # A link to a folder above would be followed forever.
         subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
@@ -170,11 +162,6 @@ def _locked(folder: Path) -> FileLock:
             raise FolderInUseError(
                 f"run folder {folder} is in use by another process; wait until it ends, or keep both with tag=<name>"
             ) from None
-        except OSError as failure:
-            # Some network file systems have no locks.
-            if failure.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            log.warning("%s: this file system has no locks; do not start this run twice", folder)
     return lock
 
 
@@ -211,19 +198,12 @@ def _state(path: Path, cfg: Config) -> str:
     if cfg.overwrite or not trained or (trained == {METRICS} and (path / METRICS).read_bytes().count(b"\n") <= 1):
         return "fresh"
     differ = differences(flatten(old), cfg)
-    if differ and not continues(differ, cfg):
+    if differ:
         shown = ", ".join(map(str, differ[:_SHOWN]))
         more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
         raise UserError(f"run folder {path} holds a run of another config: {shown}{more}; {_KEEP_OR_REPLACE}")
-    if RESULT in present and not differ:
+    if RESULT in present and old["trainer"].get("max_steps") == cfg.trainer.max_steps:
         return "finished"
-    if cfg.resume == "never":
-        raise UserError(
-            f"run folder {path} holds {'a shorter' if RESULT in present else 'an unfinished'} run and resume=never; "
-            f"resume it with resume=auto, {_KEEP_OR_REPLACE}"
-        )
     if RESULT in present and CHECKPOINT not in present:
-        raise UserError(
-            f"the finished run in {path} has no {CHECKPOINT} to resume from ({differ[0]}); {_KEEP_OR_REPLACE}"
-        )
+        raise UserError(f"the shorter run in {path} has no {CHECKPOINT} to resume from; {_KEEP_OR_REPLACE}")
     return "resume" if CHECKPOINT in present else "fresh"

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 from pathlib import Path
 from typing import Self
 
@@ -80,17 +79,15 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     header, *rows = list(csv.reader(_lines(path))) or [[]]
     if header != list(COLUMNS):
         raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")
-    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
-    for number, row in enumerate(rows, start=2):
-        try:
-            for (name, kind), cell in zip(COLUMNS.items(), row, strict=True):
-                columns[name].append(kind(cell) if cell or kind is not float else math.nan)
-            if row[3] not in ("train", "val", "test") or not math.isfinite(float(row[1]) + float(row[2])):
-                raise ValueError
-        except ValueError as failure:
-            line = ",".join(row)[:60]
-            raise UserError(f"{path} is damaged in line {number} ({line!r}); repair or move it away") from failure
-    return {name: np.array(columns[name], dtype=kind) for name, kind in COLUMNS.items()}
+    try:
+        cells = np.array(rows, dtype=str).reshape(len(rows), len(COLUMNS))
+        return {
+            name: np.where(column == "", "nan", column).astype(kind)
+            for (name, kind), column in zip(COLUMNS.items(), cells.T, strict=True)
+        }
+    except ValueError as failure:
+        reason = str(failure).splitlines()[0]
+        raise UserError(f"{path} is damaged ({reason}); repair or move it away") from failure
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import platform
@@ -10,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +22,6 @@ from ..files import write_atomically
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
@@ -80,15 +76,15 @@ def read_result(path: Path) -> Result:
     """Raises UserError with one line for a file that is missing, damaged or of another version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.get("schema_version")
-        if found == SCHEMA_VERSION:
-            interval = values.get("test_ci95")
-            return Result(**{**values, "test_ci95": interval and tuple(interval)})
+        interval = values["test_ci95"]
+        result = Result(**{**values, "test_ci95": interval and tuple(interval)})
     except OSError as failure:
         raise UserError(f"cannot read {path}: {failure.strerror}") from failure
-    except (ValueError, TypeError, AttributeError, RecursionError) as failure:
+    except (ValueError, TypeError, KeyError) as failure:
         raise UserError(f"{path} is damaged ({failure}); move it away to run again") from failure
-    raise UserError(f"{path} has schema_version {found}, this version of indrnn reads {SCHEMA_VERSION}")
+    if result.schema_version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version={result.schema_version}; this version reads {SCHEMA_VERSION}")
+    return result
 
 
 def no_better_than_chance(accuracy: float, chance: float) -> bool:
@@ -146,28 +142,26 @@ def cpu_instructions() -> str:
     return next((name for flag, name in names.items() if flags.get(flag)), torch.backends.cpu.get_cpu_capability())
 
 
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name() -> str:
     """The processor's model name."""
+    cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def git(package: Path | None = None) -> dict[str, Any]:
-    """``{"commit": hex, "dirty": bool}`` of the checkout that this package runs from; both None if there is none.
+    """``{"commit": hex, "dirty": bool}`` of the checkout that this package runs from.
 
-    dirty: src/ or configs/ differ from the commit. A repository around an installed package (a project with its
-    environment inside) is not reported. If git fails, a warning gives the reason.
+    dirty: src/ or configs/ differ from the commit. If there is no checkout or git fails, both are None and ``"reason"``
+    says why. A repository around an installed package (a project with its environment inside) is not reported.
     """
     root = (package or Path(indrnn.__file__).parent).parents[1]
-    if not ((root / ".git").exists() and (root / "src" / "indrnn").is_dir()):
-        return {"commit": None, "dirty": None}
     try:
         commit, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--", "src", "configs")
     except (OSError, subprocess.SubprocessError) as failure:
-        reason = getattr(failure, "stderr", None) or failure
-        log.warning("the commit of %s is not recorded: %s", root, " ".join(str(reason).split()))
-        return {"commit": None, "dirty": None}
+        reason = getattr(failure, "stderr", None) or str(failure)
+        return {"commit": None, "dirty": None, "reason": " ".join(reason.split())}
     return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 
@@ -181,28 +175,28 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(
         # A checkout may belong to another user, who installed it for all.
         ["git", "-c", "safe.directory=*", "-C", str(root), "--no-optional-locks", *arguments],
-        capture_output=True, text=True, errors="replace", timeout=10, env=variables, check=True,
+        capture_output=True, text=True, errors="replace", timeout=10, check=True,
+        env=variables | {"GIT_CEILING_DIRECTORIES": str(root.parent)},
         start_new_session=True,  # Ctrl-C must not reach git
     ).stdout  # fmt: skip
 
 
-def command_line(argv: Sequence[str] | None = None) -> str:
+def command_line() -> str:
     """The command as typed, without the program's folder.
 
     ``python -m indrnn`` and ``torchrun -m indrnn``, of which Python only gets the path of __main__.py, are put together
     again, the latter with the numbers of machines and processes.
     """
-    program, *arguments = sys.argv if argv is None else argv
-    start = [Path(program).name]
-    if start == ["__main__.py"]:
-        processes, here = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        machines = int(processes) // int(here) if processes.isdigit() and here.strip("0").isdigit() else 0
-        launcher = ["torchrun", f"--nnodes={machines}", f"--nproc-per-node={here}"] if machines else ["python"]
-        start = [*launcher, "-m", Path(program).parent.name]
-    return shlex.join([*start, *arguments])
+    program, start = Path(sys.argv[0]), [Path(sys.argv[0]).name]
+    if program.name == "__main__.py":
+        start = ["python", "-m", program.parent.name]
+        machines = os.environ.get("GROUP_WORLD_SIZE")  # set by torchrun
+        if machines:
+            processes = os.environ.get("LOCAL_WORLD_SIZE")
+            start = ["torchrun", f"--nnodes={machines}", f"--nproc-per-node={processes}", *start[1:]]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
-@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self, run: "Run", resume_step: int | None) -> None:
         self._run, self._folder = run, run.folder
         self._metrics = MetricsWriter(run.folder.metrics_path, resume_step)
-        self._tensorboard = TensorBoardWriter(run.folder.path, run.cfg.model.name, run.task.name, resume_step)
+        self._tensorboard = TensorBoardWriter(run.folder.path, resume_step)
         self._label = f"{run.folder.path.parent.name} seed {run.cfg.seed}"
         self._shown: dict[str, str] = {}
         self._initial, self._began = run.step, time.monotonic()
