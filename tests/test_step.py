@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
@@ -14,7 +15,7 @@ from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers, decayed_parameters, set_rates
-from indrnn.training.step import TrainingStep
+from indrnn.training.step import Meter, TrainingStep
 from small_runs import ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def test_a_step_never_waits_for_the_device(overrides):
     split = task.load(CPU).train if cfg.data.name == "adding" else ArraySplit(200, 1, device=device)
     # float32 needs no autocast, which has no meta device.
     step = TrainingStep(model, [], Objective(task), split, cfg.trainer, CPU)
-    step.meter.sums, step.meter._one = step.meter.sums.to(device), step.meter._one.to(device)
+    step.meter = Meter(device)
     step(torch.arange(16, device=device))
     with pytest.raises(RuntimeError, match="meta"):
         step.meter.read()
@@ -183,3 +184,24 @@ def test_mean_squared_error_has_no_accuracy():
     loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
     assert (float(loss), float(correct)) == (0.5, 0.0)
     assert objective.accuracy(0, 2) is None
+
+
+class CountCalls(TorchDispatchMode):
+    """Counts the dispatched operations that compute something: no views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        views = ("aten::detach", "aten::_unsafe_view")
+        self.count += not (operator.is_view or operator.name() in views or operator.namespace == "profiler")
+        return operator(*arguments, **keywords or {})
+
+
+def test_a_step_of_the_default_network_stays_below_200_calls(tmp_path):
+    """Each is a kernel launch on a GPU. The product W x is counted, which numba fuses."""
+    size = ["model.num_layers=6", "model.hidden_size=128", "model.backend=reference", "schedule=constant"]
+    step = make_step(tmp_path, *size)
+    step(BATCH)  # creates the optimizer's state
+    with CountCalls() as calls:
+        step(BATCH)
+    assert calls.count < 200

@@ -33,12 +33,14 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.NAMES), device=device, dtype=torch.float32)
         self._one = torch.ones((), device=device, dtype=torch.float32)
+        self._zeros = torch.zeros_like(self.sums[:-1])
 
     def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor) -> None:
         """Count a step, and whether its loss and gradient are finite, as those of all steps before it."""
-        finite = ((loss + grad_norm) * 0 == 0) & (self.sums[-1] == self.sums[-2])  # fewer kernels than isfinite()
-        row = [loss, correct, grad_norm, self._one, finite]
-        self.sums += torch.stack([value.to(self.sums.dtype) for value in row])
+        row = [loss, correct, grad_norm, self._one]
+        sums, finite = self.sums[:-1], self.sums[-1]
+        sums.add_(torch.stack([value.to(sums.dtype) for value in row]))
+        finite.add_(torch.dot(sums, self._zeros) == 0)  # 0 · ∞ is not a number
 
     def read(self) -> dict[str, float]:
         """The sums as Python numbers: one synchronization with the device."""
