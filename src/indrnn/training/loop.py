@@ -285,7 +285,7 @@ class Run:
             "optimizer": self._optimizer_states(),
             "meter": self.update.meter.sums.cpu(),
             "random": random_state(self.device),
-            "schedule": self.schedule.state(),
+            "schedule": self.schedule.state,
             "progressed": {name: getattr(self, name) for name in PROGRESS},
             "best": self.best,
             "fingerprint": fingerprint(self.cfg, self.data.provenance),
@@ -308,7 +308,7 @@ class Run:
             restore_optimizers(self.optimizers, content["optimizer"])
             self.update.meter.sums.copy_(content["meter"])
             restore_random_state(content["random"], self.device)
-            self.schedule.restore(content["schedule"])
+            self.schedule.state.update(content["schedule"])
             for name, kind in PROGRESS.items():
                 setattr(self, name, kind(content["progressed"][name]))
 
