@@ -338,6 +338,6 @@ def test_load_run_refuses_the_weights_of_another_model(tmp_path):
     folder = folder_of(tmp_path)
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
-    with pytest.raises(UserError, match=r"does not fit .*\[8, 1\].*\[9, 1\]") as caught:
+    with pytest.raises(UserError, match=r"of another run .*\[8, 1\].*\[9, 1\]") as caught:
         load_run(folder)
     assert "\n" not in str(caught.value)

@@ -53,8 +53,7 @@ class Processes:
 
     def one_per_machine_first(self, work: Callable[[], T]) -> T:
         """Run ``work``, which may fill a folder, in one process on each machine before the others."""
-        first = int(os.environ.get("LOCAL_RANK") or 0) == 0
-        value = work() if first else None
+        value = work() if int(os.environ.get("LOCAL_RANK") or 0) == 0 else None
         self.all_reduce_max(0)
         return work() if value is None else value
 
@@ -81,15 +80,15 @@ class Processes:
                 raise UserError(f"{key} leaves {count} sequences for {self.size} processes; raise it or use fewer")
         share = Share(self, batch_size)
         folded = {id(layer.norm) for _, layer in recurrent_layers(model)}
-        for name, module in list(model.named_modules()):
+        for name, module in model.named_modules():
             foreign_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in folded
             if foreign_norm or (isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1):
                 kind = type(module).__name__
                 fix = "use one process, or model.dropout=0 for the dropout between the layers of an LSTM"
                 raise UserError(f"{name} ({kind}) cannot be synchronized between processes; {fix}")
-            for child_name, child in list(module.named_children()):
-                if type(child) is nn.Dropout:
-                    setattr(module, child_name, _SharedDropout(child.p, share))
+            if type(module) is nn.Dropout:
+                module.__class__ = _SharedDropout
+                vars(module)["share"] = share
         for _, layer in recurrent_layers(model):
             layer.share = share
         # Broadcasts the initial values, which may differ in their last bits between different machines.
@@ -147,16 +146,13 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradients[0])
 
 
-class _SharedDropout(nn.Module):
+class _SharedDropout(nn.Dropout):
     """nn.Dropout of (B, H) whose mask is drawn for the whole batch."""
 
-    def __init__(self, p: float, share: Share) -> None:
-        super().__init__()
-        self.p = p
-        self.share = share
+    share: Share
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.share.mask(x, 1 - self.p) if self.training and self.p > 0 else x
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.share.mask(input, 1 - self.p) if self.training and self.p > 0 else input
 
 
 @cache
