@@ -156,7 +156,7 @@ class _SharedDropout(nn.Dropout):
 
 
 @cache
-def _join(backend: str) -> Store:
+def _join() -> Store:
     """Join the other processes, once for all runs of a command: a second store at the same address could connect to
     the first while that is closing."""
     # Optimizers import this. With PyTorch 2.14, an import while the group exists keeps its threads alive after
@@ -166,6 +166,7 @@ def _join(backend: str) -> Store:
         store, rank, size = next(rendezvous("env://"))
     except ValueError as failure:
         raise UserError(f"RANK and WORLD_SIZE are set: {failure}; start with torchrun, or unset them") from failure
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(dist.destroy_process_group)
     return store
@@ -182,8 +183,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if not os.environ.get("RANK") or os.environ.get("WORLD_SIZE", "") in ("", "1"):
         yield SINGLE_PROCESS
         return
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         gpu, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
         if gpu >= gpus:
             raise UserError(f"process {gpu + 1} has no GPU: there are {gpus}; use --nproc-per-node={gpus}")
@@ -192,7 +192,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
     store = None
     try:
-        store = _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        store = _join()
         yield Processes(dist.get_rank(), dist.get_world_size())
     except (Exception, KeyboardInterrupt) as failure:
         if threading.current_thread() is threading.main_thread():
