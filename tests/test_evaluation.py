@@ -62,26 +62,6 @@ def test_reestimation_changes_nothing_else(tmp_path):
     assert not any(module.training for module in model.modules())
 
 
-def test_a_forward_that_raises_restores_the_momenta(tmp_path):
-    model, split = small_model(tmp_path), ArraySplit(200, 1)
-
-    def full(*_):
-        raise RuntimeError("out of memory")
-
-    model.register_forward_pre_hook(full)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        reestimate_batch_norm(model, split, torch.arange(64), batch_size=32)
-    assert [norm.momentum for norm in batch_norms(model)] == [0.1, 0.1]
-    assert not any(module.training for module in model.modules())
-
-
-def test_a_model_without_batch_norm_costs_no_pass(tmp_path):
-    split = ArraySplit(200, 1)
-    READS.clear()
-    reestimate_batch_norm(nn.Linear(1, 1), split, torch.arange(64), batch_size=32)
-    assert READS == []
-
-
 def test_an_evaluation_weights_every_sequence_equally(tmp_path):
     model, task = small_model(tmp_path), make_small()
     split, objective = ArraySplit(71, 2), Objective(task)

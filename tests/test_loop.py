@@ -63,15 +63,6 @@ def test_tensorboard_tags_are_the_same_for_every_model(tmp_path):
     }  # fmt: skip
 
 
-def test_both_learning_rates_of_muon_are_recorded(tmp_path):
-    run_small(tmp_path, "optimizer=muon", "model.num_layers=3", "optimizer.muon_lr=0.5", "schedule=cosine")
-    events = EventAccumulator(str(folder_of(tmp_path)))
-    events.Reload()
-    adam, muon = ([point.value for point in events.Scalars(f"optimizer/{key}")] for key in ("lr", "muon_lr"))
-    assert muon == pytest.approx([50 * rate for rate in adam], rel=1e-5)
-    assert len(set(muon)) > 3
-
-
 def test_the_result_is_that_of_the_best_checkpoint_on_validation(tmp_path):
     result = run_small(tmp_path)
     folder = folder_of(tmp_path)
@@ -87,12 +78,6 @@ def test_the_result_is_that_of_the_best_checkpoint_on_validation(tmp_path):
     assert (result.steps, result.epochs, result.backend) == (30, 2.5, "reference")
     assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert result.steps_per_second == pytest.approx(30 / result.seconds)
-
-
-def test_the_number_of_parameters_is_printed_before_training(tmp_path, capsys):
-    result = run_small(tmp_path)
-    lines = capsys.readouterr().err.splitlines()
-    assert [f" {result.parameters:,} parameters" in line for line in lines][:3] == [False, True, False]
 
 
 def test_the_test_split_is_read_once_and_last(tmp_path):
@@ -128,14 +113,10 @@ def test_a_drop_of_the_plateau_returns_to_the_best_weights_and_optimizer_state(t
     assert best["step"] < end["progressed"]["step"]
     assert ("optimizer" in best) == restore_best
     assert (f"back to the best step, {best['step']}" in capsys.readouterr().err) == restore_best
-    for part in ("model", "optimizer") if restore_best else ("model",):
-        pairs = zip(_leaves(end[part]), _leaves(best[part]), strict=True)
-        assert all(torch.equal(now, then) for now, then in pairs) == restore_best, part
-
-
-def _leaves(tree):
-    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else []
-    return [tree] if isinstance(tree, torch.Tensor) else [leaf for each in branches for leaf in _leaves(each)]
+    assert all(torch.equal(value, best["model"][name]) for name, value in end["model"].items()) == restore_best
+    if restore_best:
+        now, then = ([state["exp_avg"] for state in each["optimizer"][0]["state"].values()] for each in (end, best))
+        assert all(map(torch.equal, now, then))
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):
@@ -216,42 +197,28 @@ def test_a_non_finite_loss_ends_the_run_with_its_step_and_keeps_the_checkpoint(t
     assert all(math.isfinite(float(row["loss"])) for row in rows_of(folder))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_saves_a_checkpoint_and_restores_the_handlers(tmp_path, number):
+    """SIGUSR2 only if it has a handler, such as submitit's."""
+    previous = signal.signal(signal.SIGUSR2, lambda *_: None)
     handler = signal.getsignal(number)
     at("train", 12, send(number))
-    with pytest.raises(Interrupted, match=r"stopped at step 12, saved in .*; rerun the same command") as caught:
-        run_small(tmp_path)
-    assert caught.value.exit_code == 128 + number
-    assert checkpoint_of(folder_of(tmp_path))["progressed"]["step"] == 12
-    assert signal.getsignal(number) is handler
-
-
-def test_sigusr2_counts_if_it_has_a_handler(tmp_path):
-    previous = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
-        at("train", 12, send(signal.SIGUSR2))
-        with pytest.raises(Interrupted, match="stopped at step 12"):
+        with pytest.raises(Interrupted, match=r"stopped at step 12, saved in .*; rerun the same command") as caught:
             run_small(tmp_path)
+        assert signal.getsignal(number) is handler
     finally:
         signal.signal(signal.SIGUSR2, previous)
+    assert caught.value.exit_code == 128 + number
+    assert checkpoint_of(folder_of(tmp_path))["progressed"]["step"] == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_the_last_read_stops_after_the_result(tmp_path, number):
-    at("test", 2, send(number))
+def test_a_signal_during_the_last_read_stops_after_the_result(tmp_path):
+    at("test", 2, send(signal.SIGTERM))
     with pytest.raises(Interrupted, match="was finished") as caught:
         run_small(tmp_path)
-    assert caught.value.exit_code == 128 + number
+    assert caught.value.exit_code == 143
     assert read_result(folder_of(tmp_path) / "result.json").steps == 30
-
-
-def test_a_damaged_result_is_not_finished(tmp_path, capsys):
-    run_small(tmp_path, "trainer.max_steps=10")
-    (folder_of(tmp_path) / "result.json").write_text('{"schema_version": 1}')
-    with pytest.raises(UserError, match=r"result\.json"):
-        run_small(tmp_path, "trainer.max_steps=10")
-    assert "finished" not in capsys.readouterr().err
 
 
 def test_training_works_outside_the_main_thread(tmp_path):
@@ -338,6 +305,6 @@ def test_load_run_refuses_the_weights_of_another_model(tmp_path):
     folder = folder_of(tmp_path)
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("hidden_size: 8", "hidden_size: 9"))
-    with pytest.raises(UserError, match=r"does not fit .*\[8, 1\].*\[9, 1\]") as caught:
+    with pytest.raises(UserError, match=r"of another run .*\[8, 1\].*\[9, 1\]") as caught:
         load_run(folder)
     assert "\n" not in str(caught.value)

@@ -62,27 +62,12 @@ def test_plateau_shrinks_its_patience_and_ends_below_the_minimum():
 def test_plateau_is_not_finished_while_the_rate_equals_the_minimum():
     plateau = schedule("plateau", peak=2e-4, factor=0.1, patience=[1], minimum_lr=2e-7)
     plateau.observe(-1e9)  # the first evaluation is a gain, however bad
-    assert plateau.state() == {"drops": 0, "waited": 0, "best": -1e9}
+    assert plateau.state == {"drops": 0, "waited": 0, "best": -1e9}
     finished = []
     for _ in range(4):
         plateau.observe(-2e9)
         finished.append(plateau.finished)
     assert finished == [False, False, False, True]
-    restored = schedule("plateau", peak=2e-4, factor=0.1, patience=[1], minimum_lr=2e-7)
-    restored.restore(plateau.state())
-    assert restored.finished
-
-
-def test_plateau_continues_from_its_state():
-    one, two = (schedule("plateau", factor=0.5, patience=[2, 1], minimum_lr=1e-6) for _ in range(2))
-    for score in (-0.3, -0.2, -0.2):
-        one.observe(score)
-    two.restore(one.state())
-    for score in (-0.5, -0.1, -0.4):
-        one.observe(score)
-        two.observe(score)
-        assert one.share(0) == two.share(0)
-    assert one.state() == two.state() == {"drops": 2, "waited": 0, "best": -0.1}
 
 
 @pytest.mark.parametrize("restore_best", [True, False])

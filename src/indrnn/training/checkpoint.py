@@ -26,7 +26,6 @@ from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
 from .device import torch_defaults
 
 FORMAT = 3
-FIX = "move the file away, or start again with overwrite=true"
 # The first of these files that a run folder has is loaded.
 CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
 
@@ -63,15 +62,9 @@ def damage_reported(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as failure:  # unzipping and unpickling damaged bytes raise anything
-        reason = " ".join(str(failure).split())[:300]
-        raise UserError(
-            f"checkpoint {path} is damaged or does not fit this network ({type(failure).__name__}: {reason}); {FIX}"
-        ) from failure
-
-
-def copied_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict as copies on the CPU, which later steps do not change."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        fix = "move it away, or start again with overwrite=true"
+        raise UserError(f"checkpoint {path} is damaged or of another run ({reason}); {fix}") from failure
 
 
 def restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:

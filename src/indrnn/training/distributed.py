@@ -53,8 +53,7 @@ class Processes:
 
     def one_per_machine_first(self, work: Callable[[], T]) -> T:
         """Run ``work``, which may fill a folder, in one process on each machine before the others."""
-        first = int(os.environ.get("LOCAL_RANK") or 0) == 0
-        value = work() if first else None
+        value = work() if int(os.environ.get("LOCAL_RANK") or 0) == 0 else None
         self.all_reduce_max(0)
         return work() if value is None else value
 
@@ -81,15 +80,15 @@ class Processes:
                 raise UserError(f"{key} leaves {count} sequences for {self.size} processes; raise it or use fewer")
         share = Share(self, batch_size)
         folded = {id(layer.norm) for _, layer in recurrent_layers(model)}
-        for name, module in list(model.named_modules()):
+        for name, module in model.named_modules():
             foreign_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in folded
             if foreign_norm or (isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1):
                 kind = type(module).__name__
                 fix = "use one process, or model.dropout=0 for the dropout between the layers of an LSTM"
                 raise UserError(f"{name} ({kind}) cannot be synchronized between processes; {fix}")
-            for child_name, child in list(module.named_children()):
-                if type(child) is nn.Dropout:
-                    setattr(module, child_name, _SharedDropout(child.p, share))
+            if type(module) is nn.Dropout:
+                module.__class__ = _SharedDropout
+                vars(module)["share"] = share
         for _, layer in recurrent_layers(model):
             layer.share = share
         # Broadcasts the initial values, which may differ in their last bits between different machines.
@@ -147,20 +146,17 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradients[0])
 
 
-class _SharedDropout(nn.Module):
+class _SharedDropout(nn.Dropout):
     """nn.Dropout of (B, H) whose mask is drawn for the whole batch."""
 
-    def __init__(self, p: float, share: Share) -> None:
-        super().__init__()
-        self.p = p
-        self.share = share
+    share: Share
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.share.mask(x, 1 - self.p) if self.training and self.p > 0 else x
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.share.mask(input, 1 - self.p) if self.training and self.p > 0 else input
 
 
 @cache
-def _join(backend: str) -> Store:
+def _join() -> Store:
     """Join the other processes, once for all runs of a command: a second store at the same address could connect to
     the first while that is closing."""
     # Optimizers import this. With PyTorch 2.14, an import while the group exists keeps its threads alive after
@@ -170,6 +166,7 @@ def _join(backend: str) -> Store:
         store, rank, size = next(rendezvous("env://"))
     except ValueError as failure:
         raise UserError(f"RANK and WORLD_SIZE are set: {failure}; start with torchrun, or unset them") from failure
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(dist.destroy_process_group)
     return store
@@ -186,8 +183,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
     if not os.environ.get("RANK") or os.environ.get("WORLD_SIZE", "") in ("", "1"):
         yield SINGLE_PROCESS
         return
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         gpu, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
         if gpu >= gpus:
             raise UserError(f"process {gpu + 1} has no GPU: there are {gpus}; use --nproc-per-node={gpus}")
@@ -196,7 +192,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
         raise UserError("device=mps cannot be used by several processes; use device=cpu")
     store = None
     try:
-        store = _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        store = _join()
         yield Processes(dist.get_rank(), dist.get_world_size())
     except (Exception, KeyboardInterrupt) as failure:
         if threading.current_thread() is threading.main_thread():

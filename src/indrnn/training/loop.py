@@ -21,14 +21,12 @@ import torch
 from ..config.checks import check
 from ..config.schema import Config
 from ..data import make_task
-from ..errors import RunError, UserError
+from ..errors import RunError
 from ..models import build_model
 from ..record.config_diff import fingerprint, fingerprint_differences
 from ..record.folder import RunFolder, open_run, run_folder
 from ..record.result import Result, read_result, running_code, write_result
 from .checkpoint import (
-    FIX,
-    copied_weights,
     damage_reported,
     random_state,
     read_checkpoint,
@@ -157,7 +155,6 @@ class Run:
                 folder.best_path.unlink(missing_ok=True)
             recorder = Recorder(self, self.observed if resumed else None)
         with recorder as self.recorder, self._noted_signals():
-            recorder.start()
             try:
                 self._train_to_the_end()
             except Interrupted:
@@ -250,7 +247,7 @@ class Run:
                 "score": evaluation.score,
                 "accuracy": evaluation.accuracy,
                 "loss": evaluation.loss,
-                "model": copied_weights(self.model),
+                "model": {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()},
             }
             if self.schedule.restores_best:
                 self.best["optimizer"] = copy.deepcopy(self._optimizer_states())
@@ -285,7 +282,7 @@ class Run:
             "optimizer": self._optimizer_states(),
             "meter": self.update.meter.sums.cpu(),
             "random": random_state(self.device),
-            "schedule": self.schedule.state(),
+            "schedule": self.schedule.state,
             "progressed": {name: getattr(self, name) for name in PROGRESS},
             "best": self.best,
             "fingerprint": fingerprint(self.cfg, self.data.provenance),
@@ -297,18 +294,18 @@ class Run:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def _restore(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises UserError if it is damaged or of another run."""
+        """Continue from a checkpoint. Raises UserError if it is damaged or of another run or other data."""
         content = self.processes.broadcast_from_rank_zero(lambda: read_checkpoint(path))
         with damage_reported(path):
             differ = fingerprint_differences(content["fingerprint"], self.cfg, self.data.provenance)
             if differ:
-                raise UserError(f"checkpoint {path} is of another run: {', '.join(map(str, differ))}; {FIX}")
+                raise ValueError(", ".join(map(str, differ)))
             self.best, self.segments = content["best"], content["segments"]
             self.model.load_state_dict(content["model"])
             restore_optimizers(self.optimizers, content["optimizer"])
             self.update.meter.sums.copy_(content["meter"])
             restore_random_state(content["random"], self.device)
-            self.schedule.restore(content["schedule"])
+            self.schedule.state.update(content["schedule"])
             for name, kind in PROGRESS.items():
                 setattr(self, name, kind(content["progressed"][name]))
 
@@ -346,9 +343,7 @@ class Run:
             raise Interrupted(f"{where}; rerun the same command to resume{command}", number)
 
     def _fail(self, name: str, step: int) -> None:
-        fix = "try a lower optimizer.lr or trainer.clip_norm"
-        raise RunError(f"the {name} is not finite at step {step}; {self._checkpoint()}; {fix}")
-
-    def _checkpoint(self) -> str:
         path = self.folder.checkpoint_path
-        return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+        good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+        fix = "try a lower optimizer.lr or trainer.clip_norm"
+        raise RunError(f"the {name} is not finite at step {step}; {good}; {fix}")

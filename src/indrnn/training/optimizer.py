@@ -142,49 +142,39 @@ class Schedule:
 
     def __init__(self, share: Callable[[int], float]) -> None:
         self.share = share
+        self.state: dict[str, Any] = {}
+        """Plain values for a checkpoint."""
 
     def observe(self, score: float) -> bool:
         """Note an evaluation's score, higher is better; return whether to return to the best checkpoint."""
         return False
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
 
 
 class PlateauSchedule(Schedule):
     """The rate drops when evaluations bring no gain; training ends when it falls below the minimum."""
 
     def __init__(self, peak: float, factor: float, patience: list[int], minimum_lr: float, restore_best: bool) -> None:
-        super().__init__(lambda steps: factor**self._drops)
+        super().__init__(lambda steps: factor ** self.state["drops"])
         self._patience, self._peak, self._minimum = patience, peak, minimum_lr
         self.restores_best = restore_best
-        self._drops = self._waited = 0  # rate drops so far, evaluations without gain since the last
-        self._best: float | None = None
+        # Rate drops so far, and evaluations without gain since the last.
+        self.state = {"drops": 0, "waited": 0, "best": None}
 
     def observe(self, score: float) -> bool:
-        if self._best is None or score > self._best:  # an equal score is no gain
-            self._best, self._waited = score, 0
+        state = self.state
+        if state["best"] is None or score > state["best"]:  # an equal score is no gain
+            state.update(best=score, waited=0)
             return False
-        self._waited += 1
-        if self._waited < self._patience[min(self._drops, len(self._patience) - 1)]:
+        state["waited"] += 1
+        if state["waited"] < self._patience[min(state["drops"], len(self._patience) - 1)]:
             return False
-        self._drops, self._waited = self._drops + 1, 0
+        state.update(drops=state["drops"] + 1, waited=0)
         return self.restores_best
 
     @property
     def finished(self) -> bool:  # type: ignore[override]
         # A rate that should equal the minimum may differ by rounding: 2e-4 · 0.1³ is 2.0000000000000004e-07.
         return self._peak * self.share(0) < self._minimum * (1.0 - 1e-9)
-
-    def state(self) -> dict[str, Any]:
-        return {"drops": self._drops, "waited": self._waited, "best": self._best}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._drops, self._waited, self._best = int(state["drops"]), int(state["waited"]), state["best"]
 
 
 def _scheduler_share(cfg: Any, peak: float) -> Callable[[int], float]:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..config.checks import flatten, run_name
+from ..config.checks import run_name
 from ..layers import recurrent_layers
 from ..models import recurrent_weights
-from ..record.config_diff import Difference
 from ..record.metrics import MetricsWriter, read_metrics
 from ..record.result import Result, environment, running_code, wilson_interval
 from ..record.tensorboard import TensorBoardWriter
@@ -41,13 +40,12 @@ class Recorder:
         self._tensorboard = TensorBoardWriter(run.folder.path, resume_step)
         self._label = f"{run.folder.path.parent.name} seed {run.cfg.seed}"
         self._shown: dict[str, str] = {}
-        self._initial, self._began = run.step, time.monotonic()
-        self._last_line = self._began
+        self._began = self._last_line = time.monotonic()
+        self._progress: dict[str, Any] = {"initial": run.step, "total": run.cfg.trainer.max_steps, "unit": "step"}
         # Without a terminal the bar is disabled, and lines are printed instead.
-        self._bar = tqdm(
-            desc=self._label, initial=run.step, total=run.cfg.trainer.max_steps, unit="step", dynamic_ncols=True,
-            file=sys.stderr, disable=None,
-        )  # fmt: skip
+        self._bar = tqdm(desc=self._label, dynamic_ncols=True, file=sys.stderr, disable=None, **self._progress)
+        resumed = "" if resume_step is None else f", resuming from the checkpoint at step {run.step}"
+        self.say(f"{self._label}: {run.parameters:,} parameters{resumed}")
 
     def __enter__(self) -> "Recorder":
         return self
@@ -56,18 +54,6 @@ class Recorder:
         self._bar.close()
         self._tensorboard.close()
         self._metrics.close()
-
-    def start(self) -> None:
-        """Print the number of parameters and, if the run was resumed, where and what differs from before."""
-        run = self._run
-        message = f"{self._label}: {run.parameters:,} parameters"
-        if len(run.segments) > 1:
-            message += f", resuming from the checkpoint at step {run.step}"
-            before, now = map(flatten, run.segments[-2:])
-            keys = [key for key in before if key in now and key != "step" and before[key] != now[key]]
-            moved = ", ".join(str(Difference(key, before[key], now[key])) for key in keys)
-            message += f", written elsewhere ({moved}), so results may differ from here on" if moved else ""
-        self.say(message)
 
     def say(self, message: str) -> None:
         """Print a line that stays."""
@@ -126,11 +112,8 @@ class Recorder:
         self._bar.set_postfix_str(values, refresh=False)
         if self._bar.disable and line_due:
             self._last_line = time.monotonic()
-            line = tqdm.format_meter(
-                self._run.step, self._run.cfg.trainer.max_steps, self._last_line - self._began, prefix=self._label,
-                postfix=values, unit="step", initial=self._initial, bar_format=LINE,
-            )  # fmt: skip
-            print(line, file=sys.stderr, flush=True)
+            elapsed, words = self._last_line - self._began, {"prefix": self._label, "postfix": values}
+            self.say(tqdm.format_meter(self._run.step, elapsed=elapsed, bar_format=LINE, **words, **self._progress))
 
 
 class SilentRecorder(Recorder):
@@ -140,7 +123,7 @@ class SilentRecorder(Recorder):
 
     def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    start = say = step_done = training = validation = test = __exit__ = _ignore
+    say = step_done = training = validation = test = __exit__ = _ignore
 
 
 def segment(run: "Run", fallbacks: dict[str, str]) -> dict[str, Any]:

@@ -24,16 +24,12 @@ class Stream(IntEnum):
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
     """The generator of ``stream``; ``key`` selects one draw (an epoch, a step) without those before it."""
-    return np.random.Generator(np.random.PCG64(_sequence(seed, stream, *key)))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(stream), *key))))
 
 
 def torch_seed(seed: int, stream: Stream) -> int:
     """A seed for torch.manual_seed, in [0, 2^63)."""
-    return int(_sequence(seed, stream).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _sequence(seed: int, stream: Stream, *key: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(entropy=seed, spawn_key=(int(stream), *key))
+    return int(np.random.SeedSequence(seed, spawn_key=(int(stream),)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class BatchSampler:
@@ -45,10 +41,7 @@ class BatchSampler:
     def __init__(self, size: int | None, batch_size: int, seed: int, device: torch.device) -> None:
         if size is not None and batch_size > size:
             raise UserError(f"trainer.batch_size={batch_size} exceeds the {size} training sequences; lower it")
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.device = device
+        self.size, self.batch_size, self.seed, self.device = size, batch_size, seed, device
         self.steps_per_epoch = None if size is None else size // batch_size
         self._epoch = -1
         self._permutation = torch.empty(0, dtype=torch.int64, device=device)

@@ -72,9 +72,8 @@ class TrainingStep:
         share: Share | None = None,
     ) -> None:
         self.model, self.optimizers, self.objective, self.split = model, optimizers, objective, split
-        self.clip_norm: float | None = cfg.clip_norm
-        self.clip_value: float | None = cfg.clip_value
-        self.precision: str = cfg.precision
+        # Read once: a step must not wait for OmegaConf.
+        self._precision, self._clip_value, self._clip_norm = cfg.precision, cfg.clip_value, cfg.clip_norm
         self.device, self.share = device, share
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.meter = Meter(device)
@@ -86,7 +85,7 @@ class TrainingStep:
         share = self.share
         x, y = self.split.batch(indices if share is None else indices[share.rows])
         self.model.zero_grad(set_to_none=True)
-        with autocast_context(self.precision, self.device):
+        with autocast_context(self._precision, self.device):
             output = self.model(x) if share is None else share.network(x)
         loss, correct = self.objective(output, y, training=True)
         if share is not None:
@@ -160,12 +159,12 @@ class TrainingStep:
         grads = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
         norm = nn.utils.get_total_norm(grads)
         self.meter.add(loss, correct, norm)
-        if self.clip_value is not None:
-            torch._foreach_clamp_max_(grads, self.clip_value)
-            torch._foreach_clamp_min_(grads, -self.clip_value)
+        if self._clip_value is not None:
+            torch._foreach_clamp_max_(grads, self._clip_value)
+            torch._foreach_clamp_min_(grads, -self._clip_value)
             norm = nn.utils.get_total_norm(grads)
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self._clip_norm, norm)
         for optimizer in self.optimizers:
             optimizer.step()
         project_recurrent_weights_(self.model)
