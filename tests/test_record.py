@@ -239,7 +239,7 @@ def test_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path):
     path.mkdir(parents=True)
     (tmp_path / "diary.txt").write_text("precious")
     (path / ".lock").symlink_to(tmp_path / "diary.txt")
-    with pytest.raises(UserError, match=r"\.lock: .*remove the symbolic link"):
+    with pytest.raises(UserError, match=r"cannot lock .*\.lock: "):
         opened(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "precious"
 
@@ -277,7 +277,7 @@ def test_impossible_folder_is_named(tmp_path, place):
     with pytest.raises(UserError, match=r"outputs.*output_root=") as error:
         opened(tmp_path / "outputs")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="shorter"):
+    with pytest.raises(UserError, match="name too long"):
         opened(tmp_path, f"tag={'x' * 300}")
 
 
@@ -286,7 +286,7 @@ def test_disk_that_is_full_at_the_start_is_a_user_error(tmp_path):
     path = run_folder(config(tmp_path))
     path.mkdir(parents=True)
     (path / "config.yaml.tmp").symlink_to("/dev/full")
-    with opened(tmp_path) as run, pytest.raises(UserError, match=r"No space left.*free some space") as error:
+    with opened(tmp_path) as run, pytest.raises(UserError, match="No space left") as error:
         run.begin()
     assert not isinstance(error.value, RunError)
     with opened(tmp_path) as run:

@@ -27,7 +27,7 @@ from ..config.checks import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
-from ..files import TEMPORARY, expanded, one_line, write_atomically
+from ..files import TEMPORARY, one_line, write_atomically
 from .config_diff import differences
 from .tensorboard import EVENTS
 
@@ -45,7 +45,7 @@ _KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true
 
 def run_folder(cfg: Config) -> Path:
     """``output_root/<task>/<name>[-tag]/seed<k>``; reads no file. Raises UserError for an unsafe name or tag."""
-    return expanded("output_root", cfg.output_root) / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+    return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
 def find_run_folders(folder: Path) -> Iterator[Path]:
