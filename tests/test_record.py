@@ -103,7 +103,6 @@ def test_finished_run_is_skipped_untouched_even_with_other_neutral_keys(tmp_path
     before = contents(path)
     with opened(tmp_path, "trainer.checkpoint_every=7", "trainer.log_every=3") as run:
         assert run.state == "finished"
-        run.begin()
     assert contents(path) == before
 
 
@@ -231,7 +230,7 @@ def test_second_process_is_refused_until_the_first_ends(tmp_path):
     with pytest.raises(FolderInUseError):
         opened(tmp_path)
     del run
-    opened(tmp_path).close()
+    assert opened(tmp_path).state == "fresh"
 
 
 def test_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path):
@@ -239,7 +238,7 @@ def test_link_in_place_of_the_lock_is_refused_and_its_target_kept(tmp_path):
     path.mkdir(parents=True)
     (tmp_path / "diary.txt").write_text("precious")
     (path / ".lock").symlink_to(tmp_path / "diary.txt")
-    with pytest.raises(UserError, match=r"cannot lock .*\.lock: "):
+    with pytest.raises(UserError, match="cannot open run folder"):
         opened(tmp_path)
     assert (tmp_path / "diary.txt").read_text() == "precious"
 
