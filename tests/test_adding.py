@@ -36,8 +36,7 @@ def test_sizes_and_shapes_are_declared():
     task = adding(500, validation_size=7, test_size=9)
     assert (task.train.size, task.validation.size, task.test.size) == (None, 7, 9)
     assert task.provenance["split"] == {"seed": 0, "train": None, "validation": 7, "test": 9}
-    spec = make_task(adding_data(length=500))
-    assert (spec.length, spec.input_size, spec.output_size, spec.loss, spec.folder) == (500, 2, 1, "mse", "adding-T500")
+    assert make_task(adding_data(length=500)).folder == "adding-T500"
 
 
 @pytest.mark.parametrize("part", SPLITS)
@@ -88,17 +87,11 @@ def chi_squared(counts: np.ndarray) -> float:
 def test_values_are_uniform_and_independent(part):
     x, _ = getattr(adding(100), part).batch(torch.arange(5000))
     values = x[..., 0].double().numpy()
-    bins = (values * 256).astype(int)
-    assert abs(chi_squared(np.bincount(bins.ravel(), minlength=256))) < 5
-    # Neighbors in time, neighbours in index, and the low bits of one value.
-    coarse = (values * 16).astype(int)
-    for a, b in ((coarse[:, :-1], coarse[:, 1:]), (coarse[:-1], coarse[1:])):
-        assert abs(chi_squared(np.bincount((16 * a + b).ravel(), minlength=256))) < 5
-    low = (values * 2**24).astype(int) % 256
-    assert abs(chi_squared(np.bincount(low.ravel(), minlength=256))) < 5
-    n = values.size
-    assert abs(values.mean() - 1 / 2) < 5 / np.sqrt(12 * n)
-    assert abs(values.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / n)
+    coarse, low = (values * 16).astype(int), (values * 2**24).astype(int) % 256
+    # All values, neighbors in time, neighbors in index, and the low bits of one value.
+    pairs = (coarse[:, :-1], coarse[:, 1:]), (coarse[:-1], coarse[1:])
+    for numbers in ((values * 256).astype(int), *(16 * a + b for a, b in pairs), low):
+        assert abs(chi_squared(np.bincount(numbers.ravel(), minlength=256))) < 5
 
 
 @pytest.mark.parametrize("length", [50, 51])
@@ -120,12 +113,9 @@ def test_mean_baseline_is_that_of_the_split_itself(part, length):
 
 @pytest.mark.gpu
 def test_same_on_the_gpu_and_inside_a_cuda_graph():
-    cuda = torch.device("cuda")
-    config = adding_data(length=1000, data_seed=3)
-    rows = torch.arange(50)
-    expected = make_task(config).load(CPU).train.batch(rows)
-    split = make_task(config).load(cuda).train
-    static = rows.to(cuda)
+    task, rows = make_task(adding_data(length=1000, data_seed=3)), torch.arange(50)
+    expected, split = task.load(CPU).train, task.load(torch.device("cuda")).train
+    static = rows.cuda()
     split.batch(static)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -134,7 +124,5 @@ def test_same_on_the_gpu_and_inside_a_cuda_graph():
     for offset in (0, 7):
         static.copy_(rows + offset)
         graph.replay()
-        for got, want in zip(out, make_task(config).load(CPU).train.batch(rows + offset), strict=True):
+        for got, want in zip(out, expected.batch(rows + offset), strict=True):
             assert torch.equal(got.cpu(), want)
-    for got, want in zip(split.batch(rows.to(cuda)), expected, strict=True):
-        assert torch.equal(got.cpu(), want)

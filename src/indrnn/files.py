@@ -1,43 +1,25 @@
 """Atomic writes and one-line messages for file errors."""
 
-import csv
-import errno
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from .errors import RunError, UserError
 
 TEMPORARY = ".tmp"
 
-_FIX = {
-    errno.ENOSPC: "free some space, then rerun the command",
-    errno.EDQUOT: "free some space, then rerun the command",
-    errno.ELOOP: "remove the symbolic link",
-    errno.ENAMETOOLONG: "choose a shorter name=, tag= or output_root=",
-}
-
 
 @contextmanager
 def one_line(action: str, path: Path, error: type[UserError] = RunError) -> Iterator[None]:
-    """Turn an OSError into ``error("cannot <action> <path>: <reason>; <fix>")``."""
+    """Turn an OSError into ``error`` with one line that names the path, the reason and the fix."""
     try:
         yield
     except OSError as failure:
         reason = failure.strerror or str(failure)
-        fix = _FIX.get(failure.errno or 0, "make it writable, or choose another folder with output_root= or --out")
+        fix = "check its permissions and free space, or choose another folder with output_root= or --out"
         raise error(f"cannot {action} {path}: {reason}; {fix}") from failure
-
-
-def expanded(key: str, folder: str) -> Path:
-    """``folder`` with ``~`` as the home folder. Raises UserError naming ``key`` if there is no home folder."""
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as failure:
-        raise UserError(f"{key}={folder}: there is no home folder; write the whole path, or set HOME") from failure
 
 
 @contextmanager
@@ -67,13 +49,6 @@ def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -
     with replacing(path, error) as file:
         # Arguments that are not ASCII reach Python as surrogates where the locale is ASCII.
         file.write(text.encode(errors="surrogateescape"))
-
-
-def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV with line feeds on every platform; None becomes an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def written_lines(paths: Iterable[Path]) -> list[str]:

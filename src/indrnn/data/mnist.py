@@ -8,18 +8,17 @@ each digit in MNIST's training set: 5,000 images, none from the test set. They c
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
 from . import download
-from .permutations import PERMUTATIONS, PIXELS, load_permutation, permutation_id, permutation_sha256
+from .permutations import CHOICES, PIXELS, load_permutation, permutation_id, permutation_sha256
 from .task import Splits, Task
 
 if TYPE_CHECKING:
@@ -35,6 +34,9 @@ MNIST5K_IMAGES = 5_000
 MNIST5K_ASSET = "mnist5k.npz"
 # Of the 5000 x 784 pixels and then the 5000 labels, as bytes.
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+
+# Images (N, 784), labels (N,), the row numbers of each split, and the SHA-256 of the files.
+_Source = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, NDArray[np.int64]], dict[str, str]]
 
 
 class ImageSplit:
@@ -63,12 +65,7 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
 
     Returns:
         len(sizes) + 1 arrays of row numbers in ascending order, which together hold every row.
-
-    Raises:
-        ValueError: the sizes leave no row for the rest.
     """
-    if sum(sizes) >= len(labels):
-        raise ValueError(f"parts of {sizes} rows leave none of {len(labels)}")
     # numpy guarantees the raw output of PCG64 on every platform and in every version, unlike Generator.permutation.
     keys = np.random.PCG64(seed).random_raw(len(labels))
     by_class = []
@@ -94,12 +91,9 @@ def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (5000, 784) and labels (5000,), both uint8. Raises UserError if the asset is missing or damaged."""
-    try:
-        with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"the bundled {MNIST5K_ASSET} is missing or damaged; install the package again") from error
+    """Images (5000, 784) and labels (5000,), both uint8. Raises UserError if the asset is not the released one."""
+    with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
+        images, labels = archive["images"], archive["labels"]
     if content_sha256(images, labels) != MNIST5K_SHA256:
         raise UserError(f"the bundled {MNIST5K_ASSET} is not the one that was released; install the package again")
     return images, labels
@@ -108,17 +102,6 @@ def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     """SHA-256 of the pixels and then the labels, independent of the file's compression."""
     return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-
-
-class _Source(NamedTuple):
-    """Images (N, 784), labels (N,), the row numbers of each split, and the SHA-256 of the files."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
-    sha256: dict[str, str]
 
 
 def mnist_task(data: MNISTConfig) -> Task:
@@ -130,10 +113,11 @@ def mnist_task(data: MNISTConfig) -> Task:
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         count = len(parts[0][1])
         validation, train = stratified_split(labels[:count], [data.validation_size], data.split_seed)
-        return _Source(images, labels, train, validation, np.arange(count, len(labels)), dict(download.SHA256))
+        rows = {"train": train, "validation": validation, "test": np.arange(count, len(labels))}
+        return images, labels, rows, dict(download.SHA256)
 
-    samples = MNIST_TRAINING_IMAGES - data.validation_size
-    return _image_task(data, "mnist", "Sequential MNIST, 784 steps", read, samples, MNIST_TEST_IMAGES)
+    sizes = MNIST_TRAINING_IMAGES - data.validation_size, MNIST_TEST_IMAGES
+    return _image_task(data, "mnist", "Sequential MNIST, 784 steps", read, sizes)
 
 
 def mnist5k_task(data: MNIST5kConfig) -> Task:
@@ -142,55 +126,54 @@ def mnist5k_task(data: MNIST5kConfig) -> Task:
     def read() -> _Source:
         images, labels = read_mnist5k()
         test, validation, train = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
-        return _Source(images, labels, train, validation, test, {MNIST5K_ASSET: MNIST5K_SHA256})
+        rows = {"train": train, "validation": validation, "test": test}
+        return images, labels, rows, {MNIST5K_ASSET: MNIST5K_SHA256}
 
-    samples = MNIST5K_IMAGES - data.validation_size - data.test_size
-    if samples < 1:
+    sizes = MNIST5K_IMAGES - data.validation_size - data.test_size, data.test_size
+    if sizes[0] < 1:
         raise UserError(
             f"data.validation_size={data.validation_size} and data.test_size={data.test_size} leave no image to train "
             f"on; together they must be below {MNIST5K_IMAGES:,}"
         )
     title = "mnist5k: 5,000-image subset of MNIST, pixel by pixel"
     caveat = "mnist5k is a subset of 5,000 images: this is not MNIST accuracy."
-    return _image_task(data, "mnist5k", title, read, samples, data.test_size, caveat)
+    return _image_task(data, "mnist5k", title, read, sizes, caveat)
 
 
 def _image_task(
-    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Source], training_samples: int,
-    test_samples: int, caveat: str | None = None,
+    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Source], sizes: tuple[int, int],
+    caveat: str | None = None,
 ) -> Task:  # fmt: skip
     order = data.permutation
     if order is None and data.name == "mnist_permuted":
-        raise UserError(f"data.permutation=null: choose from {', '.join(PERMUTATIONS)}, or use data=mnist")
+        raise UserError(f"data.permutation=null: {CHOICES}, or use data=mnist")
     name = base if order is None else f"{base}_permuted"
     folder = name if order is None or order == UNNAMED_PERMUTATION else f"{name}-{permutation_id(order)}"
 
     def load(device: torch.device) -> Splits:
         import torch
 
-        source = read()
+        images, labels, rows, sha256 = read()
         permutation = None if order is None else load_permutation(order)
 
-        def split(rows: NDArray[np.int64]) -> ImageSplit:
+        def split(part: str) -> ImageSplit:
             """With a permutation p, time step t shows pixel p[t]."""
-            pixels = source.images[rows]
-            pixels = pixels if permutation is None else np.ascontiguousarray(pixels[:, permutation])
-            labels = source.labels[rows].astype(np.int64)
-            return ImageSplit(torch.from_numpy(pixels).to(device), torch.from_numpy(labels).to(device))
+            pixels = images[rows[part]]
+            pixels = pixels if permutation is None else pixels.take(permutation, axis=1)
+            classes = labels[rows[part]].astype(np.int64)
+            return ImageSplit(torch.from_numpy(pixels).to(device), torch.from_numpy(classes).to(device))
 
         provenance = {
-            "sha256": source.sha256,
+            "sha256": sha256,
             "split": {
                 "seed": data.split_seed,
-                "train": len(source.train),
-                "validation": len(source.validation),
-                "test": len(source.test),
-                "validation_sha256": hashlib.sha256(source.validation.astype("<i8").tobytes()).hexdigest(),
+                **{part: len(numbers) for part, numbers in rows.items()},
+                "validation_sha256": hashlib.sha256(rows["validation"].astype("<i8").tobytes()).hexdigest(),
             },
             "permutation": order,
             "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
         }
-        return Splits(split(source.train), split(source.validation), provenance, partial(split, source.test))
+        return Splits(split("train"), split("validation"), provenance, partial(split, "test"))
 
     def picture(x: Tensor) -> Tensor:
         import torch
@@ -208,8 +191,8 @@ def _image_task(
         output_size=10,
         loss="cross_entropy",
         load=load,
-        training_samples=training_samples,
-        test_samples=test_samples,
+        training_samples=sizes[0],
+        test_samples=sizes[1],
         caveat=caveat,
         picture=picture,
     )

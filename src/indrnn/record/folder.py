@@ -27,7 +27,7 @@ from ..config.checks import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
-from ..files import TEMPORARY, expanded, one_line, write_atomically
+from ..files import TEMPORARY, one_line, write_atomically
 from .config_diff import differences
 from .tensorboard import EVENTS
 
@@ -38,14 +38,13 @@ TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new ru
 _FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 _SHORTER = "result.max_steps"  # begins the name of result.json of a run that was then continued to more steps
 
-_SHOWN = 4
 _ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="
 _KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true"
 
 
 def run_folder(cfg: Config) -> Path:
     """``output_root/<task>/<name>[-tag]/seed<k>``; reads no file. Raises UserError for an unsafe name or tag."""
-    return expanded("output_root", cfg.output_root) / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+    return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
 def find_run_folders(folder: Path) -> Iterator[Path]:
@@ -70,7 +69,7 @@ class FolderInUseError(UserError):
 
 
 class RunFolder:
-    """A run folder, locked for this process until `close` (or the end of a ``with`` block). `open_run` returns it.
+    """A run folder, locked for this process until the end of a ``with`` block. `open_run` returns it.
 
     ``state`` is "fresh" (start at step 0), "resume" (load checkpoint_path) or "finished" (read result_path, stop).
     """
@@ -101,8 +100,6 @@ class RunFolder:
         resumes keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
         Raises UserError with one line.
         """
-        if self.state == "finished":
-            return
         with one_line("prepare run folder", self.path, UserError):
             if self.state == "fresh":
                 # config.yaml last: if the process is killed meanwhile, the folder is still recognized as a run's.
@@ -116,16 +113,12 @@ class RunFolder:
         for file, text in self._texts.items():
             write_atomically(file, text, UserError)
 
-    def close(self) -> None:
-        """Unlock the folder."""
-        if self._lock is not None:
-            self._lock.release()
-
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
@@ -134,35 +127,22 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
     Raises UserError with one line if the folder holds something else, is in use, or cannot be written.
     """
     path = run_folder(cfg)
+    # Any thread may release the lock. Its file stays: another process may have opened it just now.
+    lock = FileLock(path / LOCK, thread_local=False)
     with one_line("open run folder", path, UserError):
-        # A finished run is neither locked nor written: its folder may be read-only.
-        if _state(path, cfg) == "finished":
-            return RunFolder(path, "finished", cfg, overrides, command)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
-        try:
-            # Again, because now no other process can change the answer.
-            return RunFolder(path, _state(path, cfg), cfg, overrides, command, lock)
-        except BaseException:
-            lock.release()
-            raise
-
-
-def _locked(folder: Path) -> FileLock:
-    """Lock ``folder`` until the lock is released or garbage-collected, or the process ends.
-
-    The lock file stays: if it were deleted, a process that had just opened it would lock a file that no other can find.
-    """
-    # Any thread may release it.
-    lock = FileLock(folder / LOCK, thread_local=False)
-    with one_line("lock", folder / LOCK, UserError):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise FolderInUseError(
-                f"run folder {folder} is in use by another process; wait until it ends, or keep both with tag=<name>"
-            ) from None
-    return lock
+        state = _state(path, cfg)
+        if state != "finished":  # otherwise the folder may be read-only
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+                state = _state(path, cfg)  # again: now no other process can change the answer
+            except Timeout:
+                fix = "wait until it ends, or keep both with tag=<name>"
+                raise FolderInUseError(f"run folder {path} is in use by another process; {fix}") from None
+            except BaseException:
+                lock.release()
+                raise
+    return RunFolder(path, state, cfg, overrides, command, lock)
 
 
 def written_files(path: Path) -> list[Path]:
@@ -188,19 +168,17 @@ def load_config_file(path: Path) -> dict[str, Any]:
 def _state(path: Path, cfg: Config) -> str:
     """fresh, resume or finished; raises UserError if ``cfg`` must not touch what is in ``path``."""
     present = {file.name for file in written_files(path)} if path.is_dir() else set()
-    trained = present & {RESULT, CHECKPOINT, BEST, METRICS}
     if CONFIG not in present:
-        if trained:
+        if trained := present & {RESULT, CHECKPOINT, BEST, METRICS}:
             raise UserError(f"run folder {path} has {', '.join(sorted(trained))} but no {CONFIG}; {_ELSEWHERE}")
         return "fresh"
     old = load_config_file(path / CONFIG)
-    # Only metrics.csv, and no row below its header: there is nothing to lose.
-    if cfg.overwrite or not trained or (trained == {METRICS} and (path / METRICS).read_bytes().count(b"\n") <= 1):
+    if cfg.overwrite or not present & {RESULT, CHECKPOINT, BEST}:
         return "fresh"
     differ = differences(flatten(old), cfg)
     if differ:
-        shown = ", ".join(map(str, differ[:_SHOWN]))
-        more = f" and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        shown = ", ".join(map(str, differ[:4]))
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise UserError(f"run folder {path} holds a run of another config: {shown}{more}; {_KEEP_OR_REPLACE}")
     if RESULT in present and old["trainer"].get("max_steps") == cfg.trainer.max_steps:
         return "finished"

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from ..errors import UserError
-from ..files import csv_text, one_line, write_atomically
+from ..files import one_line, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class MetricsWriter:
             kept = [line for line, step in zip(_lines(path)[1:], steps, strict=True) if step <= resume_step]
         elif resume_step:
             log.warning("%s is missing: its curves begin at step %d", path, resume_step)
-        write_atomically(path, csv_text([COLUMNS]) + "".join(kept))
+        write_atomically(path, ",".join(COLUMNS) + "\n" + "".join(kept))
         self._path = path
         with one_line("write", path):
             self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115
@@ -57,7 +57,7 @@ class MetricsWriter:
         # repr keeps every bit: equal runs have equal files.
         cells = [repr(float(value)) if value is not None else "" for value in (loss, accuracy, lr, grad_norm)]
         with one_line("write", self._path):
-            self._file.write(csv_text([[step, f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]]))
+            self._file.write(",".join([str(step), f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]) + "\n")
             self._file.flush()
 
     def close(self) -> None:
