@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -233,27 +232,3 @@ def test_submitit_requeues_a_preempted_job_which_resumes(sweep, tmp_path):
     (one,), (other,) = folders(tmp_path / "plain"), folders(tmp_path / "cluster")
     assert figures(one) == figures(other)
     assert len(json.loads((other / "result.json").read_text())["segments"]) == 2
-
-
-def test_slurm_script_requests_what_the_example_says(sweep, tmp_path):
-    pytest.importorskip("submitit")
-    # A cluster that accepts a script and then cannot run it.
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, text in (("sbatch", 'cp "$1" script.sh; echo "no such partition" >&2; exit 1'), ("srun", "exit 1")):
-        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
-        (commands / name).chmod(stat.S_IRWXU)
-    process = sweep(
-        "seed=0,1,2", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu",
-        "hydra.launcher.gpus_per_task=1", "hydra.launcher.cpus_per_task=8", "hydra.launcher.timeout_min=240",
-        "hydra.launcher.signal_delay_s=120", "hydra.launcher.max_num_timeout=20",
-        PATH=f"{commands}{os.pathsep}{os.environ['PATH']}",
-    )  # fmt: skip
-    _, err = process.communicate(timeout=300)
-    assert process.returncode
-    assert "no such partition" in err
-    script = (tmp_path / "script.sh").read_text()
-    for line in (
-        "--partition=gpu", "--gpus-per-task=1", "--cpus-per-task=8", "--time=240", "--signal=USR2@120", "--array=0-2%",
-    ):  # fmt: skip
-        assert f"#SBATCH {line}" in script

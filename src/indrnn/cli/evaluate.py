@@ -10,8 +10,8 @@ from . import run, say
 
 DESCRIPTION = """\
 Evaluate the weights and batch-norm statistics of finished runs on the test set, and print accuracy and 95 % interval
-next to the accuracy in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000 (for a
-regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
+next to the accuracy in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000
+(for a regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
 """
 # Of 10,000: other processors and backends round differently, which may change a close prediction.
 ALLOWED = 2
