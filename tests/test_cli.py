@@ -108,7 +108,7 @@ def test_help_lists_the_choices_and_the_keys_of_the_chosen_model(run, tmp_path):
     for word in ("lstm_chrono", "wide", "one_cycle", "demo", "model.hidden_size=300", "seed=1", "tag="):
         assert word in text
     assert "\n  model.gamma" not in text
-    assert "did you mean lstm" in run("model=lsmt", "--help").refused()
+    assert "lstm_chrono" in run("model=lsmt", "--help").refused()
 
 
 def test_version_is_the_packages(run):
@@ -183,7 +183,7 @@ def test_ctrl_c_before_training_is_one_line(run, monkeypatch):
         ("-r -m", "Only one"), ("--config-dir nowhere", "nowhere"), ("--config-name nothing", "nothing"),
         *((f"{word} --cfg {what}", text) for what in ("job", "all") for word, text in
           [("optimizer.lrr=1", "did you mean"), ("+zzz=1", "zzz"), ("optimizer.lr=-1", "above 0")]),
-        ("-m model=indrnn,lsmt", "did you mean lstm"), ("-m optimizer.lr=1e-3,-1 tag=a", "above 0"),
+        ("-m model=indrnn,lsmt", "lstm_chrono"), ("-m optimizer.lr=1e-3,-1 tag=a", "above 0"),
         ("-m model=indrnn,lstm model.gamma=3", "model.gamma"), ("-m seed=0,x", "seed=x"),
         ("-m seed=0,1 +optimizer.lrr=1", "did you mean optimizer.lr"), ("-m seed=interval(0,1)", "INTERVAL"),
         ("-m optimizer.lr=1e-3,1e-4", "'tag=${optimizer.lr}'"),

@@ -176,7 +176,7 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         ("train.max_steps=3", "did you mean trainer.max_steps"), ("++zzz=1", "zzz"), ("+zzz={}", "zzz"),
         ("model=lstm model.gamma=3", "belongs to model=indrnn"), ("+model.args.x=1", "model.args"),
         ("optimizer.args.beta=1", "+optimizer.args.beta=1"),
-        ("model=lsmt", "did you mean lstm; choices: "), ("experiment=nothing_like_it", "length_study"),
+        ("model=lsmt", "choices: gru, "), ("experiment=nothing_like_it", "length_study"),
         ("hydra/launcher=joblb", "hydra/launcher"), ("hydra.nothing=1", "hydra.nothing"),
         *((f"+{group}.brandnew=1", f"{group}.brandnew") for group in SCHEMAS),
         # what must exist exactly once
@@ -200,7 +200,7 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         ("trainer.batch_size=55001", "55,000"), ("data=mnist5k trainer.bn_samples=3501", "3,500"),
         ("schedule=plateau schedule.minimum_lr=1e-3", "optimizer.lr"), ("model.last_layer_fixed=1.1", "1.00088"),
         ("data=adding trainer.label_smoothing=0.1", "no classes"), ("data.permutation=nonsense", "seed92916"),
-        ("tag=a/b", "tag"), ("name=..", "name"), ("tag=", "tag"),
+        ("tag=a/b", "tag"), ("name=..", "name"),
     ],
 )  # fmt: skip
 def test_bad_request_is_one_line(overrides, words):
@@ -222,7 +222,7 @@ def test_values_at_the_limits_are_accepted():
         ("# @package _global_\ntrainer:\n  max_steps: soon\n", "soon"),
         ("# @package _global_\ntrainer:\n  max_steps: [5\n", "line 4"),
         ("trainer:\n  max_steps: 5\n", "experiment"),
-        ("# @package _global_\ndefaults:\n  - override /model: lstn\n", "did you mean lstm"),
+        ("# @package _global_\ndefaults:\n  - override /model: lstn\n", "lstm_chrono"),
         ("# @package _global_\ntrainer:\n  max_steps: -5\n", "trainer.max_steps=-5"),
     ],
 )
