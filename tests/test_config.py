@@ -184,7 +184,8 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
         ("optimizer.name=sgd", "with optimizer=..."), ("model=lstm ++model.name=gru", "with model=..."),
         # types and syntax
         *((override, override.split("=")[0])
-          for override in ("optimizer.lr=fast", "seed=1.5", "seed=null", "model.num_layers=[1]", "schedule.every={a:1}",
+          for override in ("optimizer.lr=fast", "seed=1.5", "seed=null", "name=null", "output_root=null",
+                           "model.num_layers=[1]", "schedule.every={a:1}",
                            "optimizer.lr=${model}", "name=${nothing}", "tag=???", "optimizer.lr=1" + "0" * 400)),
         ("seed", "key=value"), ("model.num_layers=[1", "key=value"), ("seed=1,2", "--multirun"),
         # ranges

@@ -91,7 +91,7 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 
 
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
-    if limits.get("text") and not isinstance(value, str | None):
+    if not isinstance(value, limits.get("text", object)):
         raise UserError(f"{key}={value}: not a text; write the text in quotes")
     if value == []:
         raise UserError(f"{key}=[]: the list is empty; give at least one value")
