@@ -109,9 +109,6 @@ def test_help_lists_the_choices_and_the_keys_of_the_chosen_model(run, tmp_path):
         assert word in text
     assert "\n  model.gamma" not in text
     assert "lstm_chrono" in run("model=lsmt", "--help").refused()
-
-
-def test_version_is_the_packages(run):
     assert run("--version").out == f"indrnn {indrnn.__version__}\n"
 
 
@@ -205,12 +202,6 @@ def test_every_process_prints_except_the_other_ranks_of_torchrun(run, monkeypatc
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", address)):
         monkeypatch.setenv(name, value)
     assert run("optimizer.lr=-1").err.count("\n") == printed
-
-
-def test_unknown_flag_is_refused(run):
-    ended = run("--bogus")
-    assert ended.code == 2
-    assert "--bogus" in ended.err.splitlines()[-1]
 
 
 def test_output_works_on_an_ascii_terminal(tmp_path):

@@ -128,4 +128,4 @@ def print_table() -> None:
         from ..report.table import markdown_report
 
         with suppress(UserError):  # no run has a result
-            print(markdown_report(collect(folders)), flush=True)
+            print(markdown_report(collect(folders)), end="", flush=True)
