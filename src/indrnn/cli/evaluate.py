@@ -10,8 +10,8 @@ from . import run, say
 
 DESCRIPTION = """\
 Evaluate the weights and batch-norm statistics of finished runs on the test set, and print accuracy and 95 % interval
-next to those in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000 (for a
-regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
+next to the accuracy in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000
+(for a regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
 """
 # Of 10,000: other processors and backends round differently, which may change a close prediction.
 ALLOWED = 2
@@ -57,7 +57,7 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
     The backend is the one for this device; the precision is float32 if this device lacks the run's.
 
     Raises:
-        UserError: the folder is no finished run, or its weights or data are missing, damaged or another run's.
+        UserError: the weights or the data are missing, damaged or another run's.
     """
     # These import PyTorch.
     from ..data import make_task
@@ -81,20 +81,18 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
             raise UserError(f"{path}: {key} of the data here is {value}, of the run {recorded.data[key]}")
     for _, layer in recurrent_layers(model):
         layer.backend = "auto"
-    precision = "float32" if precision_refusal(cfg.trainer.precision, device) else cfg.trainer.precision
+    precision = "float32" if precision_refusal(recorded.precision, device) else recorded.precision
     set_precision(precision, device)
     with autocast_context(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
-    note = "" if precision == recorded.precision else f" in float32, because {recorded.precision} is unavailable"
     if recorded.test_accuracy is None:
         agrees = abs(evaluation.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
-        line = f"test error {evaluation.loss:.4g}{note}; result.json {recorded.test_loss:.4g}"
+        line = f"test error {evaluation.loss:.4g}; result.json {recorded.test_loss:.4g}"
     else:
         n, correct = evaluation.size, evaluation.correct
-        before = round(recorded.test_accuracy * n)
-        agrees = abs(correct - before) <= ALLOWED * max(1.0, n / 10_000)
+        agrees = abs(correct - round(recorded.test_accuracy * n)) <= ALLOWED * max(1.0, n / 10_000)
         low, high = wilson_interval(correct, n)
-        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} correct{note}; result.json "
-        low, high = recorded.test_ci95 or (low, high)
-        line += f"{recorded.test_accuracy:.2%} ({low:.2%} to {high:.2%}), {before:,} correct"
-    return agrees, line + ("" if agrees else ": DIFFERENT")
+        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} correct; "
+        line += f"result.json {recorded.test_accuracy:.2%}"
+    note = "" if precision == recorded.precision else f" (in float32, because {recorded.precision} is unavailable)"
+    return agrees, line + note + ("" if agrees else ": DIFFERENT")

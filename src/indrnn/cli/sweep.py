@@ -70,12 +70,7 @@ def _check_jobs(config: Any, hydra: Any) -> None:
 
 
 def thread_budget(launcher: Any, jobs: int) -> int | None:
-    """CPU threads per job, so that concurrent jobs share the cores; None leaves it to the cluster.
-
-    Args:
-        launcher: ``hydra.launcher``.
-        jobs: number of jobs, 0 if unknown.
-    """
+    """CPU threads for each of ``jobs`` jobs (0: unknown), which share the cores; None leaves it to the cluster."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if launcher.get("cpus_per_task"):
         return int(launcher.cpus_per_task)
@@ -133,4 +128,4 @@ def print_table() -> None:
         from ..report.table import markdown_report
 
         with suppress(UserError):  # no run has a result
-            print(markdown_report(collect(folders)), flush=True)
+            print(markdown_report(collect(folders)), end="", flush=True)

@@ -41,13 +41,13 @@ def run_name(cfg: Config) -> str:
     """The name of a run in the path of its folder and in reports: cfg.name, followed by cfg.tag if it is set.
 
     Raises:
-        UserError: one of the two cannot be part of a folder name.
+        UserError: it cannot be the name of a folder.
     """
-    name, tag = cfg.name, getattr(cfg, "tag", None)
-    for key, value in (("name", name), ("tag", tag)):
-        if value is not None and not re.fullmatch(FOLDER_NAME, value):
-            raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
-    return name if tag is None else f"{name}-{tag}"
+    tag = getattr(cfg, "tag", None)
+    name = str(cfg.name if tag is None else f"{cfg.name}-{tag}")
+    if not re.fullmatch(FOLDER_NAME, name):
+        raise UserError(f"name={cfg.name!r}, tag={tag!r}: {name!r} is not a folder name; {FOLDER_NAME_RULE}")
+    return name
 
 
 def result_keys(cfg: Config) -> dict[str, Any]:
@@ -91,27 +91,23 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 
 
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
-    if limits.get("text") and not isinstance(value, str | None):
+    if not isinstance(value, limits.get("text", object)):
         raise UserError(f"{key}={value}: not a text; write the text in quotes")
-    if isinstance(value, list):
-        if not value:
-            raise UserError(f"{key}=[]: the list is empty; give at least one value")
-        for element in value:
-            _check_range(key, element, limits)
-        return
+    if value == []:
+        raise UserError(f"{key}=[]: the list is empty; give at least one value")
     choices = limits.get("choices")
-    if choices is not None and value not in choices:
-        raise UserError(f"{key}={value}: choose one of {', '.join(map(as_typed, choices))}")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if isinstance(value, int):
-        limits = {"maximum": _LARGEST_INTEGER, **limits}
-    elif not math.isfinite(value):
-        raise UserError(f"{key}={value}: it must be a finite number")
-    bounds = [(words, limits[kind], holds) for kind, (words, holds) in _BOUNDS.items() if kind in limits]
-    if not all(holds(value, limit) for _, limit, holds in bounds):
-        allowed = " and ".join(f"{words} {limit:,}" for words, limit, _ in bounds)
-        raise UserError(f"{key}={value}: it must be {allowed}")
+    for element in value if isinstance(value, list) else [value]:
+        if choices is not None and element not in choices:
+            raise UserError(f"{key}={element}: choose one of {', '.join(map(as_typed, choices))}")
+        if isinstance(element, bool) or not isinstance(element, int | float):
+            continue
+        if isinstance(element, float) and not math.isfinite(element):
+            raise UserError(f"{key}={element}: it must be a finite number")
+        given = {"maximum": _LARGEST_INTEGER if isinstance(element, int) else None, **limits}
+        bounds = {kind: given[kind] for kind in _BOUNDS if given.get(kind) is not None}
+        if not all(_BOUNDS[kind][1](element, limit) for kind, limit in bounds.items()):
+            allowed = " and ".join(f"{_BOUNDS[kind][0]} {limit:,}" for kind, limit in bounds.items())
+            raise UserError(f"{key}={element}: it must be {allowed}")
 
 
 def _check_together(cfg: Config) -> None:

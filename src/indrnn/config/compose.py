@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -59,15 +58,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
 
 
 def job_config(composed: DictConfig, hydra: Any) -> Config:
-    """The checked configuration of one job, without Hydra's node.
-
-    Args:
-        composed: the composed configuration of the job.
-        hydra: its ``hydra`` node.
-
-    Raises:
-        UserError: a key is unknown, or a value is out of range.
-    """
+    """The checked configuration of one job, without Hydra's node. Raises UserError like `check`."""
     for override in job_overrides(hydra):
         group, name, _ = override.lstrip("+").partition(".name=")
         if name and group in SCHEMAS:
@@ -110,15 +101,13 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot parse {error.override!r}; write key=value and quote special characters, as in 'key=\"a b\"'"
     if isinstance(error, MissingConfigException) and error.options:
-        close = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], error.options, n=1)
-        hint = f"did you mean {close[0]}; " if close else ""
-        return f"{text.splitlines()[0]}; {hint}choices: {', '.join(error.options)}"
+        return f"{text.splitlines()[0]}; choices: {', '.join(error.options)}"
     # Hydra's text explains how to append to args.
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
         file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)
         return (file[0] if file else "") + unknown_key(override[1] if override else str(cause.full_key))
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        text += f": {str(cause).splitlines()[0]}" * text.startswith("Error merging override")
+    if text.startswith("Error merging override"):
+        text += f": {str(cause).splitlines()[0]}"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -15,12 +15,12 @@ from omegaconf import MISSING
 
 
 def setting(
-    doc: str = "", *, choices: tuple[str | bool, ...] | None = None, affects_result: bool = True, **bounds: float
+    doc: str = "", *, choices: tuple[str | bool, ...] | None = None, affects_result: bool = True, **bounds: Any
 ) -> Any:
     """Declare one key; ``doc`` is for ``--help``.
 
     The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
-    element of a list, and not to None. ``text=True`` goes with the type Any and refuses all but text and None:
+    element of a list, and not to None. ``text=str`` goes with the type Any and refuses anything else:
     OmegaConf would convert the number ``tag: 007`` in a file to a str.
     """
     return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
@@ -119,8 +119,8 @@ class ExternalDataConfig(DataConfig):
 
 @dataclass
 class MNISTConfig(DataConfig):
-    root: Any = setting("folder that holds or receives the MNIST files", text=True, affects_result=False)
-    mirror: Any = setting("folder or URL to try first for the files", text=True, affects_result=False)
+    root: Any = setting("folder that holds or receives the MNIST files", text=str, affects_result=False)
+    mirror: Any = setting("folder or URL to try first for the files", text=str | None, affects_result=False)
     validation_size: int = setting("images held out of the 60,000, stratified", minimum=10, maximum=59_000)
     split_seed: int = setting("of the train/validation split", minimum=0, maximum=MAX_SEED)
     permutation: str | None = setting("seed92916, bitrev, torch12008, torch5544, numpy0, random:<seed> or null")
@@ -221,11 +221,11 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: Any = setting("of the run folder; default: experiment and model", text=True)
-    tag: Any = setting("appended to the name, to keep variants apart", text=True)
+    name: Any = setting("of the run folder; default: experiment and model", text=str)
+    tag: Any = setting("appended to the name, to keep variants apart", text=str | None)
     seed: int = setting("of initialization, data order and dropout", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
-    output_root: Any = setting("run folders are created below it", text=True, affects_result=False)
+    output_root: Any = setting("run folders are created below it", text=str, affects_result=False)
     overwrite: bool = setting("delete the run folder's content and start again", affects_result=False)
 
 
