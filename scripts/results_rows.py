@@ -4,7 +4,6 @@ Tags: [log] read in a released log, [code] in source, [README] in a project's RE
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 SOURCES = (
     "IndRNN, [log] and [paper]: Sunnydreamrain/IndRNN_pytorch, folder pixelMNIST, and Li et al. 2018, 2019 (arXiv "
@@ -67,99 +66,103 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: indrnn-train with ``overrides``, once per seed, writes results/runs/<task>/<name>/seed<k>.
-
-    ``minutes``: estimate for one seed on one core of a Xeon with AMX; None: needs a GPU. ``ablation``: not in figures.
-    """
+    """One line of a table, the runs results/runs/<task>/<name>/seed<k> of indrnn-train with ``overrides``."""
 
     task: str
-    name: str
-    network: str
+    model: str
     protocol: str
-    overrides: tuple[str, ...]
-    published: str
-    seeds: tuple[int, ...]
     minutes: int | None
-    ablation: bool
+    """Estimate for one seed on one core of a Xeon with AMX; None: needs a GPU."""
+    num_seeds: int
+    extra: tuple[str, ...] = ()
+    """Overrides in addition to those of the protocol."""
+    note: str = ""
+    """Appended to the network's name: an ablation, which is not in figures and has no published results."""
+
+    @property
+    def name(self) -> str:
+        tags = [setting.replace("tag=", "-") for setting in self.extra if setting.startswith("tag=")]
+        return "".join([self.model if self.protocol == "tutorial" else f"{self.protocol}_{self.model}", *tags])
+
+    @property
+    def overrides(self) -> list[str]:
+        experiment = [f"experiment={self.protocol}"] if self.protocol != "tutorial" else []
+        if self.task.startswith("adding"):
+            return [
+                *experiment,
+                f"model={self.model}",
+                f"data.length={self.task.removeprefix('adding-T')}",
+                *self.extra,
+            ]
+        # bfloat16 was measured to cost the IndRNN no accuracy. Long runs log less often, to keep metrics.csv small.
+        half = self.model in ("indrnn", "indrnn_12layer", "indrnn_residual") and self.protocol != "paper"
+        precision = ["trainer.precision=bfloat16"] if half and "trainer.precision=float32" not in self.extra else []
+        logging = "trainer.log_every=1700" if self.protocol == "paper" else "trainer.log_every=500"
+        model = [f"model={self.model}"]
+        if self.model == "lstm_chrono_matched":  # 86,122 parameters; the IndRNN of 6 x 128 units has 86,410
+            model = ["model=lstm_chrono", "model.hidden_size=144", f"name={self.protocol}_{self.model}"]
+        return [*experiment, *model, f"data={self.task}", *precision, *self.extra, logging]
+
+    @property
+    def network(self) -> str:
+        adding = self.task.startswith("adding") and self.model == "indrnn"
+        return "IndRNN, 2 × 128" if adding else NETWORKS[self.model] + f", {self.note}" * bool(self.note)
+
+    @property
+    def published(self) -> str:
+        if self.protocol == "tutorial":
+            return _PORT if self.model == "indrnn" else ""
+        return "" if self.note else PUBLISHED.get(self.model, {}).get(self.task, "")
 
 
-def _row(
-    task: str, model: str, protocol: str, minutes: int | None, n: int, *extra: str, note: str = "", **fields: Any
-) -> Row:
-    """``extra``: further overrides; ``note``: appended to the network's name, for ablations."""
-    experiment = () if protocol == "tutorial" else (f"experiment={protocol}",)
-    tag = "".join(f"-{setting.removeprefix('tag=')}" for setting in extra if setting.startswith("tag="))
-    name = (model if protocol == "tutorial" else f"{protocol}_{model}") + tag
-    # bfloat16 was measured to cost the IndRNN no accuracy. Long runs log less often, to keep metrics.csv small.
-    fast = model.startswith("indrnn") and protocol != "paper" and model != "indrnn_dense"
-    precision = ("trainer.precision=bfloat16",) if fast and not any("precision" in setting for setting in extra) else ()
-    logging = "trainer.log_every=1700" if protocol == "paper" else "trainer.log_every=500"
-    # 86,122 parameters; the IndRNN of 6 x 128 units has 86,410.
-    matched = ("model.hidden_size=144", f"name={protocol}_{model}") if model.endswith("_matched") else ()
-    choice = f"model={model.removesuffix('_matched')}"
-    overrides = (*experiment, choice, *matched, f"data={task}", *precision, *extra, logging)
-    published = fields.get("published", "" if note else PUBLISHED.get(model, {}).get(task, ""))
-    network = ", ".join(filter(None, [NETWORKS[model], note]))
-    return Row(task, name, network, protocol, overrides, published, tuple(range(n)), minutes, bool(note))
-
-
-def _adding(length: int, model: str, n: int, minutes: int, *extra: str) -> Row:
-    overrides = ("experiment=length_study", f"model={model}", f"data.length={length}", *extra)
-    network = "IndRNN, 2 × 128" if model == "indrnn" else NETWORKS[model]
-    name = f"length_study_{model}"
-    return Row(f"adding-T{length}", name, network, "length_study", overrides, "", tuple(range(n)), minutes, False)
-
-
-_ADAM = ("optimizer=adam", "tag=adam")
-_LSTM_ADAM = ("optimizer.lr=4.82e-3", "schedule.warmup=0.02")
 _PORT = "98.9 after 60,000 updates, two days (batzner/indrnn [README])"
+_ADAM = ("optimizer=adam", "tag=adam")
+_INDRNN_ADAM = (*_ADAM, "optimizer.lr=7.3e-4")
+_LSTM_ADAM = (*_ADAM, "optimizer.lr=4.82e-3", "schedule.warmup=0.02")
 # In the order in which scripts/reproduce.py runs them.
 ROWS: tuple[Row, ...] = (
-    _row(SEQUENTIAL, "indrnn", "fast", 20, 3),
-    _row(SEQUENTIAL, "lstm_chrono", "fast", 55, 3),
-    _row(SEQUENTIAL, "lstm_chrono_matched", "fast", 60, 1),
-    _row(SEQUENTIAL, "indrnn_12layer", "fast", 40, 3),
-    _row(SEQUENTIAL, "indrnn_12layer", "long", 120, 3),
-    _row(SEQUENTIAL, "lstm_chrono", "long", 160, 1),
-    _row(PERMUTED, "indrnn_12layer", "fast", 40, 1),
-    _row(PERMUTED, "indrnn_12layer", "long", 120, 1),
-    _row(PERMUTED, "indrnn", "fast", 20, 1),
-    _row(PERMUTED, "lstm_chrono", "fast", 55, 1),
+    Row(SEQUENTIAL, "indrnn", "fast", 20, 3),
+    Row(SEQUENTIAL, "lstm_chrono", "fast", 55, 3),
+    Row(SEQUENTIAL, "lstm_chrono_matched", "fast", 60, 1),
+    Row(SEQUENTIAL, "indrnn_12layer", "fast", 40, 3),
+    Row(SEQUENTIAL, "indrnn_12layer", "long", 120, 3),
+    Row(SEQUENTIAL, "lstm_chrono", "long", 160, 1),
+    Row(PERMUTED, "indrnn_12layer", "fast", 40, 1),
+    Row(PERMUTED, "indrnn_12layer", "long", 120, 1),
+    Row(PERMUTED, "indrnn", "fast", 20, 1),
+    Row(PERMUTED, "lstm_chrono", "fast", 55, 1),
     *(
-        _adding(T, model, 3 if T <= 1000 else 1, T // 20 if model == "indrnn" else min(T // 5, 400), *extra)
+        Row(f"adding-T{T}", model, "length_study", minutes, 3 if T <= 1000 else 1, extra)
         for T in (100, 200, 500, 1000, 2000, 5000)
-        for model in ("indrnn", "lstm_chrono")
-        for extra in [("trainer.max_steps=4000",) if (T, model) == (5000, "lstm_chrono") else ()]
+        for model, minutes, extra in (
+            ("indrnn", T // 20, ()), ("lstm_chrono", min(T // 5, 400), ("trainer.max_steps=4000",) * (T == 5000)),
+        )
     ),
-    _row(SEQUENTIAL, "indrnn", "tutorial", 65, 3, published=_PORT),
-    _row(SEQUENTIAL, "lstm", "tutorial", 145, 3, published=""),
-    _row(SEQUENTIAL, "indrnn", "fast", 18, 3, *_ADAM, "optimizer.lr=7.3e-4", note="Adam"),
-    _row(SEQUENTIAL, "lstm_chrono", "fast", 28, 3, *_ADAM, *_LSTM_ADAM, note="Adam"),
-    _row(SEQUENTIAL, "lstm_chrono_matched", "fast", 32, 1, *_ADAM, *_LSTM_ADAM, note="Adam"),
-    _row(
-        SEQUENTIAL, "indrnn_12layer", "fast", 75, 1, *_ADAM, "optimizer.lr=7.3e-4", "trainer.max_steps=34_360",
-        "model.dropout=0.1", note="Adam, 20 epochs, dropout",
+    Row(SEQUENTIAL, "indrnn", "tutorial", 65, 3),
+    Row(SEQUENTIAL, "lstm", "tutorial", 145, 3),
+    Row(SEQUENTIAL, "indrnn", "fast", 18, 3, _INDRNN_ADAM, "Adam"),
+    Row(SEQUENTIAL, "lstm_chrono", "fast", 28, 3, _LSTM_ADAM, "Adam"),
+    Row(SEQUENTIAL, "lstm_chrono_matched", "fast", 32, 1, _LSTM_ADAM, "Adam"),
+    Row(
+        SEQUENTIAL, "indrnn_12layer", "fast", 75, 1, (*_INDRNN_ADAM, "trainer.max_steps=34_360", "model.dropout=0.1"),
+        "Adam, 20 epochs, dropout",
     ),
-    _row(
-        SEQUENTIAL, "indrnn", "fast", 58, 3, "optimizer=adam", "tag=adam-float32", "optimizer.lr=7.3e-4",
-        "trainer.precision=float32", note="Adam, float32",
+    Row(
+        SEQUENTIAL, "indrnn", "fast", 58, 3,
+        ("optimizer=adam", "tag=adam-float32", "optimizer.lr=7.3e-4", "trainer.precision=float32"), "Adam, float32",
     ),
-    _row(PERMUTED, "indrnn", "fast", 18, 1, *_ADAM, "optimizer.lr=7.3e-4", note="Adam"),
-    _row(PERMUTED, "lstm_chrono", "fast", 28, 1, *_ADAM, *_LSTM_ADAM, note="Adam"),
-    _row(SEQUENTIAL, "indrnn", "fast", 20, 1, "model.norm=none", "tag=no-norm", note="no batch norm"),
-    _row(
-        SEQUENTIAL, "indrnn", "fast", 20, 1, "model.last_layer_min=false", "tag=no-range", note="no last-layer range"
-    ),
-    _row(SEQUENTIAL, "indrnn", "fast", 20, 1, "model.constraint=none", "tag=unbounded", note="unbounded u"),
-    _row(SEQUENTIAL, "indrnn_residual", "fast", 35, 1),
-    _row(SEQUENTIAL, "indrnn_dense", "fast", 60, 1),
-    _row(SEQUENTIAL, "gru", "fast", 45, 1),
-    _row(SEQUENTIAL, "mingru", "fast", 25, 1),
+    Row(PERMUTED, "indrnn", "fast", 18, 1, _INDRNN_ADAM, "Adam"),
+    Row(PERMUTED, "lstm_chrono", "fast", 28, 1, _LSTM_ADAM, "Adam"),
+    Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.norm=none", "tag=no-norm"), "no batch norm"),
+    Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.last_layer_min=false", "tag=no-range"), "no last-layer range"),
+    Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.constraint=none", "tag=unbounded"), "unbounded u"),
+    Row(SEQUENTIAL, "indrnn_residual", "fast", 35, 1),
+    Row(SEQUENTIAL, "indrnn_dense", "fast", 60, 1),
+    Row(SEQUENTIAL, "gru", "fast", 45, 1),
+    Row(SEQUENTIAL, "mingru", "fast", 25, 1),
     *(
-        _row(task, model, "paper", None, 3, *extra)
+        Row(task, model, "paper", None, 3, ("schedule.patience=[200,50,25]",) * longer)  # as the authors did [code]
         for model in ("indrnn", "indrnn_residual", "indrnn_12layer", "indrnn_dense")
-        for task in (SEQUENTIAL, PERMUTED)
-        # The authors waited longer here [code].
-        for extra in [("schedule.patience=[200,50,25]",) if (model, task) == ("indrnn_dense", PERMUTED) else ()]
+        for task, longer in ((SEQUENTIAL, False), (PERMUTED, model == "indrnn_dense"))
     ),
 )  # fmt: skip
