@@ -187,17 +187,16 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "sizes", "message"),
+    ("model", "batch_size", "message"),
     [
-        (nn.Linear(1, 1), (3, 100), r"^trainer\.batch_size leaves 3 sequences for 4 processes"),
-        (nn.Linear(1, 1), (32, 2), r"^trainer\.bn_samples leaves 2 sequences for 4 processes"),
-        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), (32, 100), r"^0 \(LSTM\) .* model\.dropout=0"),
-        (nn.Sequential(nn.BatchNorm1d(2)), (32, 100), r"^0 \(BatchNorm1d\) cannot be synchronized"),
+        (nn.Linear(1, 1), 3, r"^trainer\.batch_size=3: 4 processes"),
+        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), 32, r"^0 \(LSTM\) .* model\.dropout=0"),
+        (nn.Sequential(nn.BatchNorm1d(2)), 32, r"^0 \(BatchNorm1d\) cannot be synchronized"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_one_line(model, sizes, message):
+def test_what_cannot_be_shared_is_refused_in_one_line(model, batch_size, message):
     with pytest.raises(UserError, match=message):
-        Processes(0, 4).share(model, *sizes)
+        Processes(0, 4).share(model, batch_size)
 
 
 def test_the_rows_of_a_batch_are_balanced_and_complete():
