@@ -133,16 +133,6 @@ def test_other_networks_and_schedules_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_resumes_with_four(tmp_path):
-    for processes, *words in ((2, "dropout"), (4, "dropout", "trainer.max_steps=75")):
-        printed, codes = ended(start(tmp_path / "more", processes, *words))
-        assert codes == [0] * processes, printed
-    run_case(tmp_path / "one", "dropout")
-    run_case(tmp_path / "one", "dropout", "trainer.max_steps=75")
-    assert_equal_runs(folder(tmp_path / "one", "dropout"), folder(tmp_path / "more", "dropout"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path, victim):
     printed, codes = ended(start(tmp_path / "two", 2, "dropout", SMALL_RUNS_KILL=f"{victim}:31"))

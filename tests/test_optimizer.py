@@ -70,11 +70,6 @@ def test_plateau_is_not_finished_while_the_rate_equals_the_minimum():
     assert finished == [False, False, False, True]
 
 
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(UserError, match=r"schedule\.name=linear is unknown; choose from constant"):
-        schedule("linear")
-
-
 def rising(steps):
     return lambda step: (step + 1) / steps
 
