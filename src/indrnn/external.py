@@ -44,7 +44,7 @@ def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        file = getattr(inspect.getmodule(target), "__file__", None)  # a built-in one has none
+        file = inspect.getsourcefile(target)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f" ({file}, line {lines[-1]})" if lines else ""
         raise UserError(f"{what}: {_in_words(error)}{place}") from error
