@@ -133,16 +133,6 @@ def test_other_networks_and_schedules_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_resumes_with_four(tmp_path):
-    for processes, *words in ((2, "dropout"), (4, "dropout", "trainer.max_steps=75")):
-        printed, codes = ended(start(tmp_path / "more", processes, *words))
-        assert codes == [0] * processes, printed
-    run_case(tmp_path / "one", "dropout")
-    run_case(tmp_path / "one", "dropout", "trainer.max_steps=75")
-    assert_equal_runs(folder(tmp_path / "one", "dropout"), folder(tmp_path / "more", "dropout"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_with_one_line_and_a_checkpoint(tmp_path, victim):
     printed, codes = ended(start(tmp_path / "two", 2, "dropout", SMALL_RUNS_KILL=f"{victim}:31"))
@@ -187,17 +177,16 @@ def test_the_command_trains_mnist5k_under_torchrun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "sizes", "message"),
+    ("model", "batch_size", "message"),
     [
-        (nn.Linear(1, 1), (3, 100), r"^trainer\.batch_size leaves 3 sequences for 4 processes"),
-        (nn.Linear(1, 1), (32, 2), r"^trainer\.bn_samples leaves 2 sequences for 4 processes"),
-        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), (32, 100), r"^0 \(LSTM\) .* model\.dropout=0"),
-        (nn.Sequential(nn.BatchNorm1d(2)), (32, 100), r"^0 \(BatchNorm1d\) cannot be synchronized"),
+        (nn.Linear(1, 1), 3, r"^trainer\.batch_size=3: 4 processes"),
+        (nn.Sequential(nn.LSTM(1, 2, 2, dropout=0.5)), 32, r"^0 \(LSTM\) .* model\.dropout=0"),
+        (nn.Sequential(nn.BatchNorm1d(2)), 32, r"^0 \(BatchNorm1d\) cannot be synchronized"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_one_line(model, sizes, message):
+def test_what_cannot_be_shared_is_refused_in_one_line(model, batch_size, message):
     with pytest.raises(UserError, match=message):
-        Processes(0, 4).share(model, *sizes)
+        Processes(0, 4).share(model, batch_size)
 
 
 def test_the_rows_of_a_batch_are_balanced_and_complete():
@@ -209,8 +198,8 @@ def test_the_rows_of_a_batch_are_balanced_and_complete():
 @pytest.mark.parametrize(
     "environment",
     [
-        {"WORLD_SIZE": ""}, {"WORLD_SIZE": "", "RANK": "3"}, {"RANK": "3"}, {"RANK": ""}, {"WORLD_SIZE": "8"},
-        {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "4", "RANK": ""}, {"LOCAL_RANK": ""}, {"LOCAL_RANK": "2"},
+        {"WORLD_SIZE": "", "RANK": "3"}, {"RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"LOCAL_RANK": "2"},
+        {"WORLD_SIZE": "4", "RANK": ""},
     ],
 )  # fmt: skip
 def test_leftover_variables_of_a_scheduler_mean_a_single_process(tmp_path, monkeypatch, environment):

@@ -98,19 +98,12 @@ def test_training_stops_when_validation_exceeds_the_target(tmp_path):
 PLATEAU = ("schedule=plateau", "schedule.patience=[1]", "trainer.max_steps=500")
 
 
-def test_training_stops_when_the_plateau_schedule_ends(tmp_path):
-    result = run_small(tmp_path, *PLATEAU, "schedule.minimum_lr=9e-3")
-    validation = [float(row["accuracy"]) for row in rows_of(folder_of(tmp_path)) if row["split"] == "val"]
-    assert result.steps == 10 * len(validation) < 500
-    assert validation[-1] <= max(validation[:-1])
-
-
 @pytest.mark.parametrize("restore_best", [True, False])
 def test_a_drop_of_the_plateau_returns_to_the_best_weights_and_optimizer_state(tmp_path, capsys, restore_best):
     run_small(tmp_path, *PLATEAU, "schedule.minimum_lr=9e-3", f"schedule.restore_best={restore_best}")
     end = checkpoint_of(folder_of(tmp_path))
     best = end["best"]
-    assert best["step"] < end["progressed"]["step"]
+    assert best["step"] < end["progressed"]["step"] < 500, "the schedule ends training"
     assert ("optimizer" in best) == restore_best
     assert (f"back to the best step, {best['step']}" in capsys.readouterr().err) == restore_best
     assert all(torch.equal(value, best["model"][name]) for name, value in end["model"].items()) == restore_best

@@ -1,7 +1,6 @@
 """One training step: what it updates and clips, and its capture as a CUDA graph."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,13 +176,6 @@ def test_the_meter_sums_over_its_interval_and_counts_finite_steps(tmp_path):
     assert (sums["count"], sums["finite"]) == (7, 3)
     step.meter.clear()
     assert set(step.meter.read().values()) == {0.0}
-
-
-def test_mean_squared_error_has_no_accuracy():
-    objective = Objective(SimpleNamespace(measures_accuracy=False, output_size=1))
-    loss, correct = objective(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 2.0]))
-    assert (float(loss), float(correct)) == (0.5, 0.0)
-    assert objective.accuracy(0, 2) is None
 
 
 class CountCalls(TorchDispatchMode):

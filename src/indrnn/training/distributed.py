@@ -64,20 +64,16 @@ class Processes:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def share(self, model: nn.Module, batch_size: int, norm_batch: int) -> "Share | None":
-        """Prepare ``model`` to see part of each batch; None for a single process.
-
-        Args:
-            norm_batch: the sequences in the smallest batch that batch-norm statistics are estimated from.
+    def share(self, model: nn.Module, batch_size: int) -> "Share | None":
+        """Prepare ``model`` to see part of each batch in training; None for a single process.
 
         Raises:
             UserError: a part would be empty, or a module cannot be synchronized.
         """
         if self.size == 1:
             return None
-        for key, count in (("trainer.batch_size", batch_size), ("trainer.bn_samples", norm_batch)):
-            if count < self.size:
-                raise UserError(f"{key} leaves {count} sequences for {self.size} processes; raise it or use fewer")
+        if batch_size < self.size:
+            raise UserError(f"trainer.batch_size={batch_size}: {self.size} processes need a sequence each; raise it")
         share = Share(self, batch_size)
         folded = {id(layer.norm) for _, layer in recurrent_layers(model)}
         for name, module in model.named_modules():
@@ -113,7 +109,11 @@ class Share:
 
     def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """From mean and biased variance (H,) of this process's n values per unit, those of all processes' values, and
-        their number. Differentiable; computed in float64, where cancellation does not matter."""
+        their number. Differentiable; computed in float64, where cancellation does not matter.
+
+        Without gradients nothing is joined: every process re-estimates the statistics from all samples."""
+        if not torch.is_grad_enabled():
+            return mean, variance, torch.tensor(n, device=mean.device)
         mean64 = mean.double()
         sums = _Sum.apply(torch.cat([mean64, variance.double() + mean64.square(), mean64.new_ones(1)]) * n)
         count = sums[-1].detach()

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Split, Task
-from .distributed import SINGLE_PROCESS, Processes
 
 
 class Objective:
@@ -66,15 +65,8 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [module for module in modules if module.track_running_stats]
 
 
-def norm_batches(count: int, batch_size: int) -> int:
-    """The number of batches that statistics are estimated from, given ``count`` sequences."""
-    return -(-count // batch_size)
-
-
 @torch.no_grad()
-def reestimate_batch_norm(
-    model: nn.Module, split: Split, indices: Tensor, batch_size: int, processes: Processes = SINGLE_PROCESS
-) -> None:
+def reestimate_batch_norm(model: nn.Module, split: Split, indices: Tensor, batch_size: int) -> None:
     """Replace all running statistics by their means over the sequences at ``indices`` (n,), without dropout.
 
     From IndRNN's small initial weights activations grow so fast that running averages lag far behind. Each batch norm
@@ -85,17 +77,15 @@ def reestimate_batch_norm(
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches
-            norm.train()
-        for batch in indices.tensor_split(norm_batches(len(indices), batch_size)):
-            model(split.batch(batch[processes.rows(len(batch))])[0])
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for batch in indices.tensor_split(-(-len(indices) // batch_size)):
+        model(split.batch(batch)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ from .device import (
     torch_defaults,
 )
 from .distributed import Processes, joined_processes
-from .evaluation import Evaluation, Objective, evaluate, norm_batches, reestimate_batch_norm
+from .evaluation import Evaluation, Objective, evaluate, reestimate_batch_norm
 from .optimizer import build_optimizers, build_schedule, set_rates
 from .recorder import Recorder, SilentRecorder, build_result, segment
 from .sampler import BatchSampler, Stream, torch_seed
@@ -124,9 +124,7 @@ class Run:
         self.sampler = BatchSampler(self.data.train.size, trainer.batch_size, cfg.seed, device)
         self.optimizers = build_optimizers(self.model, cfg.optimizer)
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, trainer.max_steps)
-        samples = len(self.sampler.norm_samples(trainer.bn_samples, 0))
-        norm_batch = samples // norm_batches(samples, trainer.eval_batch_size)
-        share = processes.share(self.model, trainer.batch_size, norm_batch)
+        share = processes.share(self.model, trainer.batch_size)
         self.update = TrainingStep(self.model, self.optimizers, self.objective, self.data.train, trainer, device, share)
         self.step = self.observed = self.peak_memory = self.received = 0
         self.seconds = self.interval_seconds = 0.0
@@ -228,7 +226,7 @@ class Run:
         with autocast_context(self.cfg.trainer.precision, self.device):
             if split == "validation":
                 samples = self.sampler.norm_samples(self.cfg.trainer.bn_samples, self.step)
-                reestimate_batch_norm(self.model, data.train, samples, size, self.processes)
+                reestimate_batch_norm(self.model, data.train, samples, size)
             part = data.validation if split == "validation" else data.test
             evaluation = evaluate(self.model, part, self.objective, size, self.device, self._stop_if_asked)
         if not math.isfinite(evaluation.loss):
