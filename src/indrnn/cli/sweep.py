@@ -173,7 +173,7 @@ def _row(cfg: Config, before: int | None, completed: bool) -> tuple[str, str, st
     cfg.overwrite = False
     try:
         if folder.exists():
-            with open_run(cfg, [], "") as found:
+            with open_run(cfg) as found:
                 if found.state == "finished" and replaced:
                     result = read_result(found.result_path)
                     pairs = ((result.val_accuracy, result.val_loss), (result.test_accuracy, result.test_loss))

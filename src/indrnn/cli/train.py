@@ -152,14 +152,13 @@ def _train(composed: DictConfig, hydra: Any) -> "Result":
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
-    overrides = job_overrides(hydra)
     command = command_line()
     if hydra.mode == RunMode.MULTIRUN:  # the command that repeats this job alone
         flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
         for source in hydra.runtime.config_sources:
             flags += ["--config-dir", source.path] if source.provider == "command-line" else []
-        command = shlex.join([PROGRAM, *flags, *overrides])
-    result = train(cfg, overrides=overrides, command=command)
+        command = shlex.join([PROGRAM, *flags, *job_overrides(hydra)])
+    result = train(cfg, command=command)
     if leads():
         print(_outcome(result, run_folder(cfg)), flush=True)
     return result
