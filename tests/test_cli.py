@@ -248,6 +248,6 @@ def test_info_finds_mnist(capsys, tmp_path):
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
-            (raw / f"{part}-{kind}-ubyte.gz").touch()
+            (raw / f"{part}-{kind}-ubyte").touch()
     info.main(["--data-root", str(tmp_path)])
     assert f"found in {raw}" in capsys.readouterr().out
