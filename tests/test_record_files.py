@@ -165,9 +165,6 @@ def test_wilson_interval():
         low, high = wilson_interval(n - correct, n)
         assert (1 - high, 1 - low) == pytest.approx(interval, abs=5e-5)
     assert (wilson_interval(0, 7)[0], wilson_interval(7, 7)[1]) == (0, 1)
-    for correct, n in ((1, 0), (0, 0), (-1, 5), (6, 5)):
-        with pytest.raises(ValueError, match=f"correct={correct}, n={n}"):
-            wilson_interval(correct, n)
 
 
 def test_environment_has_every_version():
