@@ -174,7 +174,6 @@ def _git(root: Path, *arguments: str) -> str:
         ["git", "-c", "safe.directory=*", "-C", str(root), "--no-optional-locks", *arguments],
         capture_output=True, text=True, errors="replace", timeout=10, check=True,
         env=variables | {"GIT_CEILING_DIRECTORIES": str(root.parent)},
-        start_new_session=True,  # Ctrl-C must not reach git
     ).stdout  # fmt: skip
 
 
