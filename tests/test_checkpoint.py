@@ -49,7 +49,7 @@ def test_a_finished_run_keeps_the_best_weights_and_their_statistics_until_it_con
     weights = load_run(folder)[0].state_dict()
     assert weights.keys() == chosen.keys()
     assert all(torch.equal(weights[name], chosen[name]) for name in chosen)
-    with open_run(load_config([*TINY, "trainer.max_steps=4", f"output_root={tmp_path}"]), [], "") as longer:
+    with open_run(load_config([*TINY, "trainer.max_steps=4", f"output_root={tmp_path}"])) as longer:
         longer.begin()
     assert not (folder / "weights.safetensors").exists()
 

@@ -1,6 +1,5 @@
 """Tasks from their configuration: names, shapes, splits, the bundled mnist5k, and a custom task with augmentation."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -57,11 +56,6 @@ def test_impossible_task_is_refused_in_one_line(config, named):
         make_task(config)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_names_and_shapes_cost_no_import_of_torch():
-    code = "import sys, indrnn.data; assert not {'torch', 'torchvision'} & set(sys.modules), 'imported'"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("sizes", [[500], [499, 1003], [10], [4000, 1000], [5002]])
@@ -133,25 +127,20 @@ def test_altered_asset_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("config", [mnist5k_data(permutation="torch5544"), adding_data(length=10)])
 def test_default_device_and_dtype_do_not_matter(config):
-    expected = make_task(config).load(CPU)
-    rows = torch.arange(4)
+    def batches():
+        splits = make_task(config).load(CPU)
+        parts = (splits.train, splits.validation, splits.test)
+        return [tensor for part in parts for tensor in part.batch(torch.arange(4, device="cpu"))]
+
+    expected = batches()
     torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)
     try:
-        task = make_task(config)
-        splits = task.load(CPU)
-        batches = [getattr(splits, part).batch(rows) for part in ("train", "validation", "test")]
-        if task.mean_answer_error:
-            assert task.mean_answer_error("test") > 0
-        if task.picture:
-            assert task.picture(batches[0][0][0]).shape == (28, 28)
+        found = batches()
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
-    for part, batch in zip(("train", "validation", "test"), batches, strict=True):
-        for got, want in zip(batch, getattr(expected, part).batch(rows), strict=True):
-            assert torch.equal(got, want)
-            assert got.dtype == want.dtype
+    assert all(torch.equal(got, want) and got.dtype == want.dtype for got, want in zip(found, expected, strict=True))
 
 
 # The documented recipe for data augmentation.

@@ -21,7 +21,7 @@ def config(root, *overrides):
 
 
 def opened(root, *overrides):
-    return open_run(config(root, *overrides), list(overrides), "indrnn-train")
+    return open_run(config(root, *overrides))
 
 
 def leave(root, *overrides, checkpoint=True, result=False):
@@ -75,14 +75,13 @@ def test_name_cannot_leave_the_folder(tmp_path, key, value):
 def test_fresh_run_writes_its_configuration_and_text_stays_text(tmp_path, tag):
     cfg = config(tmp_path, "seed=3", "optimizer.lr=1e-3")
     cfg.tag = tag
-    with open_run(cfg, [f"tag={tag}"], "") as run:
+    with open_run(cfg) as run:
         assert run.state == "fresh"
         run.begin()
         run.checkpoint_path.write_bytes(b"state")
         stored = load_config_file(run.config_path)
         assert (stored["optimizer"]["lr"], stored["name"], stored["seed"], stored["tag"]) == (1e-3, "indrnn", 3, tag)
-        assert list(OmegaConf.load(run.overrides_path)) == [f"tag={tag}"]
-    assert open_run(cfg, [], "").state == "resume"
+    assert open_run(cfg).state == "resume"
 
 
 def test_finished_run_is_skipped_untouched_even_with_other_neutral_keys(tmp_path):
@@ -111,7 +110,7 @@ def test_unfinished_run_without_checkpoint_starts_again(tmp_path):
         assert run.state == "fresh"
         assert run.metrics_path.exists()  # nothing is removed before the run begins
         run.begin()
-        assert set(contents(path)) == {"config.yaml", "overrides.yaml"}
+        assert set(contents(path)) == {"config.yaml"}
     with opened(tmp_path, "optimizer.lr=1e-3") as run:
         assert run.state == "fresh"  # the run before never trained
 
@@ -147,7 +146,7 @@ def test_larger_max_steps_resumes(tmp_path, result):
         assert run.state == "resume"
     with opened(tmp_path, "trainer.max_steps=20", "overwrite=true") as run:
         run.begin()
-        assert set(contents(path)) == {"config.yaml", "overrides.yaml"}
+        assert set(contents(path)) == {"config.yaml"}
 
 
 @pytest.mark.parametrize(("schedule", "old", "new"), [("staircase", 20, 10), ("cosine", 10, 20), ("one_cycle", 10, 20)])
@@ -172,7 +171,7 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path):
         assert run.state == "fresh"
         assert contents(path) == before  # not before the run begins
         run.begin()
-    assert set(os.listdir(path)) == {".lock", "config.yaml", "overrides.yaml", "notes.txt", "figures"}
+    assert set(os.listdir(path)) == {".lock", "config.yaml", "notes.txt", "figures"}
     assert load_config_file(path / "config.yaml")["optimizer"]["lr"] == 1e-3
 
 
@@ -196,7 +195,7 @@ def test_second_process_is_refused_until_the_first_ends(tmp_path):
     script = (
         "import sys; from indrnn.config.compose import load_config\n"
         "from indrnn.record.folder import open_run\n"
-        "open_run(load_config(sys.argv[1:]), [], '')"
+        "open_run(load_config(sys.argv[1:]))"
     )
     run = opened(tmp_path)
     second = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)

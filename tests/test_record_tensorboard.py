@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def read(path):
 
 
 def test_events_are_readable_while_the_run_continues(tmp_path):
-    with TensorBoardWriter(tmp_path, None) as writer:
+    with closing(TensorBoardWriter(tmp_path, None)) as writer:
         writer.scalars(10, {"train/loss": 0.5, "eval/accuracy": None, "test/loss": 2.0})
         writer.histogram("recurrent_weight/layer1", torch.linspace(0.99, 1.0, 128, dtype=torch.bfloat16), 10)
         writer.text("command", "`indrnn-train model=indrnn`")
@@ -35,11 +36,11 @@ def test_events_are_readable_while_the_run_continues(tmp_path):
 
 
 def test_kill_and_resume_give_one_curve(tmp_path):
-    with TensorBoardWriter(tmp_path, None) as writer:
+    with closing(TensorBoardWriter(tmp_path, None)) as writer:
         for step in (10, 20, 30, 40):
             writer.scalars(step, {"train/loss": float(step)})
     for _ in range(2):
-        with TensorBoardWriter(tmp_path, 20) as writer:
+        with closing(TensorBoardWriter(tmp_path, 20)) as writer:
             for step in (30, 40, 50):
                 writer.scalars(step, {"train/loss": -float(step)})
     points = read(tmp_path).Scalars("train/loss")
@@ -48,7 +49,7 @@ def test_kill_and_resume_give_one_curve(tmp_path):
 
 def test_full_disk_is_one_line_and_no_traceback(tmp_path, limited_file_size, capfd):
     def fill():
-        with TensorBoardWriter(tmp_path, None) as writer:
+        with closing(TensorBoardWriter(tmp_path, None)) as writer:
             writer.scalars(1, {"train/loss": 1.0})
             [file] = tmp_path.iterdir()
             with limited_file_size(file.stat().st_size + 10):
@@ -59,7 +60,7 @@ def test_full_disk_is_one_line_and_no_traceback(tmp_path, limited_file_size, cap
         fill()
     assert "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
-    with TensorBoardWriter(tmp_path, 1) as writer:
+    with closing(TensorBoardWriter(tmp_path, 1)) as writer:
         writer.scalars(2, {"train/loss": 2.0})
     assert [point.value for point in read(tmp_path).Scalars("train/loss")] == [1, 2]
 

@@ -92,7 +92,7 @@ def test_text_keys_keep_their_text_in_a_sweep(run, trained, tmp_path, monkeypatc
     run("tag=5e41726,1.10,null", "-m", "output_root=~/runs", "name=1e5")
     assert [cfg.tag for cfg, *_ in trained] == ["5e41726", "1.10", None]
     assert {cfg.name for cfg, *_ in trained} == {"1e5"}
-    assert shlex.split(trained[0][2]) == ["indrnn-train", "tag='5e41726'", "output_root='~/runs'", "name='1e5'"]
+    assert shlex.split(trained[0][1]) == ["indrnn-train", "tag='5e41726'", "output_root='~/runs'", "name='1e5'"]
     assert [path.name for path in (tmp_path / "home" / "runs").iterdir()] == ["sweeps"]
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
@@ -101,7 +101,7 @@ def test_job_of_a_sweep_records_a_command_that_repeats_it(run, trained, tmp_path
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "short.yaml").write_text("# @package _global_\ntrainer:\n  max_steps: 7\n")
     run("-m", "--config-dir", "mine", "experiment=short", "seed=4,5")
-    cfg, _, typed = trained[1]
+    cfg, typed = trained[1]
     assert (cfg.name, cfg.trainer.max_steps) == ("short_indrnn", 7)
     assert typed == f"indrnn-train --config-dir {tmp_path / 'mine'} experiment=short seed=5"
 
@@ -120,7 +120,7 @@ def test_signal_stops_the_whole_sweep(run, trained):
 
 
 def test_run_of_another_process_is_skipped(run, tmp_path):
-    with open_run(load_config([*test_cli.TINY, f"output_root={tmp_path}/outputs"]), [], ""):
+    with open_run(load_config([*test_cli.TINY, f"output_root={tmp_path}/outputs"])):
         answer = run("-m", *test_cli.TINY, "seed=0,1")
         assert answer.code == 0
         assert "| IndRNN" in answer.out

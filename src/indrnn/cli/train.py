@@ -117,13 +117,13 @@ def _train(composed: DictConfig, hydra: Any, sweep: bool) -> Any:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
-    overrides, command = job_overrides(hydra), command_line()
+    command = command_line()
     if sweep:  # the command that repeats this job alone
         flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
         for source in hydra.runtime.config_sources:
             flags += ["--config-dir", source.path] if source.provider == "command-line" else []
-        command = shlex.join([PROGRAM, *flags, *overrides])
-    result = train(cfg, overrides=overrides, command=command)
+        command = shlex.join([PROGRAM, *flags, *job_overrides(hydra)])
+    result = train(cfg, command=command)
     test = f"loss {result.test_loss:.4g}" if result.test_accuracy is None else f"accuracy {result.test_accuracy:.2%}"
     if leads():
         print(

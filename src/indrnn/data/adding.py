@@ -82,7 +82,11 @@ class AddingSplit:
 
         keys = _mix(indices * _INCREMENT + self._base)
         values = _uniform(_draws(keys, _FIRST_VALUE, self._length))
-        positions = self._positions(keys)
+        half = self._length // 2
+        # floor(u31 * n / 2^31) is uniform on 0..n-1 but for n / 2^31.
+        u31 = _shift_right(_draws(keys, 0, 2), 33)
+        second = half + (u31[:, 1:] * (self._length - half) >> 31)
+        positions = torch.cat((u31[:, :1] * half >> 31, second), 1)
         markers = torch.zeros_like(values).scatter_(1, positions, 1.0)
         return torch.stack((values, markers), 2), values.gather(1, positions).sum(1)
 
@@ -94,17 +98,6 @@ class AddingSplit:
             return 1 / 6
         targets = [self.batch(indices)[1] for indices in torch.arange(self.size, device="cpu").split(500)]
         return float(torch.cat(targets).double().var(correction=0))
-
-    def _positions(self, keys: Tensor) -> Tensor:
-        """The marked steps, (B, 2) int64."""
-        import torch
-
-        half = self._length // 2
-        # floor(u31 * n / 2^31) is uniform on 0..n-1 but for n / 2^31.
-        u31 = _shift_right(_draws(keys, 0, 2), 33)
-        first = (u31[:, :1] * half) >> 31
-        second = half + ((u31[:, 1:] * (self._length - half)) >> 31)
-        return torch.cat((first, second), 1)
 
 
 def adding_task(data: AddingConfig) -> Task:

@@ -68,27 +68,17 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
         len(sizes) + 1 arrays of row numbers in ascending order, which together hold every row.
     """
     # numpy guarantees the raw output of PCG64 on every platform and in every version, unlike Generator.permutation.
-    keys = np.random.PCG64(seed).random_raw(len(labels))
-    by_class = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        by_class.append(rows[np.argsort(keys[rows], kind="stable")])
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
+    by_class = [order[labels[order] == label] for label in np.unique(labels)]
     parts = []
     for size in sizes:
-        counts = _shares(np.array([len(rows) for rows in by_class]), size)
+        # Whole-number arithmetic: no rounding that could differ between machines.
+        available = np.array([len(rows) for rows in by_class])
+        counts, remainders = np.divmod(available * size, available.sum())
+        counts[np.argsort(-remainders, kind="stable")[: size - counts.sum()]] += 1
         parts.append([rows[:count] for rows, count in zip(by_class, counts, strict=True)])
         by_class = [rows[count:] for rows, count in zip(by_class, counts, strict=True)]
-    return [np.sort(np.concatenate(part)).astype(np.int64) for part in [*parts, by_class]]
-
-
-def _shares(available: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """``size`` in proportion to ``available``, in whole numbers, by the method of the largest remainder."""
-    total = int(available.sum())
-    # Whole-number arithmetic: no rounding that could differ between machines.
-    shares = available * size // total
-    remainders = available * size % total
-    shares[np.argsort(-remainders, kind="stable")[: size - int(shares.sum())]] += 1
-    return shares
+    return [np.sort(np.concatenate(part)) for part in [*parts, by_class]]
 
 
 def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

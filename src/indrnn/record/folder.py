@@ -14,7 +14,7 @@ Keys that cannot change the result are not compared (`indrnn.record.config_diff`
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from ..files import TEMPORARY, one_line, write_atomically
 from .config_diff import differences
 from .tensorboard import EVENTS
 
-CONFIG, OVERRIDES, METRICS, RESULT = "config.yaml", "overrides.yaml", "metrics.csv", "result.json"
+CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
 TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new run
-_FILES = (CONFIG, OVERRIDES, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
+_FILES = (CONFIG, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
 _SHORTER = "result.max_steps"  # begins the name of result.json of a run that was then continued to more steps
 
 _ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="
@@ -74,30 +74,23 @@ class RunFolder:
     ``state`` is "fresh" (start at step 0), "resume" (load checkpoint_path) or "finished" (read result_path, stop).
     """
 
-    def __init__(
-        self, path: Path, state: str, cfg: Config, overrides: Sequence[str], command: str, lock: FileLock | None = None
-    ) -> None:
+    def __init__(self, path: Path, state: str, cfg: Config, command: str, lock: FileLock | None = None) -> None:
         self.path = path
         self.state = state
         self.command = command
         self.config_path = path / CONFIG
-        self.overrides_path = path / OVERRIDES
         self.metrics_path = path / METRICS
         self.result_path = path / RESULT
         self.checkpoint_path = path / CHECKPOINT
         self.best_path = path / BEST
         self.weights_path = path / WEIGHTS
-        self._texts = {
-            self.config_path: OmegaConf.to_yaml(cfg, resolve=True),
-            self.overrides_path: OmegaConf.to_yaml(OmegaConf.create(list(overrides))),
-        }
-        self._lock = lock
+        self._config, self._lock = OmegaConf.to_yaml(cfg, resolve=True), lock
 
     def begin(self) -> None:
         """Prepare the folder for the run's files; call it when only training itself can still fail.
 
         A fresh run removes the files of an earlier one (only those that this package writes). A finished run that
-        resumes keeps its old result as result.max_steps<n>.json. Then config.yaml and overrides.yaml are written.
+        resumes keeps its old result as result.max_steps<n>.json. Then config.yaml is written.
         Raises UserError with one line.
         """
         with one_line("prepare run folder", self.path, UserError):
@@ -110,8 +103,7 @@ class RunFolder:
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
                 self.weights_path.unlink(missing_ok=True)
                 self.result_path.rename(self.path / f"{_SHORTER}{old}.json")
-        for file, text in self._texts.items():
-            write_atomically(file, text, UserError)
+        write_atomically(self.config_path, self._config, UserError)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -121,7 +113,7 @@ class RunFolder:
             self._lock.release()
 
 
-def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
+def open_run(cfg: Config, command: str = "") -> RunFolder:
     """Decide what to do with the folder of ``cfg`` (see the module's docstring) and lock it for this process.
 
     Raises UserError with one line if the folder holds something else, is in use, or cannot be written.
@@ -142,7 +134,7 @@ def open_run(cfg: Config, overrides: Sequence[str], command: str) -> RunFolder:
             except BaseException:
                 lock.release()
                 raise
-    return RunFolder(path, state, cfg, overrides, command, lock)
+    return RunFolder(path, state, cfg, command, lock)
 
 
 def written_files(path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..files import one_line
@@ -69,12 +69,6 @@ class TensorBoardWriter:
     def close(self) -> None:
         with suppress(OSError):  # what was written is flushed
             self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def tensorboard_command(folder: Path | str) -> str:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,7 +64,7 @@ class Interrupted(RunError):  # noqa: N818
         self.exit_code = 128 + signal_number
 
 
-def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> Result:
+def train(cfg: Config, *, command: str = "") -> Result:
     """Train, evaluate and record the run that ``cfg`` describes.
 
     The result of a finished run is returned; an unfinished run is resumed. Processes that torchrun started together
@@ -72,7 +72,7 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     flushes denormals and lets the allocator keep freed memory.
 
     Args:
-        overrides, command: recorded in the run folder.
+        command: recorded in result.json.
 
     Raises:
         UserError: the request cannot be met (device, data, folder, checkpoint).
@@ -82,9 +82,9 @@ def train(cfg: Config, *, overrides: Sequence[str] = (), command: str = "") -> R
     check(cfg)
     with torch_defaults(), joined_processes(cfg.device) as processes:
         device = resolve_device(cfg.device)
-        folder = open_run(cfg, list(overrides), command) if processes.is_rank_zero else None
+        folder = open_run(cfg, command) if processes.is_rank_zero else None
         state = processes.broadcast_from_rank_zero(lambda: folder.state if folder else "")
-        with folder or RunFolder(run_folder(cfg), state, cfg, list(overrides), command) as folder:
+        with folder or RunFolder(run_folder(cfg), state, cfg, command) as folder:
             if state == "finished":
                 result = processes.broadcast_from_rank_zero(lambda: read_result(folder.result_path))
                 if processes.is_rank_zero:
