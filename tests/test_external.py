@@ -182,7 +182,7 @@ def test_commands_import_custom_code(mine, monkeypatch, capsys):
 
 def test_args_are_settable_checked_and_part_of_the_config(mine):
     for key in ("model.args.hiden_size=8", "model.hidden_size=8"):
-        with pytest.raises(UserError, match=r"did you mean model\.args\.hidden_size"):
+        with pytest.raises(UserError, match=key.partition("=")[0]):
             composed(mine, key)
     train(composed(mine, "+model.args.dropout=0.1"))
     with pytest.raises(UserError, match=r"model\.args\.hidden_size: 64 -> 8"):
