@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,20 +129,10 @@ def test_run_leaves_its_folder_and_nothing_else(tmp_path):
     folder = tmp_path / "outputs" / "adding-T8" / "indrnn-5e41726" / "seed0"
     result = read_result(folder / "result.json")
     assert result.steps == 2
-    assert "model.num_layers=1" in result.command
+    assert result.command == shlex.join(["python", "-m", "indrnn", *TINY, "tag='5e41726'"])
+    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == [*TINY, "tag='5e41726'"]
     assert "outputs/adding-T8/indrnn-5e41726/seed0" in ended.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents] == []
-
-
-def test_job_gets_its_configuration_overrides_and_command(run, trained):
-    ended = run("model=lstm", "seed=3")
-    assert ended.code == 0
-    ((cfg, overrides, typed),) = trained
-    assert (cfg.model.name, cfg.seed) == ("lstm", 3)
-    assert overrides == ["model=lstm", "seed=3"]
-    assert typed == "indrnn-train model=lstm seed=3"
-    assert "84.50%" in ended.out
-    assert "outputs/mnist/lstm/seed3" in ended.out
 
 
 @pytest.mark.parametrize(
