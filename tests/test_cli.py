@@ -184,15 +184,14 @@ def test_mistake_is_one_line_and_leaves_nothing_behind(run, trained, tmp_path, w
 
 
 @pytest.mark.parametrize(
-    ("rank", "size", "address", "printed"),
-    [("0", "4", "host", 1), ("3", "4", "host", 0), ("3", "4", "", 1), ("4", "4", "host", 1), ("5", "4", "host", 1),
-     ("-1", "4", "host", 1), ("x", "4", "host", 1), ("\u00b2", "4", "host", 1), ("1", "", "host", 1),
-     ("", "4", "host", 1)],
+    ("rank", "size", "address", "port", "lines"),
+    [("0", "4", "host", "1", 1), ("3", "4", "host", "1", 0), ("3", "4", "", "1", 1), ("3", "4", "host", "", 1),
+     *((rank, "4", "host", "1", 1) for rank in ("4", "5", "-1", "x", "\u00b2", "")), ("1", "", "host", "1", 1)],
 )  # fmt: skip
-def test_every_process_prints_except_the_other_ranks_of_torchrun(run, monkeypatch, rank, size, address, printed):
-    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", address)):
+def test_every_process_prints_except_the_other_ranks_of_torchrun(run, monkeypatch, rank, size, address, port, lines):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", address), ("MASTER_PORT", port)):
         monkeypatch.setenv(name, value)
-    assert run("optimizer.lr=-1").err.count("\n") == printed
+    assert run("optimizer.lr=-1").err.count("\n") == lines
 
 
 def test_output_works_on_an_ascii_terminal(tmp_path):
