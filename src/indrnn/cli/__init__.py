@@ -63,4 +63,5 @@ def leads() -> bool:
     """Whether this process prints: every process except ranks 1 to WORLD_SIZE - 1 of those that torchrun started."""
     rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     numbers = all(number.isascii() and number.isdecimal() for number in (rank, size))
-    return not (numbers and os.environ.get("MASTER_ADDR") and 0 < int(rank) < int(size))
+    complete = numbers and os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")
+    return not (complete and 0 < int(rank) < int(size))

@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
     for what, seconds in (("recurrence", 0.3), ("step", 3.0)):
         options = commands[what]
         options.add_argument("--batch", type=_positive(int), nargs="+", default=[32], help="batch sizes (default: 32)")
-        options.add_argument(
-            "--seconds", type=_positive(float), default=seconds, help=f"for each call (default: {seconds})"
-        )
+        help_ = f"for each call (default: {seconds})"
+        options.add_argument("--seconds", type=_positive(float), default=seconds, help=help_)
     commands["recurrence"].add_argument(
         "--length", type=_positive(int), nargs="+", default=[28, 256, 784], help="time steps (default: 28 256 784)"
     )
@@ -51,9 +50,9 @@ def _bench(options: argparse.Namespace) -> None:
     say("indrnn-bench", "loading PyTorch and comparing every backend with float64 ...")
     from indrnn.bench.commands import bench
 
-    sizes = (
-        list(product(options.batch, options.length, [HIDDEN_SIZE])) if options.what == "recurrence" else options.batch
-    )
+    sizes = options.batch
+    if options.what == "recurrence":
+        sizes = list(product(options.batch, options.length, [HIDDEN_SIZE]))
     bench(options.what, options.device, options.out, sizes, options.seconds, options.profile)
 
 

@@ -62,8 +62,7 @@ def _command() -> int:
         code = 1
     except (ValueError, OverflowError) as error:
         raise UserError(one_line(error)) from error
-    finally:
-        sweep.print_table()
+    sweep.print_table()
     if sweep.stopped_by:
         raise KeyboardInterrupt(sweep.stopped_by)
     return code
@@ -132,7 +131,3 @@ def _train(composed: DictConfig, hydra: Any, sweep: bool) -> Any:
             flush=True,
         )
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -43,11 +43,11 @@ def run_name(cfg: Config) -> str:
     Raises:
         UserError: it cannot be the name of a folder.
     """
-    tag = getattr(cfg, "tag", None)
-    name = str(cfg.name if tag is None else f"{cfg.name}-{tag}")
-    if not re.fullmatch(FOLDER_NAME, name):
-        raise UserError(f"name={cfg.name!r}, tag={tag!r}: {name!r} is not a folder name; {FOLDER_NAME_RULE}")
-    return name
+    name, tag = cfg.name, getattr(cfg, "tag", None)
+    for key, value in (("name", name), ("tag", tag)):
+        if value is not None and not re.fullmatch(FOLDER_NAME, value):
+            raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
+    return str(name if tag is None else f"{name}-{tag}")
 
 
 def result_keys(cfg: Config) -> dict[str, Any]:
