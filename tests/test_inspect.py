@@ -10,7 +10,7 @@ from indrnn.cli.report import main
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.models import build_model
-from indrnn.report.inspection import class_probabilities, gradient_norms, half_life, last_recurrence, layer_memories
+from indrnn.report.inspection import gradient_norms, half_life, layer_memories
 from indrnn.training import train
 
 CPU = torch.device("cpu")
@@ -59,16 +59,6 @@ def test_gradient_norms_agree_with_central_differences(name):
     torch.testing.assert_close(gradient_norms(model, x, y)[t], expected, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_probabilities_after_each_step_are_those_of_the_prefix(name):
-    model, x, _ = _network(NETWORKS[name], ["data=mnist5k"])
-    x = x[0, 300:317]
-    probabilities = class_probabilities(model, x)
-    assert probabilities.shape == (17, 10)
-    for steps in (1, 2, 16, 17):
-        torch.testing.assert_close(probabilities[steps - 1], model(x[None, :steps])[0].softmax(-1))
-
-
 def test_half_life_of_kept_shares():
     life = half_life(torch.tensor([0.5, 2 ** (-1 / 784), 1.0, 1.001, 0.0, 1 - 1e-15], dtype=torch.float64))
     torch.testing.assert_close(life[:2], torch.tensor([1.0, 784.0], dtype=torch.float64))
@@ -79,7 +69,7 @@ def test_half_life_of_kept_shares():
 
 def test_memory_of_an_indrnn_is_the_bounded_weight():
     model, x, _ = _network(NETWORKS["indrnn"])
-    last_recurrence(model).weight_hh.fill_(-1.5)
+    model.layers[-1].weight_hh.fill_(-1.5)
     assert layer_memories(model, x)[-1].max() == pytest.approx(2 ** (1 / 9))
 
 
