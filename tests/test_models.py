@@ -12,7 +12,6 @@ from indrnn.errors import UserError
 from indrnn.layers import last_layer_lower_bound, recurrent_layers, recurrent_max
 from indrnn.models import MODELS, build_model
 from indrnn.models.baselines import MinGRU
-from indrnn.training import train
 from parts import part
 
 INDRNNS = ("indrnn", "indrnn_residual", "indrnn_dense")
@@ -88,7 +87,7 @@ def test_constraint_reaches_every_layer(constraint, used):
         assert layer.recurrent_weight().max().item() == pytest.approx(used, rel=1e-6)
 
 
-def test_tutorial_initial_values():
+def test_initial_values_of_the_tutorial_and_of_the_paper():
     model = build("indrnn")
     for _, layer in recurrent_layers(model):
         assert 0 < layer.weight_ih.abs().max() <= 0.001
@@ -96,9 +95,6 @@ def test_tutorial_initial_values():
     bound = (6 / (128 + 10)) ** 0.5
     assert 0.95 * bound < model.head.weight.abs().max() <= bound
     assert model.head.bias.abs().max() == 0
-
-
-def test_paper_initial_values():
     model = build("indrnn_residual", weight_init="kaiming")
     for weight in (model.blocks[0].second.weight_ih, model.blocks[0].linear.weight):
         # Kaiming uniform with a = 8: bound = sqrt(6 / ((1 + 64) fan_in))
@@ -235,11 +231,3 @@ def test_mingru_keeps_its_gradients_finite_with_closed_gates():
     h.sum().backward()
     assert h.isfinite().all()
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("model", ["gru", "mingru", "lstm_chrono"])
-def test_a_baseline_trains_under_the_length_study(model, tmp_path):
-    data = ["data.length=20", "data.validation_size=100", "data.test_size=100", f"output_root={tmp_path}"]
-    trainer = ["device=cpu", "trainer.max_steps=6", "trainer.eval_every=3", "trainer.bn_samples=50"]
-    result = train(load_config(["experiment=length_study", f"model={model}", *data, *trainer]))
-    assert (result.name, result.steps) == (f"length_study_{model}", 6)
