@@ -54,13 +54,6 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert sum(each.numel() for each in build(name).parameters()) == published
 
 
-def test_recurrent_layers_come_in_depth_order():
-    assert [len(recurrent_layers(build(name))) for name in INDRNNS] == [6, 11, 1 + 2 * 18 + 3]
-    sizes = [(each.input_size, each.hidden_size) for _, each in recurrent_layers(build("indrnn_dense"))]
-    assert sizes[:4] == [(1, 96), (96, 64), (64, 16), (112, 64)]
-    assert sizes[-3:] == [(152, 64), (64, 16), (168, 84)]
-
-
 @pytest.mark.parametrize("gamma", [2.0, 5.0])
 @pytest.mark.parametrize("name", INDRNNS)
 def test_lower_layers_start_in_zero_to_max_and_the_last_near_one(name, gamma):

@@ -52,10 +52,6 @@ def test_command_of_a_row_writes_the_folder_of_the_table(row):
     assert run_folder(cfg) == Path("work", row.task, row.name, "seed2")
 
 
-def test_rows_are_unique():
-    assert len({(row.task, row.name) for row in ROWS}) == len(ROWS)
-
-
 @pytest.fixture
 def committed(tmp_path):
     """A results folder with two published runs of a row and one that is not a row of the table."""
@@ -90,11 +86,6 @@ def test_readme_without_markers_is_refused(committed):
     (committed / "README.md").write_text("nothing here")
     with pytest.raises(UserError, match="lacks the lines"):
         results.update_readme(committed)
-
-
-def test_only_results_and_weights_are_published(committed):
-    kept = sorted([*results.FILES, "weights.safetensors"])
-    assert sorted(path.name for path in (committed / "runs/mnist/indrnn/seed0").iterdir()) == kept
 
 
 def test_speedrun_prints_the_record_of_timed_runs(tmp_path, monkeypatch, capsys):
