@@ -14,7 +14,6 @@ import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 from indrnn.data import make_task
-from indrnn.report.inspection import class_probabilities
 from indrnn.report.runs import MODELS, model_name
 from indrnn.report.style import figure, looks
 from indrnn.training import load_run
@@ -36,7 +35,9 @@ if __name__ == "__main__":
     x, y = task.load(torch.device("cpu")).test.batch(torch.tensor([options.index]))
     image, digit = task.picture(x[0]).numpy(), int(y[0])
     models = [model_name(run_cfg) for _, run_cfg in loaded]
-    probabilities = [class_probabilities(model.double(), x[0]).numpy() for model, _ in loaded]
+    ends = [min(end, image.size) for end in range(STEP, image.size + STEP, STEP)]
+    with torch.no_grad():
+        probabilities = [[model(x[:, :end])[0].softmax(0).tolist() for end in ends] for model, _ in loaded]
     look = looks({model: model for model in models})
     columns = 1 + len(loaded)
     with figure(1, columns, width=2.5 * columns, height=2.6) as (drawing, (picture_axes, *panels)):
@@ -52,14 +53,15 @@ if __name__ == "__main__":
             axes.get_yticklabels()[digit].set_fontweight("bold")
 
         def draw(frame: int) -> None:
-            read = min((frame + 1) * STEP, image.size)
+            frame = min(frame, len(ends) - 1)
+            read = ends[frame]
             pixels[:read] = image.ravel()[:read]
             picture.set_data(pixels.reshape(image.shape))
             picture_axes.set_title(f"pixel {read} of {image.size}")
             for group, values in zip(bars, probabilities, strict=True):
-                for bar, value in zip(group, values[read - 1], strict=True):
+                for bar, value in zip(group, values[frame], strict=True):
                     bar.set_width(value)
 
-        animation = FuncAnimation(drawing, draw, frames=image.size // STEP + HOLD)
+        animation = FuncAnimation(drawing, draw, frames=len(ends) + HOLD)
         animation.save(options.out, writer=PillowWriter(fps=10), dpi=90)
-    print(f"{options.out}: a {digit}; predictions {', '.join(str(p[-1].argmax()) for p in probabilities)}")
+    print(f"{options.out}: a {digit}; predictions {', '.join(str(int(np.argmax(p[-1]))) for p in probabilities)}")

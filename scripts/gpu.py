@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def main() -> int:
         ends.append(run_stage(name, limit, command, results, log))
         print(ends[-1], flush=True)
         (out / "summary.txt").write_text("\n".join(ends) + "\n")
-    with tarfile.open(out / "results.tar.gz", "w:gz") as archive:
-        archive.add(results, "results")
+    shutil.make_archive(str(results), "gztar", out, "results")
     print(f"wrote {log}, summary.txt and results.tar.gz")
     return 0 if all(" ok " in end for end in ends) else 1
 

@@ -54,7 +54,11 @@ def train(row: Row, seed: int, options: argparse.Namespace) -> bool:
         lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         print(f"{path}: failed with code {process.returncode}: {lines[-1]}", flush=True)
         return False
-    print(f"{path}: copied to {publish(options.work / path, options.results / 'runs')}", flush=True)
+    try:
+        print(f"{path}: copied to {publish(options.work / path, options.results / 'runs')}", flush=True)
+    except UserError as error:  # the other runs continue
+        print(f"{path}: {error}", flush=True)
+        return False
     return True
 
 

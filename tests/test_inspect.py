@@ -11,7 +11,7 @@ from indrnn.cli.report import main
 from indrnn.config.compose import load_config
 from indrnn.data import make_task
 from indrnn.models import build_model
-from indrnn.report.inspection import class_probabilities, gradient_norms, half_life, last_recurrence, layer_memories
+from indrnn.report.inspection import gradient_norms, half_life, layer_memories
 from indrnn.training import train
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_probabilities_after_each_step_are_those_of_the_prefix(name):
 def test_memory_of_an_indrnn_is_the_bounded_weight():
     assert half_life(torch.tensor([0.5, 1.0, 1.001, 0.0])).tolist() == [1.0, math.inf, math.inf, 0.0]
     model, x, _ = _network(NETWORKS["indrnn"])
-    last_recurrence(model).weight_hh.fill_(-1.5)
+    model.layers[-1].weight_hh.fill_(-1.5)
     assert layer_memories(model, x)[-1].max() == pytest.approx(2 ** (1 / 9))
 
 

@@ -12,7 +12,6 @@ from indrnn.errors import UserError
 from indrnn.layers import last_layer_lower_bound, recurrent_layers, recurrent_max
 from indrnn.models import MODELS, build_model
 from indrnn.models.baselines import MinGRU
-from indrnn.training import train
 from parts import part
 
 INDRNNS = ("indrnn", "indrnn_residual", "indrnn_dense")
@@ -54,13 +53,6 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert sum(each.numel() for each in build(name).parameters()) == published
 
 
-def test_recurrent_layers_come_in_depth_order():
-    assert [len(recurrent_layers(build(name))) for name in INDRNNS] == [6, 11, 1 + 2 * 18 + 3]
-    sizes = [(each.input_size, each.hidden_size) for _, each in recurrent_layers(build("indrnn_dense"))]
-    assert sizes[:4] == [(1, 96), (96, 64), (64, 16), (112, 64)]
-    assert sizes[-3:] == [(152, 64), (64, 16), (168, 84)]
-
-
 @pytest.mark.parametrize("gamma", [2.0, 5.0])
 @pytest.mark.parametrize("name", INDRNNS)
 def test_lower_layers_start_in_zero_to_max_and_the_last_near_one(name, gamma):
@@ -87,7 +79,7 @@ def test_constraint_reaches_every_layer(constraint, used):
         assert layer.recurrent_weight().max().item() == pytest.approx(used, rel=1e-6)
 
 
-def test_tutorial_initial_values():
+def test_initial_values_of_the_tutorial_and_of_the_paper():
     model = build("indrnn")
     for _, layer in recurrent_layers(model):
         assert 0 < layer.weight_ih.abs().max() <= 0.001
@@ -95,9 +87,6 @@ def test_tutorial_initial_values():
     bound = (6 / (128 + 10)) ** 0.5
     assert 0.95 * bound < model.head.weight.abs().max() <= bound
     assert model.head.bias.abs().max() == 0
-
-
-def test_paper_initial_values():
     model = build("indrnn_residual", weight_init="kaiming")
     for weight in (model.blocks[0].second.weight_ih, model.blocks[0].linear.weight):
         # Kaiming uniform with a = 8: bound = sqrt(6 / ((1 + 64) fan_in))
@@ -234,11 +223,3 @@ def test_mingru_keeps_its_gradients_finite_with_closed_gates():
     h.sum().backward()
     assert h.isfinite().all()
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("model", ["gru", "mingru", "lstm_chrono"])
-def test_a_baseline_trains_under_the_length_study(model, tmp_path):
-    data = ["data.length=20", "data.validation_size=100", "data.test_size=100", f"output_root={tmp_path}"]
-    trainer = ["device=cpu", "trainer.max_steps=6", "trainer.eval_every=3", "trainer.bn_samples=50"]
-    result = train(load_config(["experiment=length_study", f"model={model}", *data, *trainer]))
-    assert (result.name, result.steps) == (f"length_study_{model}", 6)

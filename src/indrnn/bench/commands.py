@@ -65,7 +65,7 @@ def bench(what: str, device_name: str, out: Path, sizes: Sequence[Any], seconds:
     # The default stream cannot be captured as a CUDA graph.
     with torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext():
         for rows in module.measure(sizes, device, seconds):
-            frame = pd.DataFrame(rows, columns=list(module.COLUMNS)).assign(**where)
+            frame = pd.DataFrame(rows).assign(**where)
             write_atomically(csv, frame.to_csv(index=False, float_format="%.6g"), UserError)
             print(f"{len(frame)} rows in {csv}", flush=True)
         if profile:

@@ -23,21 +23,17 @@ from indrnn.training.device import precision_refusal
 
 from .timing import Work, capture, seconds_of, time_interleaved
 
-COPY, LOOP, LOOP_UNBIND = "copy", "loop", "loop_unbind"
+COPY, LOOP = "copy", "loop"
 LSTM, LSTM_EQUAL_PARAMETERS = "lstm", "lstm_equal_parameters"
 LABELS = {
     "numba": "IndRNN, numba", "triton": "IndRNN, triton", "scan": "IndRNN, scan", "reference": "IndRNN, reference",
     LSTM: "nn.LSTM of equal units", LSTM_EQUAL_PARAMETERS: "nn.LSTM of equal parameters",
-    LOOP: "PyTorch loop over x[:, t]", LOOP_UNBIND: "PyTorch loop over x.unbind(1)",
+    LOOP: "PyTorch loop over time",
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16")
 TENSORS_MOVED = {"forward": 2, "backward": 3}  # at least: x and h; h, dh and dx
-LONGEST_LOOP = 1024  # time steps; the backward pass of a loop over x[:, t] takes O(T²)
+LONGEST_LOOP = 1024  # time steps
 LONGEST_GRAPH = 1e-3  # seconds; the launches of a longer call do not matter
-COLUMNS = (
-    *("op", "implementation", "which", "launch", "B", "T", "H", "dtype", "status", "reason"),
-    *("median_seconds", "q20_seconds", "q80_seconds", "repeats", "limit_seconds"),
-)
 
 
 def measure(sizes: Iterable[tuple[int, int, int]], device: torch.device, seconds: float) -> Iterator[list[Any]]:
@@ -48,7 +44,7 @@ def measure(sizes: Iterable[tuple[int, int, int]], device: torch.device, seconds
     """
     rows: list[dict[str, Any]] = []
     for size, op in product(sizes, ("recurrence", "layer")):
-        common = {"op": op, **dict(zip("BTH", size, strict=True))}
+        common = {"op": op, **dict(zip("BTH", size, strict=True)), "reason": None}
         works: dict[tuple[str, str, str, str], Work] = {}
         tensors = {dtype: torch.randn(2, *size, device=device, dtype=getattr(torch, dtype)) for dtype in DTYPES}
         for name, dtype in implementations(op, size[1], device):
@@ -56,7 +52,7 @@ def measure(sizes: Iterable[tuple[int, int, int]], device: torch.device, seconds
                 for which, work in prepare(op, name, *tensors[dtype]).items():
                     short = seconds_of(work, device) < LONGEST_GRAPH
                     works[name, dtype, which, "eager"] = work
-                    if short and device.type == "cuda" and name not in (LOOP, LOOP_UNBIND, "reference"):
+                    if short and device.type == "cuda" and name not in (LOOP, "reference"):
                         works[name, dtype, which, "graph"] = capture(work)
             except Exception as error:  # out of memory, a compiler, a launch: each raises its own type
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -74,7 +70,7 @@ def implementations(op: str, T: int, device: torch.device) -> list[tuple[str, st
     """The names and dtypes to time: loops only up to LONGEST_LOOP, layers in bfloat16 only on CPUs that support it."""
     backends = [name for name in available(device) if name != "reference" or T <= LONGEST_LOOP]
     kernels = [name for name in backends if name.startswith(("numba", "triton"))]
-    loops = [LOOP, LOOP_UNBIND] if T <= LONGEST_LOOP else []
+    loops = [LOOP] if T <= LONGEST_LOOP else []
     in_float32, in_bfloat16 = [COPY, *loops, *backends], [COPY, *kernels]
     if op == "layer":
         lstms = [LSTM, LSTM_EQUAL_PARAMETERS]
@@ -120,8 +116,8 @@ def prepare(op: str, name: str, x: Tensor, dh: Tensor) -> dict[str, Work]:
     def compute() -> Tensor:
         if name in (LSTM, LSTM_EQUAL_PARAMETERS):
             return lstm(x)[0]
-        if name in (LOOP, LOOP_UNBIND):
-            return loop(*inputs, unbind=name == LOOP_UNBIND)[0]
+        if name == LOOP:
+            return loop(*inputs)[0]
         with forced(strategy):
             if op == "recurrence":
                 return indrnn_recurrence(*inputs, backend=backend)[0]
@@ -145,15 +141,12 @@ def lstm_units(H: int) -> int:
     return max(1, round((-(H + 2) + sqrt((H + 2) ** 2 + H * H + 2 * H)) / 2))
 
 
-def loop(x: Tensor, u: Tensor, h0: Tensor | None = None, *, unbind: bool = True) -> tuple[Tensor, Tensor]:
-    """A PyTorch loop over time, as fast as PyTorch's operators allow; h (B, T, H) and h_last (B, H).
-
-    Without ``unbind``, it is the straightforward one, whose backward pass fills a gradient of x's size for each of the
-    T selections.
-    """
+def loop(x: Tensor, u: Tensor, h0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A PyTorch loop over time, as fast as PyTorch's operators allow; h (B, T, H) and h_last (B, H)."""
     state = torch.zeros_like(x[:, 0]) if h0 is None else h0
     states = []
-    for x_t in x.unbind(1) if unbind else (x[:, t] for t in range(x.shape[1])):
+    # Of x[:, t], the backward pass would fill a gradient of x's size for each of the T selections.
+    for x_t in x.unbind(1):
         state = torch.relu(x_t + u * state)
         states.append(state)
     return torch.stack(states, 1), state
@@ -172,9 +165,8 @@ def ratios(frame: pd.DataFrame, device: torch.device) -> pd.DataFrame:
         return sum(times.get((name, dtype, op, which), nan) for which in passes)
 
     lines = {}
-    for name in (LOOP_UNBIND, LOOP):
-        both = seconds(name, "float32", *TENSORS_MOVED) / seconds(ours, "float32", *TENSORS_MOVED)
-        lines[f"{LABELS[name]} / {ours}: recurrence, forward + backward"] = both
+    both = seconds(LOOP, "float32", *TENSORS_MOVED) / seconds(ours, "float32", *TENSORS_MOVED)
+    lines[f"{LABELS[LOOP]} / {ours}: recurrence, forward + backward"] = both
     kinds = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
     for name, (theirs, dtype) in product((LSTM_EQUAL_PARAMETERS, LSTM), kinds):
         ratio = seconds(name, theirs, "step") / seconds(ours, dtype, "step")

@@ -12,19 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from indrnn.config.checks import run_name
 from indrnn.data import Splits, Task, make_task
 from indrnn.errors import UserError
-from indrnn.layers import IndRNNLayer, materialise, recurrent_layers
+from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.training import load_run
 from indrnn.training.evaluation import reestimate_batch_norm, spread_indices
 
 from .runs import MODELS, model_name
-from .style import BASELINE, GRAY, Look, figure, legend_below, looks, save, short_number, title
+from .style import BASELINE, GRAY, Look, figure, legend_below, looks, save
 from .table import markdown_table
 
 SEQUENCES = 32  # averaged over
@@ -83,8 +82,8 @@ def layer_memories(model: nn.Module, x: Tensor) -> list[Tensor]:
     layers = recurrent_layers(model)
     if layers:
         return [layer.recurrent_weight().double().abs() for _, layer in layers]
-    module = last_recurrence(model)
-    if not isinstance(module, nn.LSTM | nn.GRU):
+    module = next((module for module in model.modules() if isinstance(module, nn.LSTM | nn.GRU)), None)
+    if module is None:
         return []
     inputs: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
@@ -111,18 +110,6 @@ def half_life(kept: Tensor) -> Tensor:
     return torch.where(kept < 1, math.log(0.5) / kept.clamp(max=1 - 1e-16).log(), math.inf)
 
 
-def last_recurrence(model: nn.Module) -> IndRNNLayer | nn.RNNBase:
-    """The module whose output the classifier reads: the last IndRNN layer, RNN, LSTM or GRU.
-
-    Raises:
-        UserError: the model has none.
-    """
-    modules = [module for module in model.modules() if isinstance(module, IndRNNLayer | nn.RNNBase)]
-    if not modules:
-        raise UserError(f"--inspect: {type(model).__name__} has no IndRNN layer, nn.RNN, nn.LSTM or nn.GRU")
-    return modules[-1]
-
-
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The norm of the gradient of the loss with respect to the input of every time step, (T,).
 
@@ -139,21 +126,6 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         else:
             loss = nn.functional.cross_entropy(output, y, reduction="sum")
         return torch.autograd.grad(loss, x)[0].norm(dim=2).mean(0)
-
-
-@torch.no_grad()
-def class_probabilities(model: nn.Module, x: Tensor) -> Tensor:
-    """The class probabilities (T, K) after every prefix of one sequence x (T, D).
-
-    The networks read from left to right, so the state after step t is that of the prefix of t steps.
-    """
-    head = model.head
-    assert isinstance(head, nn.Linear)
-    outputs: list[Tensor] = []
-    handle = last_recurrence(model).register_forward_hook(lambda _, __, out: outputs.append(materialise(out[0])))
-    model(x.double().unsqueeze(0))
-    handle.remove()
-    return head(outputs[0][0]).softmax(-1)
 
 
 def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tuple[str, list[Path]]:
@@ -181,41 +153,38 @@ def inspect_runs(paths: Sequence[Path], out: Path, data_root: str | None) -> tup
 def memory_table(memories: Mapping[str, Sequence[Tensor]]) -> pd.DataFrame:
     """One row per layer: what its units keep per step, their half-life, and the share that never forgets."""
     rows = []
-    for label, number, kept in _layers(memories):
-        life = float(half_life(kept).median())
-        row = {"network": label, "layer": str(number), "kept per step, median": f"{float(kept.median()):.4f}"}
-        row["half-life, median"] = "never" if math.isinf(life) else f"{life:,.1f} steps"
-        rows.append(row | {"never forget": f"{100 * float((kept >= 1).double().mean()):.0f} %"})
+    for label, layers in memories.items():
+        for number, kept in enumerate(layers, 1):
+            life = float(half_life(kept).median())
+            row = {"network": label, "layer": str(number), "kept per step, median": f"{float(kept.median()):.4f}"}
+            row["half-life, median"] = "never" if math.isinf(life) else f"{life:,.1f} steps"
+            rows.append(row | {"never forget": f"{100 * float((kept >= 1).double().mean()):.0f} %"})
     return pd.DataFrame(rows)
-
-
-def _layers(memories: Mapping[str, Sequence[Tensor]]) -> list[tuple[str, int, Tensor]]:
-    return [(label, number, kept) for label, layers in memories.items() for number, kept in enumerate(layers, 1)]
 
 
 def _draw_memory(
     memories: Mapping[str, Sequence[Tensor]], look: Mapping[str, Look], task: Task, folder: Path
 ) -> list[Path]:
-    table, layers = memory_table(memories), _layers(memories)
-    with figure(height=1.7 + 0.25 * len(layers)) as (drawing, axes):
-        for row, (label, _, kept) in enumerate(layers):
+    table = memory_table(memories)
+    with figure(height=1.7 + 0.25 * len(table)) as (drawing, axes):
+        axes.scatter([], [], s=5, color=GRAY, label="one unit")
+        axes.plot([], [], color="black", label="median")
+        axes.axvline(task.length, label=f"T = {task.length:,}", **BASELINE)
+        for row, kept in enumerate(kept for layers in memories.values() for kept in layers):
             life = half_life(kept).clamp(0.1, LONGEST).numpy()
             # Units in their order: deterministic, and dense spots stay visible.
-            axes.scatter(life, row + np.linspace(-0.3, 0.3, len(life)), s=5, color=look[label]["color"], alpha=0.45)
+            color = look[table["network"][row]]["color"]
+            axes.scatter(life, row + np.linspace(-0.3, 0.3, len(life)), s=5, color=color, alpha=0.45)
             axes.plot([np.median(life)] * 2, [row - 0.4, row + 0.4], color="black")
             never = f"{table['never forget'][row]} never"
             axes.text(1.01, row, never, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        axes.set_yticks(range(len(layers)), [f"{label}, layer {number}" for label, number, _ in layers])
-        axes.set_ylim(len(layers) - 0.4, -0.6)
+        axes.set_yticks(range(len(table)), table["network"] + ", layer " + table["layer"])
+        axes.set_ylim(len(table) - 0.4, -0.6)
         axes.set(xscale="log", xlim=(0.08, 1.5 * LONGEST), xlabel="Half-life: steps until half is forgotten, log scale")
-        ticks = [0.1, 1, 10, 100, 1_000, 10_000, LONGEST]
-        axes.set_xticks(ticks, ["≤ 0.1", *map(short_number, ticks[1:-1]), "never"])
+        axes.set_xticks([0.1, 1, 10, 100, 1e3, 1e4, LONGEST], ["≤ 0.1", "1", "10", "100", "1k", "10k", "never"])
         axes.set_xticks([], minor=True)
-        axes.axvline(task.length, **BASELINE)
-        title(drawing, f"How long each unit remembers\n{task.title}")
-        unit, median = Line2D([], [], color=GRAY, marker="o", linestyle=""), Line2D([], [], color="black")
-        handles = {"one unit": unit, "median": median, f"T = {task.length:,}": Line2D([], [], **BASELINE)}
-        legend_below(drawing, handles, KEPT)
+        drawing.suptitle(f"How long each unit remembers\n{task.title}", x=0.01, ha="left")
+        legend_below(drawing, axes, KEPT)
         return save(drawing, folder, "memory")
 
 
@@ -229,16 +198,16 @@ def _draw_gradients(
                 norms = pd.Series(gradient_norms(getattr(run, stage), x, y).numpy())
                 norms = norms.rolling(window, min_periods=1, center=True).mean()
                 norms = norms[norms > 0] / norms.max()
-                axes.plot(norms.index + 1, norms, markevery=(0.03, 0.12), **look[run.label])
+                axes.plot(norms.index + 1, norms, markevery=(0.03, 0.12), label=run.label, **look[run.label])
             axes.set(title=f"Relative gradient norm, {stage}", xlabel="Time step")
             axes.set_yscale("log")
             # Less than 1e-20 of the maximum is lost in float32.
             axes.set_ylim(max(axes.get_ylim()[0], 1e-20), 2)
-        title(drawing, f"How much the loss depends on each time step\n{task.title}")
+        drawing.suptitle(f"How much the loss depends on each time step\n{task.title}", x=0.01, ha="left")
         note = (
             "Norm of the gradient of the loss with respect to the input, relative to its maximum. Near 1 at the first "
             "steps: the network can learn from them. Near 0: the gradient vanishes on its way back. "
             f"Mean over {SEQUENCES} validation sequences and {window} neighboring steps."
         )
-        legend_below(drawing, {run.label: Line2D([], [], **look[run.label]) for run in runs}, note)
+        legend_below(drawing, panels[0], note)
         return save(drawing, folder, "gradients")

@@ -51,16 +51,14 @@ def write_report(
 
 def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folders: Sequence[Path]) -> str:
     """One page that needs no other file and no network. Figures are those in ``out`` and in the folders of tasks."""
-    runs = sum(len(group.runs) for group in groups)
-    parts = [f"<h1>{runs} {'run' if runs == 1 else 'runs'} compared</h1>"]
+    parts = [f"<h1>Runs compared: {sum(len(group.runs) for group in groups)}</h1>"]
     parts += [f"<p>Live curves: <code>{escape(tensorboard_command(folder))}</code></p>" for folder in folders]
     for task, members in by_task(groups).items():
         table, equal = without_constants(task_table(members))
         parts += [f"<h2>{escape(members[0].task.title)}</h2>", f"<p>{escape(equal)}</p>", _table(table)]
         parts += [_list(task_notes(members)), _figures(figures, out / task)]
-        settings = _settings(members)
-        summary_line = "<summary>Different settings</summary>"
-        parts += [f"<details>{summary_line}{_table(settings)}</details>"] if len(settings) else []
+        if len(settings := _settings(members)):
+            parts.append(f"<details><summary>Different settings</summary>{_table(settings)}</details>")
     parts += ["<h2>Sequence length</h2>", _figures(figures, out)] if _figures(figures, out) else []
     page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return page.substitute(body="\n".join(parts), notes=_list(general_notes(groups)))

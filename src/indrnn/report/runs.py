@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -65,13 +65,11 @@ class Run:
     @property
     def steps(self) -> int:
         """Updates done so far."""
-        return self.result.steps if self.result else int(self.metrics["step"].max()) if len(self.metrics) else 0
+        return max(self.metrics["step"], default=0)
 
     @property
     def seconds(self) -> float:
-        return (
-            self.result.seconds if self.result else float(self.metrics["seconds"].max()) if len(self.metrics) else 0.0
-        )
+        return self.result.seconds if self.result else max(self.metrics["seconds"], default=0.0)
 
     @property
     def val_accuracy(self) -> float:
@@ -171,7 +169,12 @@ def collect(folders: Iterable[Path]) -> list[Group]:
     """
     folders = list(folders)
     runs: dict[tuple[Any, ...], Run] = {}
-    for run in (run for folder in folders for run in find_runs(folder)):
+    for path in (path for folder in folders for path in find_run_folders(folder)):
+        try:
+            run = read_run(path)
+        except UserError as failure:
+            log.warning("skipped: %s", failure)
+            continue
         task = run.task
         known = runs.setdefault((task.series or task.name, task.length, task.folder, run.name, run.seed), run)
         if known.path.resolve() != run.path.resolve():
@@ -182,24 +185,8 @@ def collect(folders: Iterable[Path]) -> list[Group]:
 
 
 def by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    """Groups by the folder of their task, in order."""
-    tasks: dict[str, list[Group]] = {}
-    for group in groups:
-        tasks.setdefault(group.task.folder, []).append(group)
-    return tasks
-
-
-def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run at or below ``folder``. A run that cannot be read is skipped with a logged warning.
-
-    Raises:
-        UserError: ``folder`` is not a folder.
-    """
-    for path in find_run_folders(folder):
-        try:
-            yield read_run(path)
-        except UserError as failure:
-            log.warning("skipped: %s", failure)
+    """Groups of `collect` by the folder of their task, in order."""
+    return {folder: list(members) for folder, members in groupby(groups, key=lambda group: group.task.folder)}
 
 
 def read_run(path: Path) -> Run:
@@ -214,8 +201,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path / METRICS}: no loss is a finite number")
     try:
         config = cast(Config, OmegaConf.create(stored))
-        task, name, seed = make_task(config.data), run_name(config), int(config.seed)
-        _ = config.model.name, int(config.trainer.batch_size)
+        task, name, seed, _ = make_task(config.data), run_name(config), int(config.seed), config.model.name
     except (UserError, OmegaConfBaseException, ValueError, TypeError) as failure:
         raise UserError(f"{path / CONFIG}: {str(failure).splitlines()[0][:120]}") from None
     result = read_result(path / RESULT) if (path / RESULT).is_file() else None

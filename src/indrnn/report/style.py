@@ -4,10 +4,9 @@ Figures use matplotlib's defaults with the changes in ``report.mplstyle``, whate
 are. A model has the same color and marker in all figures. Runs of one model differ in line style.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -17,42 +16,40 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from indrnn.errors import UserError
 from indrnn.files import one_line
 
-# Okabe & Ito (2008): distinguishable with color blindness. The markers repeat the distinction for grayscale prints.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Color and marker of each model. Colors distinguishable with color blindness (Okabe & Ito 2008, and Tol's olive).
+MODELS = {
+    "indrnn": ("#0072B2", "o"), "lstm": ("#D55E00", "s"), "lstm_chrono": ("#E69F00", "v"), "rnn": ("#CC79A7", "D"),
+    "gru": ("#009E73", "^"), "indrnn_dense": ("#56B4E9", "P"), "indrnn_residual": ("#000000", "X"),
+    "mingru": ("#999933", "<"),
+}  # fmt: skip
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (10, 2)))
 GRAY = "#595959"
 BASELINE: dict[str, Any] = {"color": GRAY, "linewidth": 0.9, "linestyle": (0, (2, 2))}
-# Models that most figures show keep their color, whatever else is drawn.
-FIXED = {"indrnn": 0, "lstm": 1, "rnn": 3, "lstm_chrono": 4}
-LEGEND = 0.6  # inches of a figure's height that a legend can use; a taller legend makes the figure taller
 
 Look = dict[str, Any]
 """How a line is drawn: keyword arguments of `Axes.plot` and `Line2D`."""
 
 
 def looks(models: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each name, given its model: the model's color and marker, and one line style per name."""
-    present = sorted(set(models.values()))
-    used = {FIXED[model] for model in present if model in FIXED}
-    free = sorted(set(range(len(COLORS))) - used, key=lambda place: (place in FIXED.values(), place)) or [0]
-    others = [model for model in present if model not in FIXED]
-    places = FIXED | {model: free[number % len(free)] for number, model in enumerate(others)}
-    seen: Counter[str] = Counter()
-    by_name: dict[str, Look] = {}
+    """A look for each name, given its model: the model's color and marker (a custom model has those of a model that is
+    absent), and one line style per name."""
+    by_model: dict[str, list[str]] = {}
     for name, model in sorted(models.items(), key=lambda pair: (pair[0] != pair[1], pair[0])):
-        color, marker, number = COLORS[places[model]], MARKERS[places[model]], seen[model]
-        seen[model] += 1
-        by_name[name] = {
-            "color": color, "marker": marker, "linestyle": DASHES[number % len(DASHES)],
-            "markerfacecolor": "white" if number else color,
-        }  # fmt: skip
-    return by_name
+        by_model.setdefault(model, []).append(name)
+    free = cycle([MODELS[model] for model in reversed(MODELS) if model not in by_model] or [(GRAY, "o")])
+    marks = {model: MODELS[model] if model in MODELS else next(free) for model in sorted(by_model)}
+    return {
+        name: {
+            "color": marks[model][0], "marker": marks[model][1], "linestyle": DASHES[number % len(DASHES)],
+            "markerfacecolor": "white" if number else marks[model][0],
+        }
+        for model, names in by_model.items() for number, name in enumerate(names)
+    }  # fmt: skip
 
 
 @contextmanager
@@ -80,37 +77,19 @@ def save(drawing: Figure, folder: Path, stem: str) -> list[Path]:
     return paths
 
 
-def title(drawing: Figure, text: str) -> None:
-    """The title of the whole figure."""
-    drawing.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
-
-
-def legend_below(drawing: Figure, handles: Mapping[str, Any], note: str | None = None) -> None:
-    """One legend for the whole figure, below the axes. ``handles``: by label; ``note``: text above the entries."""
+def legend_below(drawing: Figure, axes: Axes, note: str = "") -> None:
+    """One legend for the whole figure, below the axes, of the labels in ``axes``, with a note above the entries."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     # As many columns of equal width as fit the figure, at about 0.062 inch per letter, or 0.056 in the note.
-    width = 0.75 + 0.062 * max(map(len, handles), default=0)
-    columns = max(1, min(len(handles), int(drawing.get_figwidth() / width)))
-    text = note and fill(note, int(drawing.get_figwidth() / 0.056))
-    legend = drawing.legend(
-        handles.values(), handles, loc="outside lower center", ncols=columns, handlelength=3.2, title=text
-    )
-    drawing.draw_without_rendering()
-    beyond = legend.get_window_extent().height / drawing.dpi - LEGEND
-    drawing.set_figheight(drawing.get_figheight() + max(0.0, beyond))
+    columns = max(1, int(drawing.get_figwidth() / (0.75 + 0.062 * max(map(len, handles)))))
+    text = fill(note, int(drawing.get_figwidth() / 0.056)) or None
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": columns}
+    drawing.legend(handles.values(), handles, handlelength=3.2, title=text, **place)
 
 
 def log_values(axes: Axes) -> None:
     """A logarithmic y axis with plain numbers: 0.00005, not 5e-05."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    plain = partial(np.format_float_positional, precision=3, fractional=False, trim="-")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axes.yaxis.set_major_formatter(lambda value, _: np.format_float_positional(value, precision=6, trim="-"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def short_number(value: float) -> str:
-    """1500 -> 1.5k, 60000 -> 60k, 2e6 -> 2M; for axis ticks."""
-    for limit, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"

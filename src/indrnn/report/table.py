@@ -25,7 +25,7 @@ NOTES = (
 def summary(groups: Iterable[Group]) -> pd.DataFrame:
     """One row per run, finished or not: the values of its result, without lists and dictionaries."""
     rows = []
-    for run in (run for group in groups for run in group.runs):
+    for run in [run for group in groups for run in group.runs]:
         row = {"task": run.task.folder, "name": run.name, "seed": run.seed, "state": "unfinished", "steps": run.steps}
         row |= {"seconds": round(run.seconds, 3), "val_accuracy": run.val_accuracy, "val_loss": run.val_loss}
         if run.result:
@@ -41,7 +41,13 @@ def summary(groups: Iterable[Group]) -> pd.DataFrame:
 def task_table(groups: Sequence[Group]) -> pd.DataFrame:
     """One row per group of finished runs of one task, best first, then one row per unfinished run. Cells are text."""
     label = labels(groups)
-    rows = [{"network": label[group.name], **group_row(group)} for group in sorted(groups, key=_rank) if group.finished]
+    ranked = sorted(
+        (group for group in groups if group.finished),
+        key=lambda group: np.mean(
+            [r.test_loss if r.test_accuracy is None else -r.test_accuracy for r in group.results]
+        ),
+    )
+    rows = [{"network": label[group.name], **group_row(group)} for group in ranked]
     rows += [
         {
             "network": label[run.name], "name": f"{run.name} seed {run.seed}, unfinished",
@@ -52,12 +58,6 @@ def task_table(groups: Sequence[Group]) -> pd.DataFrame:
     ]  # fmt: skip
     metrics = ACCURACY if groups[0].task.measures_accuracy else ERROR
     return pd.DataFrame(rows, columns=["network", "name", "n", *metrics, *COST], dtype=object).fillna("")
-
-
-def _rank(group: Group) -> tuple[float, str]:
-    """Sorts the best test result first."""
-    scores = [r.test_loss if r.test_accuracy is None else -r.test_accuracy for r in group.results]
-    return (float(np.mean(scores)) if scores else 0.0, group.name)
 
 
 def group_row(group: Group) -> dict[str, str]:
