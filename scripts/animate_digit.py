@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """The animation at the top of README: a digit, read pixel by pixel, and the class probabilities of several networks.
 
-    R=results/runs/mnist; python scripts/animate_digit.py $R/fast_indrnn-adam/seed0 $R/fast_lstm_chrono-adam/seed0
+    R=results/runs/mnist; python scripts/animate_digit.py data $R/fast_indrnn-adam/seed0 $R/fast_lstm_chrono-adam/seed0
 
-The digit is a test image. The runs are of one task with images, and their networks read from left to right.
+The first argument is the folder that has MNIST. The networks read from left to right. Writes results/figures/digit.gif.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +18,20 @@ from indrnn.report.runs import MODELS, model_name
 from indrnn.report.style import figure, looks
 from indrnn.training import load_run
 
+INDEX = 7  # of the test image
 STEP = 14  # pixels per frame: half a row
 HOLD = 18  # frames at the end
+OUT = Path(__file__).resolve().parents[1] / "results" / "figures" / "digit.gif"
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--index", type=int, default=7, help="of the test image")
-    parser.add_argument("--data-root", default="data", help="where MNIST is")
-    parser.add_argument("--out", type=Path, default=Path("results/figures/digit.gif"))
-    options = parser.parse_args()
-    loaded = [load_run(path) for path in options.runs]
+    loaded = [load_run(Path(path)) for path in sys.argv[2:]]
     cfg = loaded[0][1]
-    cfg.data.root = options.data_root
+    cfg.data.root = sys.argv[1]
     task = make_task(cfg.data)
-    x, y = task.load(torch.device("cpu")).test.batch(torch.tensor([options.index]))
+    x, y = task.load(torch.device("cpu")).test.batch(torch.tensor([INDEX]))
     image, digit = task.picture(x[0]).numpy(), int(y[0])
     models = [model_name(run_cfg) for _, run_cfg in loaded]
-    ends = [min(end, image.size) for end in range(STEP, image.size + STEP, STEP)]
+    ends = range(STEP, image.size + 1, STEP)
     with torch.no_grad():
         probabilities = [[model(x[:, :end])[0].softmax(0).tolist() for end in ends] for model, _ in loaded]
     look = looks({model: model for model in models})
@@ -54,14 +50,12 @@ if __name__ == "__main__":
 
         def draw(frame: int) -> None:
             frame = min(frame, len(ends) - 1)
-            read = ends[frame]
-            pixels[:read] = image.ravel()[:read]
+            pixels[: ends[frame]] = image.ravel()[: ends[frame]]
             picture.set_data(pixels.reshape(image.shape))
-            picture_axes.set_title(f"pixel {read} of {image.size}")
+            picture_axes.set_title(f"pixel {ends[frame]} of {image.size}")
             for group, values in zip(bars, probabilities, strict=True):
                 for bar, value in zip(group, values[frame], strict=True):
                     bar.set_width(value)
 
-        animation = FuncAnimation(drawing, draw, frames=len(ends) + HOLD)
-        animation.save(options.out, writer=PillowWriter(fps=10), dpi=90)
-    print(f"{options.out}: a {digit}; predictions {', '.join(str(int(np.argmax(p[-1]))) for p in probabilities)}")
+        FuncAnimation(drawing, draw, frames=len(ends) + HOLD).save(OUT, writer=PillowWriter(fps=10), dpi=90)
+    print(f"{OUT}: a {digit}; predictions {', '.join(str(int(np.argmax(p[-1]))) for p in probabilities)}")

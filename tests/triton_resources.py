@@ -65,27 +65,15 @@ def compile_for(variant: Variant, capability: int) -> Any:
         absent.append("h_last_ptr")
     if not variant.everything:
         absent += ["bias_ptr", "mean_ptr", "deviation_ptr", "dmean_ptr", "dvariance_ptr"]
-    step = _H if variant.packed else 0
     fixed: dict[str, Any] = {
-        "X_STEP": step,
-        "H_STEP": step,
-        "DH_STEP": step,
-        "DX_STEP": step,
-        "NONLINEARITY": variant.nonlinearity,
-        **variant.tile.constants(1, 1),
-        "WHOLE": not variant.masked,
-        "FULL": not variant.masked,
-        **dict.fromkeys(absent),
-    }
+        **dict.fromkeys(("X_STEP", "H_STEP", "DH_STEP", "DX_STEP"), _H if variant.packed else 0),
+        **dict.fromkeys(("WHOLE", "FULL"), not variant.masked), "NONLINEARITY": variant.nonlinearity,
+        **variant.tile.constants(1, 1), **dict.fromkeys(absent),
+    }  # fmt: skip
     constants = {name: fixed[name] for name in kernel.arg_names if name in fixed}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = _POINTERS[variant.dtype if name in _SEQUENCES else state]
-        else:
-            signature[name] = "i32"
+    pointers = {name: _POINTERS[variant.dtype if name in _SEQUENCES else state] for name in kernel.arg_names}
+    signature = {name: pointers[name] if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, constexprs=constants)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=variant.tile.options)
 

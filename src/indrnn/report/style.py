@@ -22,7 +22,7 @@ from indrnn.errors import UserError
 from indrnn.files import one_line
 
 # Color and marker of each model. Colors distinguishable with color blindness (Okabe & Ito 2008, and Tol's olive).
-MODELS = {
+MARKS = {
     "indrnn": ("#0072B2", "o"), "lstm": ("#D55E00", "s"), "lstm_chrono": ("#E69F00", "v"), "rnn": ("#CC79A7", "D"),
     "gru": ("#009E73", "^"), "indrnn_dense": ("#56B4E9", "P"), "indrnn_residual": ("#000000", "X"),
     "mingru": ("#999933", "<"),
@@ -41,8 +41,8 @@ def looks(models: Mapping[str, str]) -> dict[str, Look]:
     by_model: dict[str, list[str]] = {}
     for name, model in sorted(models.items(), key=lambda pair: (pair[0] != pair[1], pair[0])):
         by_model.setdefault(model, []).append(name)
-    free = cycle([MODELS[model] for model in reversed(MODELS) if model not in by_model] or [(GRAY, "o")])
-    marks = {model: MODELS[model] if model in MODELS else next(free) for model in sorted(by_model)}
+    free = cycle([MARKS[model] for model in reversed(MARKS) if model not in by_model] or [(GRAY, "o")])
+    marks = {model: MARKS[model] if model in MARKS else next(free) for model in sorted(by_model)}
     return {
         name: {
             "color": marks[model][0], "marker": marks[model][1], "linestyle": DASHES[number % len(DASHES)],
