@@ -1,8 +1,8 @@
 """The run folder: its files, and what a rerun does with them.
 
-    empty, or overwrite=true            fresh: start at step 0
+    no checkpoint, or overwrite=true    fresh: start at step 0
     result.json, same config            finished: report it and stop
-    unfinished, same config             resume from checkpoint.pt (fresh if there is none yet)
+    unfinished, same config             resume from checkpoint.pt
     same config with larger max_steps   resume, also a finished run
     different config                    refused, naming the keys that differ
 
