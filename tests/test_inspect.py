@@ -1,7 +1,6 @@
 """indrnn-report --inspect: memory, gradients and predictions agree with the networks themselves."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -114,13 +113,6 @@ def test_networks_are_compared_in_one_figure_and_in_the_report(runs, tmp_path, r
     assert "half-life" in capsys.readouterr().out
     assert {path.stem for path in (tmp_path / "mnist5k").glob("*.svg")} >= {"memory", "gradients"}
     assert (tmp_path / "report.html").exists() == report
-
-
-def test_published_run_needs_no_checkpoint(tmp_path, capsys):
-    published = Path(__file__).parents[1] / "results/runs/mnist5k/demo_indrnn-verify/seed0"
-    assert not list(published.glob("*.pt"))
-    main(["--out", str(tmp_path), "--inspect", str(published)])
-    assert "half-life" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
