@@ -107,13 +107,13 @@ class Share:
         self.weight = (self.rows.stop - self.rows.start) * processes.size / batch_size
         """The weight of this process's mean loss, so that the processes' mean is that of the whole batch."""
 
-    def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def join(self, mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor | int]:
         """From mean and biased variance (H,) of this process's n values per unit, those of all processes' values, and
         their number. Differentiable; computed in float64, where cancellation does not matter.
 
         Without gradients nothing is joined: every process re-estimates the statistics from all samples."""
         if not torch.is_grad_enabled():
-            return mean, variance, torch.tensor(n, device=mean.device)
+            return mean, variance, n
         mean64 = mean.double()
         sums = _Sum.apply(torch.cat([mean64, variance.double() + mean64.square(), mean64.new_ones(1)]) * n)
         count = sums[-1].detach()
