@@ -59,16 +59,6 @@ def test_gradient_norms_agree_with_central_differences(name):
     torch.testing.assert_close(gradient_norms(model, x, y)[t], expected, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_probabilities_after_each_step_are_those_of_the_prefix(name):
-    model, x, _ = _network(NETWORKS[name], ["data=mnist5k"])
-    x = x[0, 300:317]
-    probabilities = class_probabilities(model, x)
-    assert probabilities.shape == (17, 10)
-    for steps in (1, 2, 16, 17):
-        torch.testing.assert_close(probabilities[steps - 1], model(x[None, :steps])[0].softmax(-1))
-
-
 def test_memory_of_an_indrnn_is_the_bounded_weight():
     assert half_life(torch.tensor([0.5, 1.0, 1.001, 0.0])).tolist() == [1.0, math.inf, math.inf, 0.0]
     model, x, _ = _network(NETWORKS["indrnn"])
