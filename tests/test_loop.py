@@ -90,8 +90,9 @@ def test_the_test_split_is_read_once_and_last(tmp_path):
     assert without_training == [*(["statistics"] * 2 + ["validation"] * 3) * 3, *["test"] * 3]
 
 
-def test_training_stops_when_validation_exceeds_the_target(tmp_path):
-    result = run_small(tmp_path, "trainer.target_accuracy=0.0")
+@pytest.mark.parametrize("target", ["target_accuracy=0.0", "target_loss=9.0"])
+def test_training_stops_when_validation_reaches_the_target(tmp_path, target):
+    result = run_small(tmp_path, f"trainer.{target}")
     assert (result.steps, result.best_step) == (10, 10)
 
 

@@ -186,9 +186,10 @@ class Run:
     def _has_ended(self) -> bool:
         if self.observed != self.step or self.best is None:
             return False
-        accuracy, target = self.best["accuracy"], self.cfg.trainer.target_accuracy
-        reached = accuracy is not None and target is not None and accuracy > target
-        return reached or self.schedule.finished or self.step >= self.cfg.trainer.max_steps
+        trainer, accuracy = self.cfg.trainer, self.best["accuracy"]
+        reached = accuracy is not None and trainer.target_accuracy is not None and accuracy > trainer.target_accuracy
+        reached |= trainer.target_loss is not None and self.best["loss"] < trainer.target_loss
+        return reached or self.schedule.finished or self.step >= trainer.max_steps
 
     def _record_what_is_due(self) -> None:
         """Write the training row and evaluate, if due at this step and not done yet."""
