@@ -130,7 +130,6 @@ def test_run_leaves_its_folder_and_nothing_else(tmp_path):
     result = read_result(folder / "result.json")
     assert result.steps == 2
     assert result.command == shlex.join(["python", "-m", "indrnn", *TINY, "tag='5e41726'"])
-    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == [*TINY, "tag='5e41726'"]
     assert "outputs/adding-T8/indrnn-5e41726/seed0" in ended.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents] == []
 
