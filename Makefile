@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 FOLDER ?= outputs
 DEMO := outputs/demo
 # The runs that `make playground` shows.
-PLAYGROUND ?= results/runs/mnist/fast_indrnn-adam/seed0 results/runs/mnist/fast_lstm_chrono-adam/seed0
+PLAYGROUND ?= results/runs/mnist/fast_indrnn/seed0 results/runs/mnist/fast_lstm_chrono/seed0
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo speedrun gpu verify test test-all lint format docs wheel report playground clean distclean

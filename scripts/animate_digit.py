@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The animation at the top of README: a digit, read pixel by pixel, and the class probabilities of several networks.
 
-    R=results/runs/mnist; python scripts/animate_digit.py data $R/fast_indrnn-adam/seed0 $R/fast_lstm_chrono-adam/seed0
+    R=results/runs/mnist; python scripts/animate_digit.py data $R/fast_indrnn/seed0 $R/fast_lstm_chrono/seed0
 
 The first argument is the folder that has MNIST. The networks read from left to right. Writes results/figures/digit.gif.
 """

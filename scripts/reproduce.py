@@ -30,7 +30,7 @@ from indrnn.report.inspection import inspect_runs
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, "-m", "indrnn"]
 # The runs whose networks figures/inspect compares.
-INSPECTED = ("mnist/fast_indrnn-adam/seed0", "mnist/fast_lstm_chrono-adam/seed0", "mnist/lstm/seed0")
+INSPECTED = ("mnist/fast_indrnn/seed0", "mnist/fast_lstm_chrono/seed0", "mnist/lstm/seed0")
 
 
 def train(row: Row, seed: int, options: argparse.Namespace) -> bool:

@@ -5,39 +5,6 @@ Tags: [log] read in a released log, [code] in source, [README] in a project's RE
 
 from dataclasses import dataclass
 
-SOURCES = (
-    "IndRNN, [log] and [paper]: Sunnydreamrain/IndRNN_pytorch, folder pixelMNIST, and Li et al. 2018, 2019 (arXiv "
-    "1803.04831, 1910.06251); one run each. Validation in the logs after the first 1,700 updates, 6 layers, residual, "
-    "12 layers, dense: 77.7, 89.2, 83.4, 88.2; permuted: 63.1, 69.9, 62.7, 51.0.",
-    "LSTM, in this order: Arjovsky et al. 2015 (arXiv 1511.06464; 128 units), Cooijmans et al. 2016 (arXiv 1603.09025; "
-    "100 units), and as quoted in arXiv 2309.08045 (256 units).",
-)
-# What each protocol is, and where ours deviates from its source.
-PROTOCOLS = {
-    "tutorial": (
-        "Adam, lr 2e-4, gradient norm ≤ 5, batch 32, until validation > 99 % or 60,000 updates, 55,000/5,000 split. "
-        "Source: the sequential-MNIST script of https://github.com/batzner/indrnn. Deviation: batch-norm statistics "
-        "are re-estimated from 500 training images before each evaluation. The LSTM uses the same settings, untuned."
-    ),
-    "paper": (
-        "Adam, lr 2e-4, ×0.1 after 100 (then 50, 25) evaluations without improvement, each time from the best "
-        "checkpoint, gradients within ±10, dropout 0.1, weight decay 1e-4 except on u and biases, |u| ≤ 5^(1/784), "
-        "batch 32, 57,000/3,000 split. Source: the authors' code. Deviations: two more evaluations of patience; seeded "
-        "split and permutation; pixels 2x/255 − 1 instead of 2 (x/256 − 0.5); batch-norm statistics from training "
-        "images instead of a pass over the validation set; the last layer's u starts in its range, which the released "
-        "plain network probably does not apply; accuracy over 10,000 images instead of 10,016."
-    ),
-    "fast": (
-        "Ours: the tutorial's networks, data and selection in 10 epochs (17,180 updates) with Muon for the hidden "
-        "matrices, Adam for all other parameters, a one-cycle schedule, and gradient norm ≤ 1. Tuned on validation "
-        "data with an equal number of trials per network (tuning.md). Runs with -adam use Adam alone."
-    ),
-    "long": "As fast, in 30 epochs (51,540 updates), with dropout.",
-    "length_study": (
-        "The adding problem of the same repository: two layers of 128 without norm, batch 50, up to 20,000 updates. "
-        "The same search for both networks at T = 500."
-    ),
-}
 NETWORKS = {
     "indrnn": "IndRNN, 6 × 128",
     "indrnn_12layer": "IndRNN, 12 × 128",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from results_rows import PROTOCOLS, ROWS, SOURCES, Row
+from results_rows import ROWS, Row
 
 from indrnn.errors import UserError
 from indrnn.files import write_atomically
@@ -48,7 +48,7 @@ def publish(folder: Path, runs: Path) -> Path:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is missing in the folder of a finished run, or where result.json contradicts the other files."""
+    """The faults in the folder of a finished run: missing files, or where result.json contradicts the others."""
     missing = [f"{name} is missing" for name in FILES if not (folder / name).is_file()]
     if missing:
         return missing
@@ -78,8 +78,6 @@ def results_markdown(runs: Path) -> str:
         rows = [row for row in ROWS if row.task == task or row.task.startswith(f"{task}-")]
         lines = [_line(row, known.pop((row.task, row.name), None), columns) for row in rows]
         parts += [f"### {title}", markdown_table(pd.DataFrame(lines, columns=columns, dtype=object).fillna(""))]
-    parts.append(bullets([f"Protocol “{name}”: {text}" for name, text in PROTOCOLS.items()]))
-    parts.append(bullets(f"Published, {source}" for source in SOURCES))
     for members in by_task(known.values()).values():
         parts += [f"### Other runs: {members[0].task.title}", markdown_table(task_table(members))]
     versions = {", ".join(f"{k} {v}" for k, v in r.versions.items() if v) for group in groups for r in group.results}

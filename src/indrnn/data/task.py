@@ -66,7 +66,7 @@ class Task:
         title: for headings and figures.
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
-        load: reads, checks and places the data on a device. Raises UserError for what is missing or damaged.
+        load: reads, checks and places the data on a device. Raises UserError if files are missing or damaged.
         training_samples: the number of training sequences; None if they are generated endlessly.
         test_samples: the number of test sequences.
         mean_answer_error: maps a part ("train", "validation", "test") to the mean squared error of the

@@ -214,7 +214,7 @@ def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule
     """The schedule ``cfg.name`` with the other keys of ``cfg``, or the custom one ``cfg._target_``.
 
     Raises:
-        UserError: there is no such schedule, or the target does not fit.
+        UserError: the schedule does not exist, or its target cannot be called as needed.
     """
     parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg))  # type: ignore[assignment]
     name = parameters.pop("name")
