@@ -53,7 +53,10 @@ def problems(folder: Path) -> list[str]:
     if missing:
         return missing
     run = read_run(folder)
-    val, test = run.curve("val", "loss"), run.curve("test", "loss").iloc[0]
+    val, tests = run.curve("val", "loss"), run.curve("test", "loss")
+    if val.empty or tests.empty:
+        return [f"{METRICS} has no evaluation on the validation or test split"]
+    test = tests.iloc[-1]
     best = val.loc[val["loss"].idxmin() if run.result.val_accuracy is None else val["accuracy"].idxmax()]
     expected = {
         "name": run.name, "seed": run.seed, "model": run.config.model.name, "precision": run.config.trainer.precision,

@@ -313,6 +313,16 @@ class TestTorchFunc:
                 expected = torch.autograd.grad(loss(*leaves), [leaves[i] for i in wanted])
                 all_close([each[n] for each in actual], expected, 1e-12)
 
+    @pytest.mark.parametrize("D", [None, 2])
+    def test_batched_gradients_of_one_forward(self, D):
+        x, *inputs = (tensor.requires_grad_(n > 0) for n, tensor in enumerate(example(2, 9, 5, D=D)))
+        h = recurrence(x, *inputs)[0]
+        cotangents_ = torch.randn(3, *h.shape, dtype=h.dtype)
+        actual = torch.func.vmap(lambda dh: torch.autograd.grad(h, inputs, dh, retain_graph=True))(cotangents_)
+        for n in range(3):
+            expected = torch.autograd.grad(h, inputs, cotangents_[n], retain_graph=True)
+            all_close([each[n] for each in actual], expected, 1e-12)
+
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_jacrev(self, backend):
         x, u, _, _ = example(2, 4, 3)

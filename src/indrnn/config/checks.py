@@ -92,7 +92,7 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, limits.get("text", object)):
-        raise UserError(f"{key}={value}: not a text; write the text in quotes")
+        raise UserError(f"{key}={as_typed(value)}: not a text; write the text in quotes")
     if value == []:
         raise UserError(f"{key}=[]: the list is empty; give at least one value")
     choices = limits.get("choices")
@@ -142,6 +142,7 @@ def unknown_key(key: str) -> str:
     """One line about an unknown key: the choices that have it, or the closest known key."""
     group, _, name = key.partition(".")
     having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
+    having = [choice for choice in having if choice != "external"]
     if having:
         return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
     known = [other for other in ("experiment", *dict(all_keys())) if other != key]

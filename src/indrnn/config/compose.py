@@ -101,7 +101,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot parse {error.override!r}; write key=value and quote special characters, as in 'key=\"a b\"'"
     if isinstance(error, MissingConfigException) and error.options:
-        return f"{text.splitlines()[0]}; choices: {', '.join(error.options)}"
+        return f"{'='.join(str(error.missing_cfg_file).rsplit('/', 1))}: choose one of {', '.join(error.options)}"
     # Hydra's text explains how to append to args.
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
         file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)

@@ -210,7 +210,7 @@ class TrainerConfig:
     clip_value: float | None = setting("maximum absolute gradient value; null: no limit", above=0.0)
     label_smoothing: float = setting("of the training loss; 0: none", minimum=0.0, below=1.0)
     target_accuracy: float | None = setting("stop above this validation accuracy; or null", minimum=0.0, maximum=1.0)
-    target_loss: float | None = setting("stop below this validation loss; or null", minimum=0.0)
+    target_loss: float | None = setting("stop once the best evaluation has a loss below this; or null", minimum=0.0)
     precision: str = setting("of the products", choices=("float32", "tf32", "bfloat16"))
     cuda_graph: Any = setting("auto: if capture works", choices=("auto", True, False), affects_result=False)
 

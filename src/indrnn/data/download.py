@@ -4,6 +4,7 @@ torchvision downloads missing files; every file is checked against its SHA-256 w
 """
 
 import hashlib
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -27,7 +28,7 @@ TIMEOUT = 10.0  # seconds without a response; torchvision sets none
 
 def raw_folder(root: str) -> Path:
     """The folder that holds the four files."""
-    return Path(root).expanduser() / "MNIST" / "raw"
+    return Path(os.path.expanduser(root)) / "MNIST" / "raw"
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -53,7 +54,9 @@ def locate(root: str, mirror: str | None = None) -> Path:
     try:
         from torchvision.datasets import MNIST
 
-        near = Path(mirror).expanduser() if mirror else None
+        near = Path(os.path.expanduser(mirror)) if mirror else None
+        if mirror and near and not near.is_dir() and "://" not in mirror:
+            raise UserError(f"data.mirror={mirror} is neither a folder nor a URL")
         first = [f"{mirror.rstrip('/')}/"] if mirror and near and not near.is_dir() else []
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # several commands may download at once

@@ -44,7 +44,7 @@ _KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true
 
 def run_folder(cfg: Config) -> Path:
     """``output_root/<task>/<name>[-tag]/seed<k>``; reads no file. Raises UserError for an unsafe name or tag."""
-    return Path(cfg.output_root).expanduser() / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
+    return Path(os.path.expanduser(cfg.output_root)) / make_task(cfg.data).folder / run_name(cfg) / f"seed{cfg.seed}"
 
 
 def find_run_folders(folder: Path) -> Iterator[Path]:
@@ -165,7 +165,8 @@ def _state(path: Path, cfg: Config) -> str:
             raise UserError(f"run folder {path} has {', '.join(sorted(trained))} but no {CONFIG}; {_ELSEWHERE}")
         return "fresh"
     old = load_config_file(path / CONFIG)
-    if cfg.overwrite or not present & {RESULT, CHECKPOINT, BEST}:
+    begun = METRICS in present and (path / METRICS).read_text(errors="replace").count("\n") > 1
+    if cfg.overwrite or not (begun or present & {RESULT, CHECKPOINT, BEST}):
         return "fresh"
     differ = differences(flatten(old), cfg)
     if differ:

@@ -315,7 +315,16 @@ class IndRNNRecurrenceGradients(torch.autograd.Function):
     """`indrnn::recurrence_backward` in eager code."""
 
     backward, jvp = staticmethod(_no_second_derivative), IndRNNRecurrence.jvp
-    vmap = staticmethod(_vmap(lambda *arguments: IndRNNRecurrenceGradients.apply(*arguments)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        *others, x, weight = arguments[:10]
+        rule = _vmap(lambda *folded: IndRNNRecurrenceGradients.apply(*folded))
+        outputs, dims = rule(info, (*in_dims[:8], None, None, *in_dims[10:]), *others, None, None, *arguments[10:])
+        if weight is not None:  # the forward was fused, outside of vmap, so x is the same for all examples
+            dx, *rows, _ = outputs
+            outputs = dx.new_empty(info.batch_size, 0), *rows, dx.to(weight.dtype).mT @ x.to(weight.dtype)
+        return outputs, dims
 
     @staticmethod
     def forward(*arguments: Any) -> Any:

@@ -216,7 +216,7 @@ def build_schedule(cfg: ScheduleConfig, peak: float, max_steps: int) -> Schedule
     Raises:
         UserError: the schedule does not exist, or its target cannot be called as needed.
     """
-    parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg))  # type: ignore[assignment]
+    parameters: dict[str, Any] = OmegaConf.to_container(cast(DictConfig, cfg), resolve=True)  # type: ignore[assignment]
     name = parameters.pop("name")
     if "_target_" in parameters:
         return Schedule(_custom(cfg, peak, max_steps))

@@ -15,6 +15,7 @@ from ..config.schema import TrainerConfig
 from ..data import Split
 from ..errors import RunError, UserError
 from ..layers import project_recurrent_weights_
+from ..recurrence.dispatch import KernelError
 from .device import autocast_context
 from .distributed import Share
 from .evaluation import Objective
@@ -109,7 +110,7 @@ class TrainingStep:
             try:
                 self.capture(indices)
             except RunError as failure:
-                if graph is True:
+                if graph is True or isinstance(failure, KernelError):  # eager steps would fail, too
                     raise
                 fallbacks["cuda_graph"] = str(failure)
                 warnings.warn(f"training runs without a CUDA graph, which is slow: {failure}", stacklevel=2)
