@@ -1,6 +1,7 @@
 """The run folder: its files, and what a rerun does with them.
 
-    no checkpoint, or overwrite=true    fresh: start at step 0
+    nothing recorded or overwrite=true  fresh: start at step 0
+    no checkpoint yet, same config      fresh
     result.json, same config            finished: report it and stop
     unfinished, same config             resume from checkpoint.pt
     same config with larger max_steps   resume, also a finished run
