@@ -1,6 +1,9 @@
 """One training step: what it updates and clips, and its capture as a CUDA graph."""
 
 import copy
+import weakref
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from indrnn.layers import recurrent_layers
 from indrnn.models import build_model
 from indrnn.training.evaluation import Objective
 from indrnn.training.optimizer import build_optimizers, decayed_parameters, set_rates
-from indrnn.training.step import Meter, TrainingStep
+from indrnn.training.step import WARM_UP, Meter, TrainingStep
 from small_runs import ArraySplit, make_small, small_config
 
 CPU = torch.device("cpu")
@@ -113,20 +116,31 @@ def test_projection_keeps_the_stored_weight_in_its_bounds(tmp_path):
 
 @pytest.mark.parametrize("graph", ["auto", True])
 def test_a_step_that_cannot_be_captured_runs_eagerly_with_a_warning(tmp_path, monkeypatch, graph):
+    """With stand-ins for CUDA's objects the passes run on the CPU. Nothing keeps the failed pass alive."""
     step = make_step(tmp_path)
-    step.device = torch.device("cuda")  # float32 needs no autocast, so the passes still run on the CPU
+    step.device = torch.device("cuda")
+    names = ("CUDAGraph", "Stream", "current_stream", "default_generators", "get_rng_state", "synchronize")
+    for module, name in [(torch, "Generator"), *((torch.cuda, name) for name in names)]:
+        monkeypatch.setattr(module, name, MagicMock())
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    outputs = []
 
-    def refuse(indices):
-        raise RunError("operation not permitted")
+    def fail_in_the_capture(module, inputs, output):
+        outputs.append(weakref.ref(output))
+        if len(outputs) == WARM_UP + 1:
+            raise torch.OutOfMemoryError("operation not permitted")
 
-    monkeypatch.setattr(step, "capture", refuse)
+    step.model.register_forward_hook(fail_in_the_capture)
     if graph is True:
-        with pytest.raises(RunError, match="not permitted"):
+        with pytest.raises(RunError, match=r"not permitted.*use trainer.cuda_graph=false"):
             step.warm_up(BATCH, graph)
         return
-    with pytest.warns(UserWarning, match="without a CUDA graph, .*operation not permitted"):
-        assert step.warm_up(BATCH, graph) == {"cuda_graph": "operation not permitted"}
+    with pytest.warns(UserWarning, match="without a CUDA graph, .*not permitted"):
+        assert "operation not permitted" in step.warm_up(BATCH, graph)["cuda_graph"]
     step(BATCH)
+    assert len(outputs) == WARM_UP + 3
+    assert outputs[WARM_UP]() is None
     assert step.warm_up(BATCH, False) == {}
 
 
