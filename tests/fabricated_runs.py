@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from indrnn.data import make_task
-from indrnn.record.metrics import MetricsWriter
+from indrnn.record.metrics import COLUMNS
 from indrnn.record.result import Result, wilson_interval, write_result
 
 MNIST = {"name": "mnist", "root": "data", "mirror": None, "validation_size": 5000, "split_seed": 0, "permutation": None}
@@ -49,12 +50,13 @@ def fabricate(
     values = np.linspace(chance, best - 0.001 * seed, max(2, len(at)))[: len(at)].round(5).tolist()
     losses = values if adding else [2.5 * (1 - value) for value in values]
     accuracies = [None] * len(at) if adding else values
-    with MetricsWriter(folder / "metrics.csv", None) as metrics:
-        for step, loss, accuracy in zip(at, losses, accuracies, strict=True):
-            metrics.row(step - 1, step / 1718, step / 50, "train", loss, accuracy, 2e-4, 1.0)
-            metrics.row(step, step / 1718, step / 50, "val", loss, accuracy)
-        if finished:
-            metrics.row(at[-1], 1.0, done / 50, "test", losses[-1], accuracies[-1])
+    rows = []
+    for step, loss, accuracy in zip(at, losses, accuracies, strict=True):
+        rows.append((step - 1, step / 1718, step / 50, "train", loss, accuracy, 2e-4, 1.0))
+        rows.append((step, step / 1718, step / 50, "val", loss, accuracy, None, None))
+    if finished:
+        rows.append((at[-1], 1.0, done / 50, "test", losses[-1], accuracies[-1], None, None))
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(folder / "metrics.csv", index=False)
     if finished:
         ci95 = None if adding else wilson_interval(round(10_000 * accuracies[-1]), 10_000)
         result = Result(

@@ -1,24 +1,19 @@
-"""metrics.csv, result.json and provenance: written, read again, damaged."""
+"""result.json and provenance: written, read again, damaged."""
 
 import dataclasses
 import json
-import math
 import os
 import re
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from indrnn.errors import RunError, UserError
 from indrnn.files import replacing, write_atomically
-from indrnn.record.metrics import MetricsWriter, read_metrics
 from indrnn.record.result import Result, command_line, environment, git, read_result, wilson_interval, write_result
 
-HEADER = "step,epoch,seconds,split,loss,accuracy,lr,grad_norm\n"
-ROW = "1,0.1,1.000,train,0.5,0.5,0.0002,1.0\n"
 RESULT = Result(
     model="indrnn", task="mnist5k", name="indrnn", seed=0, parameters=86_410, best_step=20, steps=30, epochs=0.27,
     val_accuracy=0.5, val_loss=1.2, test_accuracy=0.4, test_loss=1.3, test_ci95=(0.37, 0.43), seconds=9.5,
@@ -33,74 +28,6 @@ def full_disk(path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     path.symlink_to("/dev/full")
-
-
-def test_metrics_are_readable_row_by_row(tmp_path, caplog):
-    path = tmp_path / "metrics.csv"
-    with MetricsWriter(path, None) as metrics:
-        assert read_metrics(path)["step"].shape == (0,)
-        metrics.row(100, 0.058, 14.21, "train", 2.25, 0.125, 2e-4, math.inf)
-        assert path.read_text() == HEADER + "100,0.058,14.210,train,2.25,0.125,0.0002,inf\n"
-        metrics.row(100, 0.058, 15.0, "val", 1 / 3, None)
-        assert path.read_text().endswith("\n100,0.058,15.000,val,0.3333333333333333,,,\n")
-    read = read_metrics(path)
-    assert read["step"].tolist() == [100, 100]
-    assert read["split"].tolist() == ["train", "val"]
-    assert read["loss"].tolist() == [2.25, 1 / 3]
-    np.testing.assert_array_equal(read["accuracy"], [0.125, math.nan])
-    assert read["grad_norm"][0] == math.inf
-    MetricsWriter(path, None).close()
-    assert path.read_text() == HEADER
-    path.unlink()
-    MetricsWriter(path, 10).close()
-    assert path.read_text() == HEADER
-    assert [str(path) in message and "step 10" in message for message in caplog.messages] == [True]
-
-
-@pytest.mark.parametrize("cut", [1, 5, 25, 37, 39])
-def test_incomplete_last_line_is_dropped(tmp_path, cut):
-    path = tmp_path / "metrics.csv"
-    path.write_text(HEADER + ROW + "2,0.2,2.000,train,0.9734,0.5,0.0002,1.75\n"[:cut])
-    assert read_metrics(path)["step"].tolist() == [1]
-    MetricsWriter(path, 2).close()
-    assert path.read_text() == HEADER + ROW
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("step,loss\n1,2\n", "does not begin with"),
-        ("", "does not begin with"),
-        (HEADER + "1,0.1,1.0,train,x,,,\n", "damaged.*'x'"),
-        (HEADER + "1,0.1\n", "damaged"),
-        (HEADER + ROW + "\n", "damaged"),
-    ],
-)
-def test_damaged_metrics_are_named_and_kept(tmp_path, text, message):
-    path = tmp_path / "metrics.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match=f"metrics.csv.*{message}") as error:
-        MetricsWriter(path, 5)
-    assert "\n" not in str(error.value)
-    assert path.read_text() == text
-
-
-def test_full_disk_is_one_line_and_leaves_complete_rows(tmp_path, limited_file_size):
-    path = tmp_path / "metrics.csv"
-
-    def fill():
-        with MetricsWriter(path, None) as metrics:
-            for step in range(1, 10):
-                metrics.row(step, 0.1, 1.0, "train", 1 / 3)
-
-    with limited_file_size(150), pytest.raises(RunError, match=re.escape(str(path))) as error:
-        fill()
-    assert "\n" not in str(error.value)
-    assert read_metrics(path)["step"].tolist() == [1, 2]
-    full_disk(tmp_path / "metrics.csv.tmp")
-    with pytest.raises(RunError, match=r"metrics\.csv: No space left on device"):
-        MetricsWriter(path, None)
-    assert os.listdir(tmp_path) == ["metrics.csv"]
 
 
 @pytest.mark.parametrize("changes", [{}, dict.fromkeys(("val_accuracy", "test_accuracy", "test_ci95"))])

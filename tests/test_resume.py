@@ -297,9 +297,9 @@ def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, path, part):
 
 
 def test_every_segment_is_recorded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("indrnn.training.recorder.running_code", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr("indrnn.training.result.running_code", lambda: {"commit": "a" * 40, "dirty": False})
     killed(tmp_path, 8)
-    monkeypatch.setattr("indrnn.training.recorder.running_code", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr("indrnn.training.result.running_code", lambda: {"commit": "b" * 40, "dirty": False})
     result = run_small(tmp_path)
     assert "resuming from the checkpoint at step 7" in capsys.readouterr().err
     assert [(each["step"], each["git"]["commit"][0]) for each in result.segments] == [(0, "a"), (7, "b")]

@@ -38,8 +38,7 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
     say("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing ...")
-    from indrnn.record.tensorboard import tensorboard_command
-    from indrnn.report.page import write_report
+    from indrnn.report.page import tensorboard_command, write_report
 
     out = options.out or folders[0] / "report"
     tables, paths = write_report(folders, out, options.inspect or (), options.data_root)

@@ -7,8 +7,8 @@
     same config with larger max_steps   resume, also a finished run
     different config                    refused, naming the keys that differ
 
-A finished run that resumes keeps the evaluation and the log row of its old end, which an uninterrupted longer run might
-not have, and reads the test set again at its new end.
+A finished run that resumes keeps the evaluation of its old end, which an uninterrupted longer run might not have, and
+reads the test set again at its new end.
 
 Keys that cannot change the result are not compared (`indrnn.record.config_diff`). Nothing is changed before
 `RunFolder.begin`, so a command that fails earlier (missing data, no such device) leaves everything as it was.
@@ -30,9 +30,9 @@ from ..data import make_task
 from ..errors import UserError
 from ..files import TEMPORARY, one_line, write_atomically
 from .config_diff import differences
-from .tensorboard import EVENTS
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
+EVENTS = "events.out.tfevents."
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
 TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new run
@@ -85,7 +85,7 @@ class RunFolder:
         self.checkpoint_path = path / CHECKPOINT
         self.best_path = path / BEST
         self.weights_path = path / WEIGHTS
-        self._config, self._lock = OmegaConf.to_yaml(cfg, resolve=True), lock
+        self.configuration, self._lock = OmegaConf.to_yaml(cfg, resolve=True), lock
 
     def begin(self) -> None:
         """Prepare the folder for the run's files; call it when only training itself can still fail.
@@ -104,7 +104,7 @@ class RunFolder:
                 old = load_config_file(self.config_path)["trainer"]["max_steps"]
                 self.weights_path.unlink(missing_ok=True)
                 self.result_path.rename(self.path / f"{_SHORTER}{old}.json")
-        write_atomically(self.config_path, self._config, UserError)
+        write_atomically(self.config_path, self.configuration, UserError)
 
     def __enter__(self) -> "RunFolder":
         return self

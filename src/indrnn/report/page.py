@@ -1,6 +1,7 @@
 """Write the report: summary.csv, table.md, figures, and report.html, which contains the tables and figures."""
 
 import base64
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +11,6 @@ import pandas as pd
 
 from indrnn.errors import UserError
 from indrnn.files import write_atomically
-from indrnn.record.tensorboard import tensorboard_command
 
 from .curves import draw
 from .inspection import inspect_runs
@@ -47,6 +47,11 @@ def write_report(
     for path, text in texts.items():
         write_atomically(path, text, UserError)
     return tables, [*texts, *figures]
+
+
+def tensorboard_command(folder: Path) -> str:
+    """The command that shows all runs below ``folder``."""
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
 
 def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folders: Sequence[Path]) -> str:

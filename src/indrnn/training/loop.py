@@ -6,25 +6,21 @@ a checkpoint. Everything that decides how training continues is in the checkpoin
 
 import copy
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from ..config.checks import check
+from ..config.checks import check, result_keys
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError
-from ..models import build_model
+from ..models import build_model, recurrent_weights
 from ..record.config_diff import fingerprint, fingerprint_differences
 from ..record.folder import RunFolder, open_run, run_folder
+from ..record.recorder import Recorder, SilentRecorder
 from ..record.result import Result, read_result, running_code, write_result
 from .checkpoint import (
     damage_reported,
@@ -46,22 +42,14 @@ from .device import (
 )
 from .distributed import Processes, joined_processes
 from .evaluation import Evaluation, Objective, evaluate, reestimate_batch_norm
-from .optimizer import build_optimizers, build_schedule, set_rates
-from .recorder import Recorder, SilentRecorder, build_result, segment
+from .optimizer import build_optimizers, build_schedule, learning_rates, set_rates
+from .result import build_result, segment
 from .sampler import BatchSampler, Stream, torch_seed
+from .signals import Interrupted, NotedSignals
 from .step import TrainingStep
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 # The progress in a checkpoint.
 PROGRESS = {"step": int, "observed": int, "seconds": float, "interval_seconds": float, "peak_memory": int}
-
-
-class Interrupted(RunError):  # noqa: N818
-    """The run was interrupted and can be resumed. exit_code is that of a shell: 130 for SIGINT, 143 for SIGTERM."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
 
 
 def train(cfg: Config, *, command: str = "") -> Result:
@@ -126,8 +114,9 @@ class Run:
         self.schedule = build_schedule(cfg.schedule, cfg.optimizer.lr, trainer.max_steps)
         share = processes.share(self.model, trainer.batch_size)
         self.update = TrainingStep(self.model, self.optimizers, self.objective, self.data.train, trainer, device, share)
-        self.step = self.observed = self.peak_memory = self.received = 0
+        self.step = self.observed = self.peak_memory = 0
         self.seconds = self.interval_seconds = 0.0
+        self.signals = NotedSignals()
         self.best: dict[str, Any] | None = None
         self.segments: list[dict[str, Any]] = []
         self._clock: float | None = None  # when the running steps began; None while the clock is stopped
@@ -151,16 +140,21 @@ class Run:
                 save_checkpoint(folder.best_path, self.best)
             else:
                 folder.best_path.unlink(missing_ok=True)
-            recorder = Recorder(self, self.observed if resumed else None)
-        with recorder as self.recorder, self._noted_signals():
+            label = f"{folder.path.parent.name} seed {self.cfg.seed}"
+            recorder = Recorder(
+                folder.path, label, self.step, self.cfg.trainer.max_steps, self.observed if resumed else None
+            )
+            resuming = f", resuming from the checkpoint at step {self.step}" if resumed else ""
+            recorder.say(f"{label}: {self.parameters:,} parameters{resuming}")
+        with recorder as self.recorder, self.signals:
             try:
                 self._train_to_the_end()
             except Interrupted:
                 self._save()
                 raise
             result = self._finish()
-        if self.received:
-            raise Interrupted(f"stopped after the run in {folder.path} was finished", self.received)
+        if self.signals.received:
+            raise Interrupted(f"stopped after the run in {folder.path} was finished", self.signals.received)
         return result
 
     # The order of events
@@ -203,12 +197,27 @@ class Run:
             evaluation = self._evaluate("validation")
         # Rows are written after the evaluation: if a signal interrupts it, nothing that was due is recorded yet.
         if self.step % trainer.log_every == 0 or last:
-            self.recorder.training(self._read_meter())
+            self._record_training(self._read_meter())
             self.update.meter.clear()
             self.interval_seconds = self.seconds
         if evaluation is not None:
             self._record_validation(evaluation)
         self.observed = self.step
+
+    def _record_training(self, sums: dict[str, float]) -> None:
+        """Record the means of the meter's sums."""
+        count, elapsed = sums["count"], self.seconds - self.interval_seconds
+        loss, norm = sums["loss"] / count, sums["grad_norm"] / count
+        accuracy = self.objective.accuracy(sums["correct"], count * self.cfg.trainer.batch_size)
+        rates = learning_rates(self.optimizers)
+        tags = {f"optimizer/{name}": rate for name, rate in rates.items()} | {
+            "optimizer/grad_norm": norm,
+            "speed/steps_per_second": count / elapsed if elapsed > 0 else None,
+        }
+        self._record("train", loss, accuracy, rates["lr"], norm, tags)
+
+    def _record(self, split: str, *values: Any) -> None:
+        self.recorder.row(split, self.step, self.sampler.epochs(self.step), self.seconds, *values)
 
     def _read_meter(self) -> dict[str, float]:
         """The sums of the interval so far. Stops the clock. Raises RunError if a step was not finite."""
@@ -238,7 +247,8 @@ class Run:
 
     def _record_validation(self, evaluation: Evaluation) -> None:
         """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
-        self.recorder.validation(evaluation)
+        self._record("val", evaluation.loss, evaluation.accuracy)
+        self.recorder.histograms(self.step, "recurrent_weight/layer", recurrent_weights(self.model))
         return_to_best = self.schedule.observe(evaluation.score)
         if self.best is None or evaluation.score > self.best["score"]:
             self.best = {
@@ -263,7 +273,10 @@ class Run:
         self.model.load_state_dict(self.best["model"])
         test = self._evaluate("test")
         result = build_result(self, test)
-        self.recorder.test(test, result)
+        self._record("test", test.loss, test.accuracy)
+        results = {"eval/best_accuracy": result.val_accuracy, "eval/best_loss": result.val_loss}
+        results |= {"test/accuracy": result.test_accuracy, "test/loss": result.test_loss}
+        self.recorder.finished(result.command, self.folder.configuration, result_keys(self.cfg), results)
         if self.processes.is_rank_zero:
             save_weights(self.folder.weights_path, self.best["model"])
             write_result(self.folder.result_path, result)
@@ -310,32 +323,9 @@ class Run:
 
     # Stopping
 
-    @contextmanager
-    def _noted_signals(self) -> Iterator[None]:
-        """Note the first SIGINT or SIGTERM, so that the current step is finished first; a second one stops at once.
-
-        SIGUSR2 counts too if it has a handler, such as submitit's: a cluster sends it before the time limit or a
-        preemption. Outside the main thread Python allows no handlers.
-        """
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.received = number
-            for each in STOPPING:
-                signal.signal(each, signal.SIG_DFL)
-
-        numbers: list[int] = [*STOPPING] if threading.current_thread() is threading.main_thread() else []
-        if numbers and hasattr(signal, "SIGUSR2") and callable(signal.getsignal(signal.SIGUSR2)):
-            numbers.append(signal.SIGUSR2)
-        previous = {number: signal.signal(number, note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def _stop_if_asked(self) -> None:
         """Raise Interrupted if any of the processes has received a signal."""
-        number = self.processes.all_reduce_max(self.received)
+        number = self.processes.all_reduce_max(self.signals.received)
         if number:
             command = f": {self.folder.command}" if self.folder.command else ""
             where = f"stopped at step {self.step}, saved in {self.folder.path}"
