@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba.core import types
+from numba.core import config, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from torch import Tensor
@@ -146,6 +146,8 @@ def _compiled(make: Any, *options: Any) -> CFunc:
     """A kernel, compiled for these options or loaded from Numba's cache on disk."""
     compiled = CFunc(make(*options), ((types.int64,), types.void), {}, {"error_model": "numpy"})
     try:
+        if not config.CACHE_DIR:  # type: ignore[attr-defined]
+            Path.home()  # a RuntimeError if there is none, where Numba would create a folder named ~
         compiled._cache = _Cache(compiled.__wrapped__)  # type: ignore[attr-defined]
     except RuntimeError:  # no folder for a cache can be written
         _announce()
