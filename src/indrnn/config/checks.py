@@ -115,16 +115,8 @@ def _check_together(cfg: Config) -> None:
 
     run_name(cfg)
     task = make_task(cfg.data)
-    count = task.training_samples
-    for key in ("batch_size", "bn_samples"):
-        value = getattr(cfg.trainer, key)
-        if count is not None and value > count:
-            raise UserError(f"trainer.{key}={value}: it must be at most {count:,}, the number of training samples")
     if cfg.trainer.label_smoothing > 0 and not task.measures_accuracy:
         raise UserError(f"trainer.label_smoothing={cfg.trainer.label_smoothing}: {task.name} has no classes; use 0")
-    minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
-    if minimum >= cfg.optimizer.lr:
-        raise UserError(f"schedule.minimum_lr={minimum}: it must be below optimizer.lr={cfg.optimizer.lr}")
     model: Any = cfg.model
     fixed = getattr(model, "last_layer_fixed", None)
     if fixed is not None and model.constraint != "none" and abs(fixed) > (bound := model.gamma ** (1 / task.length)):
