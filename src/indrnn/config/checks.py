@@ -4,7 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -133,8 +133,8 @@ def as_typed(value: object) -> str:
 def unknown_key(key: str) -> str:
     """One line about an unknown key: the choices that have it, or the closest known key."""
     group, _, name = key.partition(".")
-    having = [choice for choice, schema in SCHEMAS.get(group, {}).items() if name in {f.name for f in fields(schema)}]
-    having = [choice for choice in having if choice != "external"]
+    choices: dict[str, Any] = SCHEMAS.get(group, {})
+    having = [c for c, schema in choices.items() if name in schema.__dataclass_fields__ and c != "external"]
     if having:
         return f"{key}: unknown key for the chosen {group}; it belongs to {group}={', '.join(having)}"
     known = [other for other in ("experiment", *dict(all_keys())) if other != key]

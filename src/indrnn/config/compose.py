@@ -7,12 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -37,19 +40,17 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
     Raises:
         UserError: the command would refuse the same request.
     """
-    folders, words = [str(CONFIG_DIR)], list(map(keep_text, overrides))
+    search_path = create_config_search_path(str(CONFIG_DIR))
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise UserError(f"--config-dir {config_dir}: no such folder")
-        # Hydra looks for the primary file in the first folder only.
-        primary = os.path.isfile(os.path.join(config_dir, f"{config_name}.yaml"))
-        folders.insert(0 if primary else 1, os.path.abspath(config_dir))
-        words.insert(0, f"hydra.searchpath=['file://{folders[1]}']")
+        search_path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", anchor="schema")
     application = GlobalHydra.instance().hydra  # we may be inside of a Hydra application
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(folders[0], job_name=JobRuntime.instance().get("name"), version_base="1.3"):
-            composed = compose(config_name, words, return_hydra_config=True)
+        setbase("1.3")
+        Hydra.create_main_hydra2(JobRuntime.instance().get("name"), search_path)
+        composed = compose(config_name, list(map(keep_text, overrides)), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OverflowError) as error:
         raise UserError(one_line(error)) from error
     finally:
