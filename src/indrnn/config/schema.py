@@ -32,8 +32,6 @@ BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 INPUT_WEIGHTS = ("small_uniform", "small_normal", "kaiming")
 # The largest seed that every generator accepts; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
-# The environment variables that limit the CPU threads of PyTorch and of our kernels. They are read at import.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass
