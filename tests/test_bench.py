@@ -160,7 +160,7 @@ def test_ratios_of_the_recurrence():
         (["exact", "--batch", "3"], "--batch"),
         (["step", "--length", "3"], "--length"),
         (["recurrence", "--batch", "0"], "positive"),
-        (["recurrence", "--length", "1.5"], "int"),
+        (["recurrence", "--length", "1.5"], "positive"),
         (["step", "--seconds", "soon"], "float"),
         (["exact", "--device", "tpu"], "tpu"),
         (["exact", "--device", "cpu", "--out", __file__], "--out"),  # not a folder
