@@ -74,12 +74,6 @@ def test_figures_leave_out_ablations_and_first_evaluations(committed):
     assert all("fast_indrnn" not in text for text in drawn)
 
 
-def test_readme_without_markers_is_refused(committed):
-    (committed / "README.md").write_text("nothing here")
-    with pytest.raises(UserError, match="lacks the lines"):
-        results.update_readme(committed)
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -94,13 +94,11 @@ def _job(composed: DictConfig) -> float | None:
     from .sweep import run_job
 
     hydra: Any = HydraConfig.get()
-    # Relative folders must not depend on hydra.job.chdir.
-    os.chdir(hydra.runtime.cwd)
-    sweep = hydra.mode == RunMode.MULTIRUN
-    if sweep:
-        return run_job(lambda: _train(composed, hydra, sweep), hydra)
+    os.chdir(hydra.runtime.cwd)  # relative folders must not depend on hydra.job.chdir
+    if hydra.mode == RunMode.MULTIRUN:
+        return run_job(lambda: _train(composed, hydra, sweep=True), hydra)
     # Its SystemExit passes through Hydra, which would print other exceptions.
-    run(PROGRAM, lambda: _train(composed, hydra, sweep))
+    run(PROGRAM, lambda: _train(composed, hydra, sweep=False))
     return None
 
 
