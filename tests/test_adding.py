@@ -77,16 +77,6 @@ def chi_squared(counts: np.ndarray) -> float:
     return float((((counts - expected) ** 2).sum() / expected - degrees) / np.sqrt(2 * degrees))
 
 
-def test_values_are_uniform_and_independent():
-    x, _ = adding(100).train.batch(torch.arange(5000))
-    values = x[..., 0].double().numpy()
-    coarse, low = (values * 16).astype(int), (values * 2**24).astype(int) % 256
-    # All values, neighbors in time, neighbors in index, and the low bits of one value.
-    pairs = (coarse[:, :-1], coarse[:, 1:]), (coarse[:-1], coarse[1:])
-    for numbers in ((values * 256).astype(int), *(16 * a + b for a, b in pairs), low):
-        assert abs(chi_squared(np.bincount(numbers.ravel(), minlength=256))) < 5
-
-
 @pytest.mark.parametrize("length", [50, 51])
 def test_markers_are_uniform_over_their_half(length):
     x, _ = adding(length).train.batch(torch.arange(20_000))
