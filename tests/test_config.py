@@ -7,8 +7,7 @@ from itertools import zip_longest
 import pytest
 from omegaconf import OmegaConf
 
-from indrnn.config.checks import check, result_keys
-from indrnn.config.compose import CONFIG_DIR, load_config
+from indrnn.config.compose import CONFIG_DIR, check, load_config, result_keys
 from indrnn.config.schema import SCHEMAS
 from indrnn.errors import UserError
 

@@ -48,8 +48,7 @@ def _check_jobs(config: Any, hydra: Any) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from ..config.checks import result_keys
-    from ..config.compose import job_config, job_overrides
+    from ..config.compose import job_config, job_overrides, result_keys
     from ..record.folder import run_folder
 
     loader = GlobalHydra.instance().config_loader()

@@ -70,8 +70,7 @@ def _command() -> int:
 
 def _help(options: Any) -> str:
     """The choices of every group, and every key with its value and meaning."""
-    from ..config.checks import as_typed, settings
-    from ..config.compose import CONFIG_DIR, load_config
+    from ..config.compose import CONFIG_DIR, as_typed, load_config, settings
     from ..config.schema import SCHEMAS
 
     cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)

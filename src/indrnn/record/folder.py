@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config.checks import flatten, run_name
+from ..config.compose import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError

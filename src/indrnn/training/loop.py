@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..config.checks import check
+from ..config.compose import check
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..config.checks import run_name
+from ..config.compose import run_name
 from ..layers import recurrent_layers
 from ..models import recurrent_weights
 from ..record.metrics import MetricsWriter, read_metrics
