@@ -100,17 +100,6 @@ def test_mnist5k_is_split_in_three_stratified_parts():
     assert {"seed": 0, "train": 3500, "validation": 500, "test": 1000}.items() <= task.provenance["split"].items()
 
 
-def test_mnist5k_sizes_seed_and_permutation_can_be_chosen():
-    sizes = {"validation_size": 123, "test_size": 77}
-    one, two = (make_task(mnist5k_data(**sizes, split_seed=seed)).load(CPU) for seed in (1, 2))
-    assert (one.train.size, one.validation.size, one.test.size) == (4800, 123, 77)
-    hashes = [task.provenance["split"]["validation_sha256"] for task in (one, two)]
-    assert hashes[0] != hashes[1]
-    other = make_task(mnist5k_data(**sizes, split_seed=1, permutation="bitrev")).load(CPU)
-    (x, _), (px, _) = (task.test.batch(torch.arange(10)) for task in (one, other))
-    assert torch.equal(px[:, 1], x[:, 512])
-
-
 @pytest.mark.parametrize("config", [mnist5k_data(permutation="torch5544"), adding_data(length=10)])
 def test_default_device_and_dtype_do_not_matter(config):
     def batches():

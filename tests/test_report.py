@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -219,12 +218,10 @@ def test_page_contains_tables_and_figures_and_needs_no_other_file(runs, tmp_path
     assert "$" not in text
 
 
-@pytest.mark.parametrize("browser", [True, False])
-def test_open_shows_the_page_or_says_that_there_is_no_browser(runs, browser, monkeypatch):
+def test_open_shows_the_page(runs, monkeypatch):
     pages = []
-    monkeypatch.setattr("webbrowser.open", lambda page: pages.append(page) or browser)
-    with nullcontext() if browser else pytest.raises(SystemExit, match="2"):
-        main([str(runs), "--open"])
+    monkeypatch.setattr("webbrowser.open", lambda page: pages.append(page) or True)
+    main([str(runs), "--open"])
     assert pages == [(runs / "report" / "report.html").as_uri()]
 
 

@@ -106,16 +106,13 @@ def test_job_of_a_sweep_records_a_command_that_repeats_it(run, trained, tmp_path
     assert typed == f"indrnn-train --config-dir {tmp_path / 'mine'} experiment=short seed=5"
 
 
-def test_failed_job_does_not_stop_the_others(run, trained):
+def test_failed_job_does_not_stop_the_others_but_a_signal_does(run, trained):
     ended = run("-m", "tag=user,run,fine")
     assert len(trained) == 3
     assert ended.err.startswith("indrnn-train: the data are missing\nindrnn-train: the loss is nan\n")
     assert ended.code == 1
-
-
-def test_signal_stops_the_whole_sweep(run, trained):
     ended = run("-m", "tag=stop,fine")
-    assert len(trained) == 1
+    assert len(trained) == 4
     assert (ended.code, ended.err) == (143, "indrnn-train: stopped\n")
 
 
