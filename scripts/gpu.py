@@ -40,17 +40,14 @@ def run_stage(name: str, limit: float, command: str, folder: Path, log: Path) ->
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     with log.open("a") as file:
         print(f"== {name}", file=file, flush=True)
-        shell = subprocess.Popen(
-            ["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd=folder,
-            env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": path}, start_new_session=True,
+        # SIGKILL also ends every process that the stage started.
+        ended = subprocess.run(
+            ["timeout", "-s", "KILL", str(limit), "bash", "-c", command], stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, cwd=folder, env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": path},
         )  # fmt: skip
-        try:
-            ended = f"exit code {code}" if (code := shell.wait(limit)) else "ok"
-        except subprocess.TimeoutExpired:
-            os.killpg(shell.pid, signal.SIGKILL)  # the stage and every process that it started
-            shell.wait()
-            ended = f"stopped after {limit:g} s"
-    return f"{name:12}{ended:22}{time.monotonic() - start:5.0f} s"
+    code = ended.returncode
+    end = "ok" if not code else f"stopped after {limit:g} s" if code == -signal.SIGKILL else f"exit code {code}"
+    return f"{name:12}{end:22}{time.monotonic() - start:5.0f} s"
 
 
 def main() -> int:

@@ -55,12 +55,8 @@ class Row:
     def overrides(self) -> list[str]:
         experiment = [f"experiment={self.protocol}"] if self.protocol != "tutorial" else []
         if self.task.startswith("adding"):
-            return [
-                *experiment,
-                f"model={self.model}",
-                f"data.length={self.task.removeprefix('adding-T')}",
-                *self.extra,
-            ]
+            length = self.task.removeprefix("adding-T")
+            return [*experiment, f"model={self.model}", f"data.length={length}", *self.extra]
         # bfloat16 was measured to cost the IndRNN no accuracy. Long runs log less often, to keep metrics.csv small.
         half = self.model in ("indrnn", "indrnn_12layer", "indrnn_residual") and self.protocol != "paper"
         precision = ["trainer.precision=bfloat16"] if half and "trainer.precision=float32" not in self.extra else []

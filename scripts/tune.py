@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Tune the fast protocol on validation data, with equal trials for every network (pip install '.[sweep]').
+"""Tune on validation data, with equal trials for every network (pip install '.[sweep]').
 
     python scripts/tune.py indrnn --trials 12      run trials up to the twelfth; start it twice to use two cores
+    python scripts/tune.py adding_lstm --trials 4  the adding problem at T = 500
     python scripts/tune.py --table                 only write results/tuning.md from the journal
 
 Optuna's tree-structured Parzen estimator proposes the trials; the first one has the settings below. The studies are in
 results/tuning.journal, which several processes can share and a later call continues. A trial is a run of indrnn-train
-(default: 2 epochs) in outputs/tune, scored by its best validation accuracy. No test accuracy is read here.
+in outputs/tune, scored by its best validation accuracy, or its negative validation error. No test result is read here.
 """
 
 import argparse
@@ -40,10 +41,18 @@ FIRST_INDRNN = FIRST | {
 FIRST_LSTM = FIRST | {
     "optimizer.lr": 4.8e-3, "schedule.warmup": 0.02, "model": "lstm_chrono", "model.weight_init": "glorot"
 }  # fmt: skip
-STUDIES: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
-    "indrnn": (INDRNN, ["model=indrnn"], FIRST_INDRNN),
-    "indrnn_12layer": (INDRNN, ["model=indrnn_12layer"], FIRST_INDRNN),
-    "lstm": (LSTM, [], FIRST_LSTM),
+RATES = {key: BOTH[key] for key in ("optimizer.lr", "optimizer.muon_lr", "trainer.clip_norm")}
+ADDING = {"optimizer": ["adam", "muon"], **RATES}
+FIRST_ADDING = {"optimizer": "adam", "optimizer.lr": 1e-3, "trainer.clip_norm": "1"}
+FAST = ["experiment=fast", "trainer.max_steps=3436"]
+T500 = ["experiment=length_study", "data.length=500", "trainer.max_steps=2000", "trainer.target_loss=null"]
+# The protocol, the network, what is varied, and the first trial.
+STUDIES: dict[str, tuple[list[str], list[str], dict[str, Any], dict[str, Any]]] = {
+    "indrnn": (FAST, ["model=indrnn"], INDRNN, FIRST_INDRNN),
+    "indrnn_12layer": (FAST, ["model=indrnn_12layer"], INDRNN, FIRST_INDRNN),
+    "lstm": (FAST, [], LSTM, FIRST_LSTM),
+    "adding_indrnn": (T500, ["model=indrnn"], ADDING, FIRST_ADDING),
+    "adding_lstm": (T500, ["model=lstm_chrono"], ADDING, FIRST_ADDING),
 }
 TITLE = """\
 # Tuning of the fast protocol
@@ -53,23 +62,22 @@ experiment=fast (Muon), 2 epochs, seed 0; bfloat16 for the IndRNN, float32 for t
 n = 1. Short trials favor settings that learn early."""
 
 
-def suggested(trial: Trial, key: str, choices: Any) -> str:
-    if isinstance(choices, tuple):
-        return f"{key}={trial.suggest_float(key, *choices, log=True):.3g}"
-    return f"{key}={trial.suggest_categorical(key, choices)}"
-
-
 def run_trial(trial: Trial, study: str, options: argparse.Namespace) -> float:
-    space, fixed, _ = STUDIES[study]
-    overrides = [*fixed, *(suggested(trial, key, choices) for key, choices in space.items())]
+    protocol, overrides, space, _ = STUDIES[study]
+    overrides = [*overrides]
+    for key, choices in space.items():
+        if isinstance(choices, list):
+            overrides.append(f"{key}={trial.suggest_categorical(key, choices)}")
+        elif key != "optimizer.muon_lr" or "optimizer=adam" not in overrides:
+            overrides.append(f"{key}={trial.suggest_float(key, *choices, log=True):.3g}")
     trial.set_user_attr("overrides", overrides)
     root = options.work / study
-    command = [sys.executable, "-m", "indrnn", "experiment=fast", *overrides, *options.override, "seed=0"]
-    command += [f"name=trial{trial.number}", f"output_root={root}", f"trainer.max_steps={options.steps}"]
+    command = [sys.executable, "-m", "indrnn", *protocol, *overrides, *options.override, "seed=0"]
+    command += [f"name=trial{trial.number}", f"output_root={root}"]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     (result,) = (json.loads(path.read_text()) for path in root.glob(f"*/trial{trial.number}/seed0/result.json"))
     trial.set_user_attr("updates", result["steps"])
-    return float(result["val_accuracy"])
+    return -result["val_loss"] if result["val_accuracy"] is None else result["val_accuracy"]
 
 
 def tune(name: str, storage: JournalStorage, options: argparse.Namespace) -> None:
@@ -78,7 +86,7 @@ def tune(name: str, storage: JournalStorage, options: argparse.Namespace) -> Non
         study_name=name, storage=storage, direction="maximize", load_if_exists=True,
         sampler=optuna.samplers.TPESampler(n_startup_trials=4, multivariate=True, constant_liar=True),
     )  # fmt: skip
-    study.enqueue_trial(STUDIES[name][2], skip_if_exists=True)
+    study.enqueue_trial(STUDIES[name][3], skip_if_exists=True)
     counted = (TrialState.COMPLETE, TrialState.RUNNING)
     limit = optuna.study.MaxTrialsCallback(options.trials, states=counted)
     if len(study.get_trials(states=counted)) < options.trials:
@@ -93,10 +101,16 @@ def write_table(storage: JournalStorage) -> None:
         settings = {t.number: f"`{' '.join(t.user_attrs.get('overrides', []))}`" for t in trials}
         done = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: -t.value)
         rows = [
-            {"validation": f"{t.value:.2%}", "updates": f"{t.user_attrs['updates']:,}", "settings": settings[t.number]}
+            {
+                "validation": f"{t.value:.2%}" if t.value > 0 else f"{-t.value:.5f}",
+                "updates": f"{t.user_attrs['updates']:,}",
+                "settings": settings[t.number],
+            }
             for t in done
         ]
-        parts += [f"## {name}: {len(done)} trials", *([markdown_table(rows)] if rows else [])]
+        parts += [f"## {name}: {len(done)} trials"]
+        parts += [f"Validation mean squared error with `{' '.join(T500)}`."] if STUDIES[name][0] is T500 else []
+        parts += [markdown_table(rows)] if rows else []
         parts += [f"Failed: {settings[t.number]}" for t in trials if t.state == TrialState.FAIL]
     write_atomically(RESULTS / "tuning.md", "\n\n".join(parts) + "\n")
 
@@ -105,7 +119,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", choices=list(STUDIES))
     parser.add_argument("--trials", type=int, default=12, help="of the study, including earlier ones")
-    parser.add_argument("--steps", type=int, default=3436, help="updates per trial (default: 2 epochs)")
     parser.add_argument("--table", action="store_true", help="only write results/tuning.md")
     parser.add_argument("--work", type=Path, default=Path("outputs", "tune"), help="folder of the runs")
     parser.add_argument("override", nargs="*", help="for every trial, such as data.root=... trainer.precision=bfloat16")

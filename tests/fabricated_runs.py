@@ -26,7 +26,6 @@ def fabricate(
     data: dict | None = None,
     model: dict | None = None,
     finished: bool = True,
-    device: str = "NVIDIA H200",
     tag: str | None = None,
 ) -> Path:
     """Write one run that evaluates every 50 updates, with validation accuracies (errors, for adding) from chance to
@@ -63,8 +62,8 @@ def fabricate(
             model=model["name"], task=data["name"], name=run_name, seed=seed, parameters=86_410, best_step=at[-1],
             steps=done, epochs=done / 1718, val_accuracy=accuracies[-1], val_loss=losses[-1],
             test_accuracy=accuracies[-1], test_loss=losses[-1], test_ci95=ci95, seconds=done / 50,
-            steps_per_second=50.0, peak_memory_bytes=2**28, backend="numba", device_name=device, precision="float32",
-            data={"sha256": {}}, versions={"torch": "2.15.0"}, git={"commit": "0" * 40, "dirty": False},
+            steps_per_second=50.0, peak_memory_bytes=2**28, backend="numba", device_name="NVIDIA H200",
+            precision="float32", data={"sha256": {}}, versions={"torch": "2.15.0"}, git={"commit": "0" * 40},
             command=f"indrnn-train model={name} seed={seed}",
         )  # fmt: skip
         write_result(folder / "result.json", result)

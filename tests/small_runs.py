@@ -97,7 +97,7 @@ def make_small() -> Task:
         train, validation = ArraySplit(200, 1, "train", device), ArraySplit(70, 2, "validation", device)
         return Splits(train, validation, {"sha256": PROVENANCE}, lambda: ArraySplit(90, 3, "test", device))
 
-    return Task("small", "small", "Small", T, 1, 10, "cross_entropy", load, training_samples=200, test_samples=90)
+    return Task("small", "small", "Small", T, 1, 10, "cross_entropy", load)
 
 
 def small_config(root: Path, *overrides: str, base: tuple[str, ...] = (*BASE, *INDRNN)):

@@ -159,9 +159,8 @@ def test_ratios_of_the_recurrence():
         (["scaling"], "scaling"),
         (["exact", "--batch", "3"], "--batch"),
         (["step", "--length", "3"], "--length"),
-        (["recurrence", "--batch", "0"], "above 0"),
-        (["recurrence", "--length", "1.5"], "int"),
-        (["step", "--seconds", "nan"], "above 0"),
+        (["recurrence", "--batch", "0"], "positive"),
+        (["recurrence", "--length", "1.5"], "positive"),
         (["step", "--seconds", "soon"], "float"),
         (["exact", "--device", "tpu"], "tpu"),
         (["exact", "--device", "cpu", "--out", __file__], "--out"),  # not a folder

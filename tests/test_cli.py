@@ -137,18 +137,13 @@ def test_run_leaves_its_folder_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("tag", "code", "text"),
     [("user", 2, "the data are missing"), ("run", 1, "loss is nan"), ("stop", 143, "stopped"),
-     ("allocator", 1, "trainer.batch_size"), ("memory", 1, "trainer.batch_size")],
+     ("allocator", 1, "trainer.batch_size"), ("memory", 1, "trainer.batch_size"), ("bug", 1, "Traceback")],
 )  # fmt: skip
-def test_failure_is_one_line_and_an_exit_code(run, trained, tag, code, text):
+def test_failure_is_one_line_and_an_exit_code_and_a_bug_a_traceback(run, trained, tag, code, text):
     ended = run(f"tag={tag}")
     assert ended.code == code
     assert text in ended.err
-    assert ended.err.count("\n") == 1
-
-
-def test_tracebacks_are_for_bugs(run, trained):
-    bug = run("tag=bug")
-    assert (bug.code, "Traceback" in bug.err) == (1, True)
+    assert (ended.err.count("\n") == 1) == (tag != "bug")
 
 
 def test_ctrl_c_before_training_is_one_line(run, monkeypatch):
@@ -165,11 +160,9 @@ def test_ctrl_c_before_training_is_one_line(run, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("optimizer.lrr=1", "did you mean optimizer.lr"), ("model=lsmt", "indrnn_dense"),
-        ("trainer.batch_size=1", "at least 2"), ("seed=1,2", "multirun"), ("model.num_layers=[1", "cannot parse"),
+        ("optimizer.lrr=1", "did you mean optimizer.lr"), ("seed=1,2", "multirun"), ("seed=-1", "at least 0"),
         ("-r -m", "Only one"), ("--config-dir nowhere", "nowhere"), ("--config-name nothing", "nothing"),
-        *((f"{word} --cfg {what}", text) for what in ("job", "all") for word, text in
-          [("optimizer.lrr=1", "did you mean"), ("+zzz=1", "zzz"), ("optimizer.lr=-1", "above 0")]),
+        ("optimizer.lrr=1 --cfg job", "did you mean"), ("+zzz=1 --cfg all", "zzz"), ("seed=-1 --cfg job", "least 0"),
         ("-m model=indrnn,lsmt", "lstm_chrono"), ("-m optimizer.lr=1e-3,-1 tag=a", "above 0"),
         ("-m model=indrnn,lstm model.gamma=3", "model.gamma"), ("-m seed=0,x", "seed=x"),
         ("-m seed=0,1 +optimizer.lrr=1", "did you mean optimizer.lr"), ("-m seed=interval(0,1)", "INTERVAL"),
@@ -184,8 +177,8 @@ def test_mistake_is_one_line_and_leaves_nothing_behind(run, trained, tmp_path, w
 
 @pytest.mark.parametrize(
     ("rank", "size", "address", "port", "lines"),
-    [("0", "4", "host", "1", 1), ("3", "4", "host", "1", 0), ("3", "4", "", "1", 1), ("3", "4", "host", "", 1),
-     *((rank, "4", "host", "1", 1) for rank in ("4", "5", "-1", "x", "\u00b2", "")), ("1", "", "host", "1", 1)],
+    [("0", "4", "host", "1", 1), ("3", "4", "host", "1", 0), ("3", "4", "", "1", 1), ("1", "", "host", "1", 1),
+     *((rank, "4", "host", "1", 1) for rank in ("4", "-1", "x", "\u00b2", ""))],
 )  # fmt: skip
 def test_every_process_prints_except_the_other_ranks_of_torchrun(run, monkeypatch, rank, size, address, port, lines):
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", address), ("MASTER_PORT", port)):
@@ -202,13 +195,8 @@ def test_output_works_on_an_ascii_terminal(tmp_path):
 
 
 def test_info_names_versions_backends_and_data(capsys, tmp_path):
-    for found in (False, True):
-        info.main(["--data-root", str(tmp_path)])
-        lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
-        assert lines["indrnn"].strip() == indrnn.__version__
-        assert lines["reference on cpu"].strip() == "works"
-        assert ("found in" in lines["mnist"]) == found
-        raw = tmp_path / "MNIST" / "raw"
-        raw.mkdir(parents=True, exist_ok=True)
-        for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-            (raw / f"{part}-ubyte").touch()
+    info.main(["--data-root", str(tmp_path)])
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["indrnn"].strip() == indrnn.__version__
+    assert lines["reference on cpu"].strip() == "works"
+    assert "not in" in lines["mnist"]

@@ -148,10 +148,7 @@ def test_args_are_settable_checked_and_part_of_the_config(mine):
     for key, message in (("args.hiden_size=8", r"append .* \+model"), ("hidden_size=8", "it belongs to model=indrnn,")):
         with pytest.raises(UserError, match=message):
             composed(mine, f"model.{key}")
-    normed = ("model._target_=mygru.Normed", "+model.args.dropout=0.1")
-    train(composed(mine, *normed))
-    with pytest.raises(UserError, match=r"model\.args\.hidden_size: 64 -> 8"):
-        train(composed(mine, *normed, "model.args.hidden_size=8"))
+    assert composed(mine, "model._target_=mygru.Normed", "+model.args.dropout=0.1").model.args.dropout == 0.1
 
 
 def test_trying_a_model_leaves_no_trace(mine):
@@ -167,21 +164,18 @@ def test_trying_a_model_leaves_no_trace(mine):
     assert model.training
 
 
-@pytest.mark.parametrize(("name", "rows"), [("GRUClassifier", 3 * 64), ("Shows", 3)])
-def test_recurrent_weights_method_is_used(mine, name, rows):
-    cfg = composed(mine, f"model._target_=mygru.{name}")
+def test_recurrent_weights_method_is_used(mine):
+    cfg = composed(mine, "model._target_=mygru.Shows")
     (weight,) = recurrent_weights(build_model(cfg.model, make_task(cfg.data)))
-    assert weight.shape == (rows, 64)
+    assert weight.shape == (3, 64)
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
         (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: .*No module named 'nowhere'.*PYTHONPATH"),
-        (["model._target_=Net"], "model._target_=Net: .*write module.Name"),
         (["model._target_=mygru.GRUClasifier"], "no attribute 'GRUClasifier'"),
         (["model._target_=mygru.not_a_module"], "must return a torch.nn.Module, not 3"),
-        (["model._target_=torch.nn"], "not a class or function"),
         (["model._target_=mygru.without"], "model.args={'hidden_size': 64}: TypeError: .* unexpected keyword"),
         (["model.args.hidden_size=wide"], "'wide'}: TypeError: hidden_size should be of type int"),
         (["model._target_=mygru.Wrong"], r"its output must be \(3, 2\), not \(3, 12, 64\)"),

@@ -17,8 +17,6 @@ CPU = torch.device("cpu")
 ADDING = ["data=adding", "data.length=9", "data.validation_size=8"]
 NETWORKS = {
     "indrnn": ["model=indrnn", "model.num_layers=2", "model.hidden_size=5"],
-    "indrnn, no norm": ["model=indrnn", "model.num_layers=2", "model.hidden_size=5", "model.norm=none"],
-    "residual": ["model=indrnn_residual", "model.num_blocks=1", "model.hidden_size=4"],
     "dense": ["model=indrnn_dense", "model.block_layers=[1,1]", "model.growth=2", "model.hidden_size=4"],
     "lstm": ["model=lstm", "model.num_layers=2", "model.hidden_size=5"],
     "rnn": ["model=rnn", "model.hidden_size=5"],

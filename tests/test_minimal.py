@@ -24,7 +24,7 @@ def minimal():
     return module
 
 
-@pytest.mark.parametrize("T", [1, 2, 17, 64])
+@pytest.mark.parametrize("T", [1, 17])
 def test_scan_agrees_with_the_recurrence(minimal, T):
     x = torch.randn(3, T, 5, dtype=torch.float64, requires_grad=True)
     u = torch.tensor([-1.01, -0.5, 0.0, 0.9, 1.02], dtype=torch.float64, requires_grad=True)

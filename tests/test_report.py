@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from indrnn.cli.report import main
 from indrnn.errors import UserError
 from indrnn.report.page import write_report
 from indrnn.report.runs import by_task, collect, labels
-from indrnn.report.style import figure, looks, save
+from indrnn.report.style import looks
 from indrnn.report.table import duration, extent, markdown_report, markdown_table, percent, task_table
 
 
@@ -87,20 +86,16 @@ def test_single_run_has_a_mark_and_an_interval_instead_of_a_deviation(tmp_path):
     assert chance["test %"].endswith("‡")
 
 
-def test_unfinished_runs_are_listed_but_not_averaged(runs):
+def test_unfinished_runs_are_listed_but_not_averaged(runs, tmp_path):
     before = rows_of(runs)["lstm"]
     fabricate(runs, "lstm", 3, best=0.2, finished=False)
     rows = rows_of(runs)
     assert rows["lstm"] == before
     assert rows["lstm seed 3, unfinished"]["updates"] == "200"
     assert rows["lstm seed 3, unfinished"]["test %"] == ""
-
-
-@pytest.mark.parametrize("steps", [600, 120])
-def test_report_of_unfinished_runs_only(tmp_path, steps):
-    """With some evaluations, and without any."""
-    fabricate(tmp_path / "runs", finished=False, steps=steps)
-    tables, paths = write_report([tmp_path / "runs"], tmp_path / "report")
+    # Alone, and without an evaluation.
+    fabricate(tmp_path / "alone", finished=False, steps=120)
+    tables, paths = write_report([tmp_path / "alone"], tmp_path / "report")
     assert "indrnn seed 0, unfinished" in tables
     assert all(path.stat().st_size for path in paths)
 
@@ -140,29 +135,17 @@ def test_length_study_is_drawn_for_several_lengths_with_its_baseline(tmp_path):
     assert "predict-the-mean baseline" in tables
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "Qt5Agg"])
-def test_figures_do_not_depend_on_the_users_matplotlib(tmp_path, backend):
+def test_figures_do_not_depend_on_the_users_matplotlib(tmp_path):
     """Compares the bytes with those of this process, which has matplotlib's defaults."""
     fabricate(tmp_path / "runs", best=0.5)
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nsavefig.transparent: True\n")
     code = "import sys; from indrnn.cli.report import main; main(sys.argv[1:])"
-    environment = os.environ | {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    theirs = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": f"{tmp_path}/matplotlibrc"}
     command = [sys.executable, "-c", code, str(tmp_path / "runs"), "--out", str(tmp_path / "theirs")]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=os.environ | theirs, check=True, capture_output=True)
     _, paths = write_report([tmp_path / "runs"], tmp_path / "ours")
     for path in paths:
-        theirs = tmp_path / "theirs" / path.relative_to(tmp_path / "ours")
-        assert path.read_bytes() == theirs.read_bytes()
-
-
-def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    with figure() as (drawing, axes):
-        axes.plot([0, 1])
-        save(drawing, tmp_path, "a")
-    assert dict(matplotlib.rcParams) == before
+        assert path.read_bytes() == (tmp_path / "theirs" / path.relative_to(tmp_path / "ours")).read_bytes()
 
 
 def test_number_formats():
@@ -176,21 +159,14 @@ def test_number_formats():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "file", "damaged", "out"])
+@pytest.mark.parametrize("what", ["missing", "damaged", "out"])
 def test_wrong_folder_is_one_line_and_code_2(what, tmp_path, capsys):
     folder, out = tmp_path / "runs", tmp_path / "report"
-    if what == "empty":
-        folder.mkdir()
-    elif what == "file":
-        folder.write_text("")
-    elif what == "damaged":
-        (fabricate(folder) / "config.yaml").write_text("model: [")
-    elif what == "out":
-        fabricate(folder)
-        out.write_text("")
-    with pytest.raises(SystemExit) as ended:
+    if what != "missing":
+        run = fabricate(folder)
+        (run / "config.yaml" if what == "damaged" else out).write_text("model: [")
+    with pytest.raises(SystemExit, match="2"):
         main([str(folder), "--out", str(out)])
-    assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("indrnn-report: ")
     assert "Traceback" not in error
@@ -200,11 +176,8 @@ def test_wrong_folder_is_one_line_and_code_2(what, tmp_path, capsys):
     ("file", "before", "after"),
     [
         ("config.yaml", r"\nseed: 0", ""),
-        ("config.yaml", r"\nname: hurt", ""),
         ("config.yaml", r"\nname: hurt", "\nname: [1]"),
         ("config.yaml", r"\nname: hurt", "\nname: ${nothing}"),
-        ("config.yaml", r"  name: hurt\n", ""),
-        ("config.yaml", r"  length: 100\n", ""),
         ("config.yaml", r"name: adding", "name: subtracting"),
         ("metrics.csv", r"(train|val|test),[\d.]+", r"\1,nan"),
         ("result.json", r"\}\s*$", ""),
@@ -245,12 +218,10 @@ def test_page_contains_tables_and_figures_and_needs_no_other_file(runs, tmp_path
     assert "$" not in text
 
 
-@pytest.mark.parametrize("browser", [True, False])
-def test_open_shows_the_page_or_says_that_there_is_no_browser(runs, browser, monkeypatch):
+def test_open_shows_the_page(runs, monkeypatch):
     pages = []
-    monkeypatch.setattr("webbrowser.open", lambda page: pages.append(page) or browser)
-    with nullcontext() if browser else pytest.raises(SystemExit, match="2"):
-        main([str(runs), "--open"])
+    monkeypatch.setattr("webbrowser.open", lambda page: pages.append(page) or True)
+    main([str(runs), "--open"])
     assert pages == [(runs / "report" / "report.html").as_uri()]
 
 

@@ -1,6 +1,5 @@
 """Sweeps: one table of all jobs at the end, shared work, equal results with every launcher."""
 
-import importlib
 import json
 import os
 import shlex
@@ -9,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+import indrnn.training
 import test_cli
-from indrnn.cli.sweep import thread_budget
+from indrnn.cli.sweep import JobError, run_job
 from indrnn.config.compose import load_config
 from indrnn.record.folder import open_run
 from small_runs import figures
@@ -106,16 +106,13 @@ def test_job_of_a_sweep_records_a_command_that_repeats_it(run, trained, tmp_path
     assert typed == f"indrnn-train --config-dir {tmp_path / 'mine'} experiment=short seed=5"
 
 
-def test_failed_job_does_not_stop_the_others(run, trained):
+def test_failed_job_does_not_stop_the_others_but_a_signal_does(run, trained):
     ended = run("-m", "tag=user,run,fine")
     assert len(trained) == 3
     assert ended.err.startswith("indrnn-train: the data are missing\nindrnn-train: the loss is nan\n")
     assert ended.code == 1
-
-
-def test_signal_stops_the_whole_sweep(run, trained):
     ended = run("-m", "tag=stop,fine")
-    assert len(trained) == 1
+    assert len(trained) == 4
     assert (ended.code, ended.err) == (143, "indrnn-train: stopped\n")
 
 
@@ -129,38 +126,15 @@ def test_run_of_another_process_is_skipped(run, tmp_path):
         assert run(*test_cli.TINY).code == 2
 
 
-def test_other_sweepers_get_the_validation_score_and_failures(run, trained, tmp_path, monkeypatch):
-    (tmp_path / "mine" / "hydra" / "sweeper").mkdir(parents=True)
-    (tmp_path / "mine" / "hydra" / "sweeper" / "listening.yaml").write_text(
-        "# @package hydra.sweeper\n_target_: hydra_plugins.listening.Listening\nmax_batch_size: null\nparams: null\n"
-    )
-    (tmp_path / "hydra_plugins").mkdir()
-    (tmp_path / "hydra_plugins" / "listening.py").write_text(
-        "from hydra._internal.core_plugins.basic_sweeper import BasicSweeper\n"
-        "class Listening(BasicSweeper):\n"
-        "    def sweep(self, arguments):\n"
-        "        jobs = self.launcher.launch([['tag=fine'], ['tag=user']], initial_job_idx=0)\n"
-        "        print([(job.status.name, job._return_value) for job in jobs])\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Plugins.instance().register(importlib.import_module("hydra_plugins.listening").Listening)
-    answer = run("-m", "--config-dir", "mine", "hydra/sweeper=listening")
-    assert "[('COMPLETED', 0.5), ('FAILED', JobError('the data are missing'))]" in answer.out
+def test_job_returns_the_validation_score_or_fails(trained):
+    hydra = OmegaConf.create({"launcher": {"_target_": "any.BasicLauncher"}})
 
+    def job(tag):
+        return run_job(lambda: indrnn.training.train(SimpleNamespace(tag=tag, name="a", seed=0), command=""), hydra)
 
-@pytest.mark.parametrize(
-    ("target", "settings", "jobs", "threads"),
-    [
-        ("hydra_plugins.JoblibLauncher", {"n_jobs": -1}, 2, 4),
-        ("hydra_plugins.JoblibLauncher", {"n_jobs": 3}, 0, 2),
-        ("hydra_plugins.submitit.LocalLauncher", {"cpus_per_task": None}, 4, 2),
-        ("hydra_plugins.submitit.SlurmLauncher", {"cpus_per_task": 16}, 4, 16),
-        ("hydra_plugins.submitit.SlurmLauncher", {"cpus_per_task": None}, 4, None),
-    ],
-)
-def test_concurrent_jobs_share_the_cores(monkeypatch, target, settings, jobs, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert thread_budget(OmegaConf.create({"_target_": target, **settings}), jobs) == threads
+    assert job("fine") == 0.5
+    with pytest.raises(JobError, match="the data are missing"):
+        job("user")
 
 
 # In several processes

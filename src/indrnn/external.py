@@ -13,10 +13,7 @@ from .errors import UserError
 
 
 def call_target(key: str, config: Any, *arguments: Any, **given: Any) -> Any:
-    """Call ``config._target_(*arguments, **given, **config.args)``.
-
-    Args:
-        key: the place of ``config`` in the configuration, for messages: "model", "data", "optimizer" or "schedule".
+    """Call ``config._target_(*arguments, **given, **config.args)``; ``config`` is cfg.<key>.
 
     Raises:
         UserError: the target cannot be imported, does not take these arguments, or fails.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,8 +37,7 @@ def replacing(path: Path, error: type[UserError] = RunError) -> Iterator[BinaryI
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -46,9 +45,9 @@ def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -
     """Replace ``path`` by ``text`` (UTF-8) atomically; create its folder."""
     with one_line("write", path, error):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, error) as file:
-        # Arguments that are not ASCII reach Python as surrogates where the locale is ASCII.
-        file.write(text.encode(errors="surrogateescape"))
+        with replacing(path, error) as file:
+            # Arguments that are not ASCII reach Python as surrogates where the locale is ASCII.
+            file.write(text.encode(errors="surrogateescape"))
 
 
 def written_lines(paths: Iterable[Path]) -> list[str]:

@@ -20,11 +20,6 @@ def run(program: str, command: Callable[[], object]) -> None:
     try:
         result = command()
         code = result if isinstance(result, int) else 0
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes stdout again at exit, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except KeyboardInterrupt as stop:
         number = signal.Signals(*stop.args or (signal.SIGINT,))
         code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)
@@ -61,7 +56,6 @@ def say(program: str, message: str, code: int = 0) -> int:
 
 def leads() -> bool:
     """Whether this process prints: every process except ranks 1 to WORLD_SIZE - 1 of those that torchrun started."""
-    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    rank, size, *address = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     numbers = all(number.isascii() and number.isdecimal() for number in (rank, size))
-    complete = numbers and os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")
-    return not (complete and 0 < int(rank) < int(size))
+    return not (numbers and all(address) and 0 < int(rank) < int(size))

@@ -13,9 +13,7 @@ Evaluate the weights and batch-norm statistics of finished runs on the test set,
 next to the accuracy in result.json. Exits with 1 if the number of correct predictions differs by more than 2 of 10,000
 (for a regression, if the error differs by more than 1 %), with 2 if a run cannot be evaluated.
 """
-# Of 10,000: other processors and backends round differently, which may change a close prediction.
-ALLOWED = 2
-ALLOWED_ERROR = 0.01
+ALLOWED = 2  # of 10,000: other processors and backends round differently, which may change a close prediction
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,13 +40,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not runs:
         raise UserError(f"no run with {WEIGHTS} in {', '.join(map(str, options.run))}; train one with indrnn-train")
     say("indrnn-eval", f"evaluating {len(runs)} runs, seconds each ...")
-    agree = 0
+    agrees = []
     for path in runs:
-        agrees, line = _evaluate_again(path, options.device, options.data_root)
-        agree += agrees
+        same, line = _evaluate_again(path, options.device, options.data_root)
+        agrees.append(same)
         print(f"{path}: {line}", flush=True)
-    print(f"{agree} of {len(runs)} agree with result.json")
-    return 0 if agree == len(runs) else 1
+    print(f"{sum(agrees)} of {len(runs)} agree with result.json")
+    return 0 if all(agrees) else 1
 
 
 def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tuple[bool, str]:
@@ -86,13 +84,13 @@ def _evaluate_again(path: Path, device_name: str, data_root: str | None) -> tupl
     with autocast_context(precision, device):
         evaluation = evaluate(model.to(device), data.test, Objective(task), cfg.trainer.eval_batch_size, device)
     if recorded.test_accuracy is None:
-        agrees = abs(evaluation.loss - recorded.test_loss) <= ALLOWED_ERROR * recorded.test_loss
+        agrees = abs(evaluation.loss - recorded.test_loss) <= 0.01 * recorded.test_loss
         line = f"test error {evaluation.loss:.4g}; result.json {recorded.test_loss:.4g}"
     else:
         n, correct = evaluation.size, evaluation.correct
         agrees = abs(correct - round(recorded.test_accuracy * n)) <= ALLOWED * max(1.0, n / 10_000)
         low, high = wilson_interval(correct, n)
-        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} correct; "
-        line += f"result.json {recorded.test_accuracy:.2%}"
+        line = f"{correct / n:.2%} ({low:.2%} to {high:.2%}), {correct:,} of {n:,} correct; result.json "
+        line += f"{recorded.test_accuracy:.2%}"
     note = "" if precision == recorded.precision else f" (in float32, because {recorded.precision} is unavailable)"
     return agrees, line + note + ("" if agrees else ": DIFFERENT")

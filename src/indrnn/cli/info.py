@@ -1,7 +1,7 @@
 """``indrnn-info``: versions, devices, backends and data of this installation."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_facts(data_root: str | None) -> None:
     say("indrnn-info", "loading PyTorch and checking the backends ...")
-    for name, value in _facts(data_root):
-        print(f"{name + ':':<20} {value or 'none'}")
-
-
-def _facts(data_root: str | None) -> Iterator[tuple[str, Any]]:
     import torch
 
     from ..config.compose import CONFIG_DIR, load_config
@@ -36,26 +31,28 @@ def _facts(data_root: str | None) -> Iterator[tuple[str, Any]]:
     from ..training.device import bfloat16_refusal
 
     cpu, source = environment("cpu"), git()
-    yield from cpu["versions"].items()
-    yield "commit", source["commit"] and f"{source['commit']}{' with changes' if source['dirty'] else ''}"
-    yield "package", Path(__file__).resolve().parents[1]
-    yield "configuration", CONFIG_DIR
-    yield "cpu", f"{cpu['device_name']}, {cpu['instruction_set']}, {cpu['num_threads']} threads"
-    yield "bfloat16 on cpu", bfloat16_refusal() or "works"
+    facts: dict[str, Any] = {
+        **cpu["versions"],
+        "commit": source["commit"] and f"{source['commit']}{' with changes' if source['dirty'] else ''}",
+        "package": Path(__file__).resolve().parents[1],
+        "configuration": CONFIG_DIR,
+        "cpu": f"{cpu['device_name']}, {cpu['instruction_set']}, {cpu['num_threads']} threads",
+        "bfloat16 on cpu": bfloat16_refusal() or "works",
+    }
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         memory, capability = f"{gpu.total_memory / 2**30:.0f} GiB", f"compute capability {gpu.major}.{gpu.minor}"
-        yield f"cuda:{index}", f"{gpu.name}, {memory}, {capability}"
+        facts[f"cuda:{index}"] = f"{gpu.name}, {memory}, {capability}"
     others = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    devices = ["cpu", *(device for device, available in others.items() if available)]
-    yield "devices", ", ".join(devices)
-    for device in devices:
+    for device in ["cpu", *(device for device, available in others.items() if available)]:
         for name, reason in available_backends(device).items():
-            yield f"{name} on {device}", "works" if reason is None else f"no: {reason}"
-        yield f"auto on {device}", resolve_backend("auto", device)
+            facts[f"{name} on {device}"] = "works" if reason is None else f"no: {reason}"
+        facts[f"auto on {device}"] = resolve_backend("auto", device)
     data: Any = load_config(["data=mnist"]).data
     folder = raw_folder(data_root or data.root)
-    yield "mnist", f"{'not in' if missing_files(folder) else 'found in'} {folder}"
+    facts["mnist"] = f"{'not in' if missing_files(folder) else 'found in'} {folder}"
+    for name, value in facts.items():
+        print(f"{name + ':':<20} {value or 'none'}")
 
 
 if __name__ == "__main__":

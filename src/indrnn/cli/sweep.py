@@ -1,5 +1,5 @@
-"""Sweeps (``indrnn-train -m``): all jobs are checked before the first one runs, concurrent jobs share the CPU cores, a
-table at the end lists the results. For any launcher and sweeper of Hydra; checks and table need the basic sweeper."""
+"""Sweeps (``indrnn-train -m``): all jobs are checked before the first one runs, a signal lets every process save its
+run, a table at the end lists the results. For any launcher of Hydra; checks and table need the basic sweeper."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from ..config.schema import THREAD_VARIABLES
 from ..errors import RunError, UserError
 from . import explain, leads, run, say
 
@@ -36,15 +35,12 @@ def _begin(config: Any, hydra: Any) -> None:
     _jobs.clear()
     if hydra.sweeper._target_.endswith(".BasicSweeper"):
         _check_jobs(config, hydra)
-    if hydra.launcher._target_.endswith(".BasicLauncher"):
-        return
-    threads = thread_budget(hydra.launcher, len(_jobs))
-    for name in THREAD_VARIABLES if threads else ():
-        os.environ.setdefault(name, str(threads))
-    # Progress bars of several processes would overwrite each other.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    if not hydra.launcher._target_.endswith(".BasicLauncher"):
+        # Progress bars of several processes would overwrite each other.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        # joblib would kill its processes, or leave them running.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop)
 
 
 def _check_jobs(config: Any, hydra: Any) -> None:
@@ -52,8 +48,7 @@ def _check_jobs(config: Any, hydra: Any) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from ..config.checks import result_keys
-    from ..config.compose import job_config, job_overrides
+    from ..config.compose import job_config, job_overrides, result_keys
     from ..record.folder import run_folder
 
     loader = GlobalHydra.instance().config_loader()
@@ -67,17 +62,6 @@ def _check_jobs(config: Any, hydra: Any) -> None:
         differ = [key for key in {**before, **keys} if before.get(key) != keys.get(key)]
         if differ:
             raise UserError(f"jobs with different {differ[0]} share {folder}; add 'tag=${{{differ[0]}}}'")
-
-
-def thread_budget(launcher: Any, jobs: int) -> int | None:
-    """CPU threads for each of ``jobs`` jobs (0: unknown), which share the cores; None leaves it to the cluster."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if launcher.get("cpus_per_task"):
-        return int(launcher.cpus_per_task)
-    if launcher.get("n_jobs"):  # joblib
-        concurrent = launcher.n_jobs if launcher.n_jobs > 0 else cores + 1 + launcher.n_jobs
-        return max(1, cores // max(1, min(concurrent, jobs or concurrent)))
-    return max(1, cores // max(1, jobs)) if launcher._target_.endswith("LocalLauncher") else None
 
 
 def _stop(number: int, frame: object) -> None:

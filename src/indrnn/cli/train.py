@@ -70,8 +70,7 @@ def _command() -> int:
 
 def _help(options: Any) -> str:
     """The choices of every group, and every key with its value and meaning."""
-    from ..config.checks import as_typed, settings
-    from ..config.compose import CONFIG_DIR, load_config
+    from ..config.compose import CONFIG_DIR, as_typed, load_config, settings
     from ..config.schema import SCHEMAS
 
     cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)
@@ -94,13 +93,11 @@ def _job(composed: DictConfig) -> float | None:
     from .sweep import run_job
 
     hydra: Any = HydraConfig.get()
-    # Relative folders must not depend on hydra.job.chdir.
-    os.chdir(hydra.runtime.cwd)
-    sweep = hydra.mode == RunMode.MULTIRUN
-    if sweep:
-        return run_job(lambda: _train(composed, hydra, sweep), hydra)
+    os.chdir(hydra.runtime.cwd)  # relative folders must not depend on hydra.job.chdir
+    if hydra.mode == RunMode.MULTIRUN:
+        return run_job(lambda: _train(composed, hydra, sweep=True), hydra)
     # Its SystemExit passes through Hydra, which would print other exceptions.
-    run(PROGRAM, lambda: _train(composed, hydra, sweep))
+    run(PROGRAM, lambda: _train(composed, hydra, sweep=False))
     return None
 
 

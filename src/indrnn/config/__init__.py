@@ -1,2 +1,2 @@
 """The configuration: `schema` declares it and imports nothing from the project, `compose` composes it from ``configs/``
-with Hydra, `checks` checks its values."""
+with Hydra and checks it."""

@@ -14,16 +14,14 @@ from typing import Any
 from omegaconf import MISSING
 
 
-def setting(
-    doc: str = "", *, choices: tuple[str | bool, ...] | None = None, affects_result: bool = True, **bounds: Any
-) -> Any:
+def setting(doc: str, **limits: Any) -> Any:
     """Declare one key; ``doc`` is for ``--help``.
 
-    The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. They apply to every
-    element of a list, and not to None. ``text=str`` goes with the type Any and refuses anything else:
-    OmegaConf would convert the number ``tag: 007`` in a file to a str.
+    The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. All limits apply to each
+    element of a list, and not to None. ``text=str`` goes with the type Any and refuses anything else: OmegaConf would
+    convert the number ``tag: 007`` in a file to a str.
     """
-    return field(default=MISSING, metadata={"doc": doc, "choices": choices, "affects_result": affects_result, **bounds})
+    return field(default=MISSING, metadata={"doc": doc, **limits})
 
 
 # Names that are safe as folders on every file system; TensorBoard's list of runs shows "=" and "+", too.
@@ -34,10 +32,6 @@ BACKENDS = ("auto", "reference", "scan", "numba", "triton")
 INPUT_WEIGHTS = ("small_uniform", "small_normal", "kaiming")
 # The largest seed that every generator accepts; numpy's RandomState has the lowest limit.
 MAX_SEED = 2**32 - 1
-# Sanity limits.
-MAX_LAYERS, MAX_WIDTH, MAX_SEQUENCES = 1000, 100_000, 1_000_000
-# The environment variables that limit the CPU threads of PyTorch and of our kernels. They are read at import.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass
@@ -53,7 +47,7 @@ class ExternalModelConfig(ModelConfig):
 
 @dataclass
 class RecurrentConfig(ModelConfig):
-    hidden_size: int = setting("units per layer (IndRNN dense: of the stem)", minimum=1, maximum=MAX_WIDTH)
+    hidden_size: int = setting("units per layer (IndRNN dense: of the stem)", minimum=1)
 
 
 @dataclass
@@ -72,25 +66,25 @@ class IndRNNBaseConfig(RecurrentConfig):
 
 @dataclass
 class IndRNNConfig(IndRNNBaseConfig):
-    num_layers: int = setting("stacked layers", minimum=1, maximum=MAX_LAYERS)
+    num_layers: int = setting("stacked layers", minimum=1)
 
 
 @dataclass
 class IndRNNResidualConfig(IndRNNBaseConfig):
-    num_blocks: int = setting("pre-activation blocks of two recurrences", minimum=1, maximum=MAX_LAYERS)
+    num_blocks: int = setting("pre-activation blocks of two recurrences", minimum=1)
 
 
 @dataclass
 class IndRNNDenseConfig(IndRNNBaseConfig):
-    block_layers: list[int] = setting("dense layers in each block", minimum=1, maximum=MAX_LAYERS)
-    growth: int = setting("features that each dense layer adds", minimum=1, maximum=MAX_WIDTH)
-    bottleneck: int = setting("width of a dense layer's first recurrence / growth", minimum=1, maximum=MAX_LAYERS)
+    block_layers: list[int] = setting("dense layers in each block", minimum=1)
+    growth: int = setting("features that each dense layer adds", minimum=1)
+    bottleneck: int = setting("width of a dense layer's first recurrence / growth", minimum=1)
     dropout_features: float = setting("after the stem and each dense layer's output", minimum=0.0, below=1.0)
 
 
 @dataclass
 class GRUConfig(RecurrentConfig):
-    num_layers: int = setting("stacked layers", minimum=1, maximum=MAX_LAYERS)
+    num_layers: int = setting("stacked layers", minimum=1)
 
 
 @dataclass
@@ -137,8 +131,8 @@ class MNIST5kConfig(DataConfig):
 @dataclass
 class AddingConfig(DataConfig):
     length: int = setting("time steps", minimum=2, maximum=1_000_000)
-    validation_size: int = setting("sequences", minimum=1, maximum=MAX_SEQUENCES)
-    test_size: int = setting("sequences", minimum=1, maximum=MAX_SEQUENCES)
+    validation_size: int = setting("sequences", minimum=1)
+    test_size: int = setting("sequences", minimum=1)
     data_seed: int = setting("of the generated numbers", minimum=0, maximum=MAX_SEED)
 
 

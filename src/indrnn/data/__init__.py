@@ -14,7 +14,7 @@ from ..config.schema import DataConfig
 from ..errors import UserError
 from ..external import call_target, explained
 from .adding import adding_task
-from .mnist import mnist5k_task, mnist_task
+from .mnist import image_task
 from .task import Split, Splits, Task
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ __all__ = ["TASKS", "Split", "Splits", "Task", "make_task"]
 
 # data.name -> a function of cfg.data.
 TASKS: dict[str, Callable[[Any], Task]] = {
-    "mnist": mnist_task,
-    "mnist_permuted": mnist_task,
-    "mnist5k": mnist5k_task,
+    "mnist": image_task,
+    "mnist_permuted": image_task,
+    "mnist5k": image_task,
     "adding": adding_task,
 }
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -54,15 +53,12 @@ def locate(root: str, mirror: str | None = None) -> Path:
     try:
         from torchvision.datasets import MNIST
 
-        near = Path(os.path.expanduser(mirror)) if mirror else None
-        if mirror and near and not near.is_dir() and "://" not in mirror:
-            raise UserError(f"data.mirror={mirror} is neither a folder nor a URL")
-        first = [f"{mirror.rstrip('/')}/"] if mirror and near and not near.is_dir() else []
+        near = Path(os.path.expanduser(mirror or ""))
+        first = [f"{mirror.rstrip('/')}/"] if mirror and not near.is_dir() else []
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # several commands may download at once
-            for file in near.iterdir() if near and not first else ():
-                if file.name.removesuffix(".gz") in SHA256:
-                    shutil.copy(file, folder)
+            for file in near.glob("*-ubyte*") if mirror else ():
+                shutil.copy(file, folder)
             # torchvision unpacks the .gz files that are there, and names the folder after the class.
             type("MNIST", (MNIST,), {"mirrors": first + MNIST.mirrors})(folder.parents[1], download=True)
     # A server or a file system can fail in many ways, and so can a torchvision that was built for another torch.
@@ -77,21 +73,9 @@ def locate(root: str, mirror: str | None = None) -> Path:
     return folder
 
 
-def read(folder: Path, part: Literal["train", "t10k"]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (N, 784) and labels (N,) of the training or the test set.
-
-    Raises:
-        UserError: a file, which it names, cannot be read or is damaged.
-    """
-    images, labels = (_array(folder / f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-    return images.reshape(len(images), -1), labels
-
-
-def _array(path: Path) -> NDArray[np.uint8]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"data file {path} cannot be read ({error.strerror}); set data.root=") from error
+def read(path: Path) -> NDArray[np.uint8]:
+    """The array in one of the files, images (N, 28, 28) or labels (N,). Raises UserError if the file is damaged."""
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
         raise UserError(f"data file {path} is damaged: its SHA-256 is wrong; delete it to download it again")
     # An IDX file of unsigned bytes: 0, 0, 8, number of dimensions; big-endian sizes; the values.

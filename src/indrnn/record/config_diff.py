@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..config.checks import as_typed, flatten, result_keys
+from ..config.compose import as_typed, flatten, result_keys
 from ..config.schema import Config, all_keys
 
 ABSENT = "(absent)"

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config.checks import flatten, run_name
+from ..config.compose import flatten, run_name
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import UserError
@@ -35,8 +35,7 @@ CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
 EVENTS = "events.out.tfevents."
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
-TIMING = "timing.json"  # written by scripts/speedrun.py; not valid for a new run
-_FILES = (CONFIG, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS, TIMING)
+_FILES = (CONFIG, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS)
 _SHORTER = "result.max_steps"  # begins the name of result.json of a run that was then continued to more steps
 
 _ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from indrnn.config.checks import run_name
+from indrnn.config.compose import run_name
 from indrnn.data import Splits, Task, make_task
 from indrnn.errors import UserError
 from indrnn.layers import recurrent_layers

@@ -14,7 +14,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from indrnn.config.checks import flatten, run_name
+from indrnn.config.compose import flatten, run_name
 from indrnn.config.schema import Config
 from indrnn.data import Task, make_task
 from indrnn.errors import UserError

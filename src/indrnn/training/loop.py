@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..config.checks import check, result_keys
+from ..config.compose import check, result_keys
 from ..config.schema import Config
 from ..data import make_task
 from ..errors import RunError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config.checks import run_name
+from ..config.compose import run_name
 from ..layers import recurrent_layers
 from ..record.result import Result, environment, running_code, wilson_interval
 from ..recurrence import resolve_backend
