@@ -57,10 +57,7 @@ class AffineSequence(NamedTuple):
 
     def last(self) -> Tensor:
         """Return z at the last step (B, H), in the dtype of h_last, without computing the other steps."""
-        z = self.h_last
-        if self.scale is not None and self.shift is not None:
-            z = torch.addcmul(self.shift, z, self.scale)
-        return (z if self.mask is None else z * self.mask).to(self.h_last.dtype)
+        return self._replace(h=self.h_last.unsqueeze(1)).materialise().squeeze(1)
 
 
 def materialise(sequence: Tensor | AffineSequence) -> Tensor:
@@ -76,12 +73,6 @@ def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | Non
         return F.linear(h, weight, bias)
     y = torch.bmm(h, weight.mT)
     return y if bias is None else y + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
-
-
-def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`linear` without its last addition: returns y (B, T, K) and what to add to it, (K,), (B, K) or None."""
-    h, weight, bias = factors(sequence, weight, bias)
-    return F.linear(h, weight) if weight.dim() == 2 else torch.bmm(h, weight.mT), bias
 
 
 def factors(
