@@ -236,9 +236,11 @@ def test_states_have_the_dtype_of_the_module(dtype, form):
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("meta", torch.float32)])
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_default_device_and_dtype_do_not_matter(device, dtype, norm):
-    rnn = IndRNN(2, 3, 2, norm=norm, dropout=0.5, bidirectional=True, device="cpu", dtype=torch.float32)
+@pytest.mark.parametrize("backend", ["numba", "scan", "reference"])
+def test_default_device_and_dtype_do_not_matter(device, dtype, backend):
+    """Every tensor that the package creates names its device and dtype."""
+    options = {"norm": "batch", "dropout": 0.5, "bidirectional": True, "backend": backend}
+    rnn = IndRNN(2, 3, 2, device="cpu", dtype=torch.float32, **options)
     x = torch.randn(5, 4, 2)
     packed, head = pack_padded_sequence(x, torch.tensor([5, 4, 2, 1])), nn.Linear(6, 1)
     torch.set_default_device(device)

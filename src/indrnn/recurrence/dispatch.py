@@ -150,21 +150,17 @@ def resolve_backend(
         UserError: the name or the nonlinearity is unknown, or the given backend cannot compute this.
     """
     device = torch.device(device)
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    if nonlinearity not in NONLINEARITIES:
-        raise UserError(f"nonlinearity={nonlinearity!r} is unknown; choose one of {', '.join(NONLINEARITIES)}")
-    if backend == "auto":
-        name, refusals = auto_backend(device, dtype, nonlinearity)
-        if "triton" in refusals:
-            warnings.warn(
-                f"backend=auto uses {name} on {device}, which is slow, because triton is not available: "
-                f"{refusals['triton']}",
-                stacklevel=2,
-            )
-        return name
-    reason = _refusal(backend, device, dtype, nonlinearity)
-    if reason is not None:
-        able = [name for name in _MODULES if _refusal(name, device, dtype, nonlinearity) is None]
-        raise UserError(f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}")
-    return backend
+    for key, value, choices in (("backend", backend, BACKENDS), ("nonlinearity", nonlinearity, NONLINEARITIES)):
+        if value not in choices:
+            raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}")
+    if backend != "auto":
+        reason = _refusal(backend, device, dtype, nonlinearity)
+        if reason is not None:
+            names = ", ".join(BACKENDS)
+            raise UserError(f"backend={backend} is not available on {device}: {reason}; choose another of {names}")
+        return backend
+    name, refusals = auto_backend(device, dtype, nonlinearity)
+    if "triton" in refusals:
+        reason = f"which is slow, because triton is not available: {refusals['triton']}"
+        warnings.warn(f"backend=auto uses {name} on {device}, {reason}", stacklevel=2)
+    return name

@@ -42,7 +42,7 @@ def indrnn_recurrence(
     Raises:
         ValueError: shapes, dtypes or devices that do not match.
         UserError: an unknown or unavailable backend or nonlinearity, or an ONNX export with an open time dimension.
-        RuntimeError: a second or a forward-mode derivative.
+        NotImplementedError: a second or a forward-mode derivative.
     """
     h, last, _, _ = recurrence(x, u, h0, nonlinearity=nonlinearity, backend=backend)
     return h, last
@@ -222,29 +222,14 @@ def _backward(
     return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
 
 
-def _empty_gradients(
-    dh: Any,
-    dh_last: Any,
-    dmean: Any,
-    dvariance: Any,
-    mean: Any,
-    h: Tensor,
-    u: Tensor,
-    h0: Any,
-    x: Any,
-    weight: Any,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The outputs of `_backward`, without values."""
+    h, u, _, _, weight = arguments[5:10]
     B, _, H = h.shape
     rows = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
     if weight is None:
         return torch.empty_like(h), *rows, u.new_empty(0)
     return h.new_empty(0), *rows, u.new_empty(B, *weight.shape)
-
-
-def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    raise RuntimeError("indrnn_recurrence can be differentiated once, not twice; call it without create_graph")
 
 
 def _call(operator: Any, kernel: Any, arguments: tuple[Any, ...]) -> Any:
@@ -284,7 +269,6 @@ _recurrence.register_fake(_empty_outputs)
 _recurrence.register_autograd(_autograd, setup_context=_setup_context)
 _recurrence_backward = torch.library.custom_op("indrnn::recurrence_backward", _backward, mutates_args=())
 _recurrence_backward.register_fake(_empty_gradients)
-_recurrence_backward.register_autograd(_no_second_derivative)
 
 
 class IndRNNRecurrence(torch.autograd.Function):
@@ -297,18 +281,9 @@ class IndRNNRecurrence(torch.autograd.Function):
     def forward(*arguments: Any) -> Any:
         return _call(_recurrence, _forward, arguments)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
-        raise RuntimeError(
-            "indrnn_recurrence has no forward-mode derivative (jvp, jacfwd, linearize, hessian); "
-            "use reverse mode: backward(), or torch.func.grad, vjp or jacrev"
-        )
-
 
 class IndRNNRecurrenceGradients(torch.autograd.Function):
     """`indrnn::recurrence_backward` in eager code."""
-
-    backward, jvp = staticmethod(_no_second_derivative), IndRNNRecurrence.jvp
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
