@@ -60,11 +60,6 @@ class AffineSequence(NamedTuple):
         return self._replace(h=self.h_last.unsqueeze(1)).materialise().squeeze(1)
 
 
-def materialise(sequence: Tensor | AffineSequence) -> Tensor:
-    """Return the tensor (B, T, H) of a sequence in either form."""
-    return sequence.materialise() if isinstance(sequence, AffineSequence) else _cast(sequence)
-
-
 def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return z Wᵀ + b for every step: (B, T, H) with weight (K, H) and bias (K,) gives (B, T, K)."""
     h, weight, bias = factors(sequence, weight, bias)
@@ -80,8 +75,8 @@ def factors(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The factors h and weight of a product, cast, and the bias. With a mask, one weight (B, K, H) per sequence."""
     if isinstance(sequence, Tensor):
-        return _cast(sequence), _cast(weight), bias
-    h, scale, shift, mask = _cast(sequence.h), sequence.scale, sequence.shift, sequence.mask
+        return cast_sequence(sequence), cast_sequence(weight), bias
+    h, scale, shift, mask = cast_sequence(sequence.h), sequence.scale, sequence.shift, sequence.mask
     if scale is not None and shift is not None:
         weight = weight.to(scale.dtype)
         bias = weight.new_zeros(len(weight)) if bias is None else bias.to(scale.dtype)
@@ -95,7 +90,8 @@ def factors(
     return h, weight.to(h.dtype), bias
 
 
-def _cast(value: Tensor) -> Tensor:
+def cast_sequence(value: Tensor) -> Tensor:
+    """`value` in the dtype of `sequences_in`."""
     dtype = getattr(_thread, "dtype", None)
     return value if dtype is None else value.to(dtype)
 

@@ -65,18 +65,13 @@ def fill_recurrent(u: Tensor, how: Initializer, max_abs: float | None) -> None:
     _fill(u, "recurrent_init", how, {"positive": (0.0, m), "symmetric": (-m, m), "last_layer": (1 / m, m)})
 
 
-def is_range(how: object) -> bool:
-    """Whether `how` is (low, high)."""
-    return isinstance(how, tuple | list) and len(how) == 2 and all(isinstance(end, int | float) for end in how)
-
-
 @torch.no_grad()
 def _fill(tensor: Tensor, key: str, how: Initializer, named: Mapping[str, Initializer]) -> None:
     if isinstance(how, str):
         how = named.get(how, how)
     if callable(how):
         how(tensor)
-    elif is_range(how):
+    elif isinstance(how, tuple):
         nn.init.uniform_(tensor, *how)
     else:
         raise ValueError(f"{key} must be one of {', '.join(named)}, a range (low, high) or a function, got {how!r}")

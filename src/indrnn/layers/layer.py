@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..recurrence import BACKENDS, NONLINEARITIES
 from ..recurrence.ops import recurrence
-from .folding import Affine, AffineSequence, call, factors, materialise
+from .folding import Affine, AffineSequence, call, cast_sequence, factors
 from .init import Initializer, clip_recurrent_weight, fill_input, fill_recurrent
 
 
@@ -69,11 +69,8 @@ class Weights(nn.Module):
             raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
         check_choice("constraint", constraint, ("clip", "project", "none"))
-        if not 0 <= recurrent_min_abs <= (recurrent_min_abs if recurrent_max_abs is None else recurrent_max_abs) < inf:
-            raise ValueError(
-                "recurrent_min_abs and recurrent_max_abs must satisfy 0 <= min <= max < inf, "
-                f"got {recurrent_min_abs} and {recurrent_max_abs}"
-            )
+        if not 0 <= recurrent_min_abs <= (inf if recurrent_max_abs is None else recurrent_max_abs):
+            raise ValueError(f"recurrent_min_abs must be in [0, {recurrent_max_abs}], got {recurrent_min_abs}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.nonlinearity = nonlinearity
@@ -119,9 +116,6 @@ class IndRNNLayer(Weights):
         Other arguments: see `IndRNN`, for one layer. Dropout follows this layer.
 
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,), and those of the module ``norm``.
-
-    Raises:
-        ValueError: as `IndRNN`.
     """
 
     share: Any = None
@@ -171,15 +165,12 @@ class IndRNNLayer(Weights):
 
         Returns:
             The sequence, (B, T, H) or (N, H), and the state after the last step (B, H) in the dtype of the weights.
-
-        Raises:
-            ValueError: shapes, dtypes or devices do not fit.
         """
         weight = bias = None
-        if self.weight_ih is None:
-            x = materialise(input)
-        else:
+        if self.weight_ih is not None:
             x, weight, bias = factors(input, self.weight_ih, self.bias)
+        else:
+            x = input.materialise() if isinstance(input, AffineSequence) else cast_sequence(input)
         statistics = self.norm is not None and self.norm.training
         places = None if steps is None else steps.backwards if self.reverse else steps.place
         if steps is not None and places is not None:

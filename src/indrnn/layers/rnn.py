@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..recurrence.reference import activate
-from .folding import AffineSequence, concatenate, materialise
-from .init import Initializer, is_range
+from .folding import AffineSequence, concatenate
+from .init import Initializer
 from .layer import IndRNNLayer, Steps, Update, Weights, recurrent_layers, update_running_statistics
 
 
@@ -92,7 +92,7 @@ class IndRNN(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        recurrent_init: Initializer | Sequence[Initializer] = "positive",
+        recurrent_init: Initializer | list[Initializer] = "positive",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class IndRNN(nn.Module):
         """Do nothing, as torch.nn.RNN does on a CPU: there is no cuDNN weight buffer."""
 
     def reset_parameters(self) -> None:
-        """Initialize all parameters again."""
+        """Initialize all parameters."""
         for _, layer in recurrent_layers(self):
             layer.reset_parameters()
 
@@ -170,7 +170,7 @@ class IndRNN(nn.Module):
             hx = hx if batched else hx.unsqueeze(1)
             states = (hx if order is None else hx.index_select(1, order)).unbind(0)
         sequence, last = self.run(x, states, steps)
-        output, h_n = materialise(sequence), torch.stack(last)
+        output, h_n = sequence.materialise(), torch.stack(last)
         if steps is not None:
             h_n = h_n if back is None else h_n.index_select(1, back)
             return PackedSequence(output, batch_sizes, order, back), h_n
@@ -183,12 +183,11 @@ class IndRNN(nn.Module):
     ) -> tuple[AffineSequence, list[Tensor]]:
         """Map x (B, T, D), or (N, D) with `steps`, to the last layer's output, its norm and dropout still folded, and
         every layer's last state (B, H)."""
-        if states is None:
-            states = [None] * len(self.layers)
-        sequence: Tensor | AffineSequence = x
+        states = states or [None] * len(self.layers)
+        sequence: Any = x
         last: list[Tensor] = []
-        together = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-        updates: list[Update] | None = [] if together else None
+        apart = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        updates: list[Update] | None = None if apart else []
         for k in range(0, len(self.layers), self.num_directions):
             outputs = []
             for layer, state in zip(self.layers[k:][: self.num_directions], states[k:], strict=False):
@@ -198,19 +197,18 @@ class IndRNN(nn.Module):
             sequence = outputs[0] if len(outputs) == 1 else concatenate(outputs)
         if updates:
             update_running_statistics(updates)
-        assert isinstance(sequence, AffineSequence)
         return sequence, last
 
 
-def _per_layer(init: Initializer | Sequence[Initializer], num_layers: int) -> Sequence[Initializer]:
+def _per_layer(init: Initializer | list[Initializer], num_layers: int) -> Sequence[Initializer]:
     """One initializer of u per layer."""
     if init == "last_layer":
         return ["positive"] * (num_layers - 1) + ["last_layer"]
-    if isinstance(init, str) or callable(init) or is_range(init):
-        return [init] * num_layers  # type: ignore[list-item]
+    if not isinstance(init, list):
+        return [init] * num_layers
     if len(init) != num_layers:
         raise ValueError(f"recurrent_init must have one entry for each of {num_layers} layers, got {len(init)}")
-    return init  # type: ignore[return-value]
+    return init
 
 
 class IndRNNCell(Weights):
@@ -224,11 +222,7 @@ class IndRNNCell(Weights):
     >>> h.shape
     torch.Size([3, 20])
 
-    Args and parameters: as one layer of `IndRNN`, with the arguments in the order of RNNCell. |u| is clipped in the
-    forward pass.
-
-    Raises:
-        ValueError: as `IndRNN`.
+    Args, parameters and errors: as one layer of `IndRNN`, with the arguments in the order of RNNCell.
     """
 
     weight_ih: nn.Parameter
@@ -237,7 +231,7 @@ class IndRNNCell(Weights):
         """Map input (B, D) or (D,) and hx (B, H) or (H,), None for zeros, to the next state.
 
         Raises:
-            ValueError: hx does not fit. RuntimeError: input does not fit.
+            RuntimeError: input does not fit. ValueError: hx does not fit.
         """
         a = nn.functional.linear(input, self.weight_ih, self.bias)
         if hx is not None:

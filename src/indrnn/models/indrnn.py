@@ -48,7 +48,6 @@ def recurrent_layer(
 
 
 def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
-    """Arguments shared by all recurrences of a network."""
     return {
         "nonlinearity": model.nonlinearity,
         "norm": model.norm,
