@@ -98,30 +98,24 @@ def load_backend(name: str) -> Any:
     return import_module(_MODULES[name], __package__)
 
 
-def unavailable_reason(name: str, device: torch.device) -> str | None:
-    """Why `name` cannot run on `device`, or None."""
-    try:
-        return load_backend(name).unavailable_reason(device)
-    except ImportError as error:
-        return f"its library cannot be imported: {error}"
-
-
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Every backend with None, or with the reason why it is not available on `device`."""
-    return {name: unavailable_reason(name, torch.device(device)) for name in _MODULES}
+    return {name: _refusal(name, torch.device(device)) for name in _MODULES}
 
 
-def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
+def _refusal(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
+) -> str | None:
     """Why `name` cannot compute this recurrence, or None."""
-    reason = unavailable_reason(name, device)
-    if reason is not None:
-        return reason
-    backend = load_backend(name)
+    try:
+        backend = load_backend(name)
+    except ImportError as error:
+        return f"its library cannot be imported: {error}"
     if nonlinearity not in backend.NONLINEARITIES:
         return f"it computes {', '.join(backend.NONLINEARITIES)}, not {nonlinearity}"
     if dtype not in backend.DTYPES:
         return f"it computes {', '.join(map(str, backend.DTYPES))}, not {dtype}"
-    return None
+    return backend.unavailable_reason(device)
 
 
 def auto_backend(
