@@ -20,7 +20,6 @@ from indrnn.layers import (
     clip_recurrent_weight,
     last_layer_lower_bound,
     project_recurrent_weights_,
-    recurrent_layers,
     recurrent_max,
 )
 from indrnn.layers import rnn as rnn_module
@@ -177,18 +176,6 @@ def test_state_dict_keys_are_stable():
     assert list(IndRNNLayer(4, 6, bias=False).state_dict()) == ["weight_ih", "weight_hh"]
 
 
-def test_a_recurrence_without_input_weights():
-    layer = IndRNNLayer(None, 6, dtype=torch.float64)
-    x = torch.randn(3, 9, 6, dtype=torch.float64)
-    torch.testing.assert_close(layer(x)[0].h, naive.recurrence(x, layer.weight_hh)[0])
-    assert list(layer.state_dict()) == ["weight_hh"]
-
-
-def test_layers_are_listed_in_depth_order():
-    model = nn.Sequential(IndRNN(4, 6, 2), nn.ModuleDict({"last": IndRNNLayer(6, 3)}), IndRNNCell(3, 3))
-    assert [name for name, _ in recurrent_layers(model)] == ["0.layers.0", "0.layers.1", "1.last"]
-
-
 def test_compiles_into_one_graph_and_trains():
     options = {"recurrent_max_abs": 1.0, "recurrent_min_abs": 0.1, "dtype": torch.float64}
     rnn = IndRNN(4, 6, 2, bidirectional=True, norm="batch", **options)
@@ -293,7 +280,7 @@ class TestErrors:
             ({"recurrent_min_abs": -0.1}, "got -0.1"),
             ({"input_init": "magic"}, "input_init must be one of linear"),
             ({"recurrent_init": "magic"}, "recurrent_init must be one of positive"),
-            ({"recurrent_init": ["positive"], "num_layers": 2}, "one entry for each of 2 layers, got 1"),
+            ({"recurrent_init": ["positive"], "num_layers": 2}, "must have 2 entries, one per layer, got 1"),
         ],
     )
     def test_of_arguments(self, arguments, message):

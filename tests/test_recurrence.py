@@ -284,12 +284,6 @@ class TestTorchFunc:
             expected = torch.autograd.grad(h, inputs, cotangents_[n], retain_graph=True)
             all_close([each[n] for each in actual], expected, 1e-12)
 
-    @pytest.mark.parametrize("backend", BACKENDS)
-    def test_jacrev(self, backend):
-        x, u, _, _ = example(2, 4, 3)
-        actual = torch.func.jacrev(lambda x: indrnn_recurrence(x, u, backend=backend)[0])(x)
-        assert_close(actual, torch.func.jacrev(lambda x: naive.recurrence(x, u)[0])(x), 1e-12)
-
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by opcheck
 @pytest.mark.parametrize(("backend", "D"), [*((backend, None) for backend in BACKENDS), ("numba", 2)])

@@ -148,12 +148,10 @@ class Affine(torch.autograd.Function):
         scale, _, inverse = output
         ctx.save_for_backward(inputs[0], scale, inverse)
         ctx.mark_non_differentiable(inverse)
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # of inverse; scale and shift are always read together
 
     @staticmethod
-    def backward(ctx: Any, dscale: Tensor | None, dshift: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dscale: Tensor, dshift: Tensor, _: None) -> tuple[Tensor | None, ...]:
         mean, scale, inverse = ctx.saved_tensors
-        dscale = torch.zeros_like(mean) if dscale is None else dscale
-        dshift = torch.zeros_like(mean) if dshift is None else dshift
         dweight = torch.addcmul(dscale, mean, dshift, value=-1) * inverse
         return -(scale * dshift), dweight * inverse * scale * -0.5, dweight, dshift, None

@@ -172,8 +172,8 @@ class IndRNNLayer(Weights):
         else:
             x = input.materialise() if isinstance(input, AffineSequence) else cast_sequence(input)
         statistics = self.norm is not None and self.norm.training
-        places = None if steps is None else steps.backwards if self.reverse else steps.place
-        if steps is not None and places is not None:
+        if steps is not None:
+            places = steps.backwards if self.reverse else steps.place
             x, weight = x if weight is None else F.linear(x, weight), None
             # With relu the state rests at 0 in the padding. It could grow to an infinity that spoils du.
             x = steps.pad(x, places, max(-1e30, torch.finfo(x.dtype).min) if self.nonlinearity == "relu" else 0.0)
@@ -188,7 +188,7 @@ class IndRNNLayer(Weights):
             backend=self.backend,
             reverse=self.reverse and steps is None,
         )
-        if steps is not None and places is not None:
+        if steps is not None:
             rows = h.flatten(0, 1)
             h, last = rows.index_select(0, places), rows.index_select(0, steps.last).to(last.dtype)
             if statistics:
@@ -200,7 +200,7 @@ class IndRNNLayer(Weights):
             keep = 1 - self.dropout
             mask = self.share.mask(last, keep) if self.share else torch.empty_like(last).bernoulli_(keep).div_(keep)
         last = last.to(self.weight_hh.dtype)
-        if steps is None or places is None or mask is None:
+        if steps is None or mask is None:
             return AffineSequence(h, last, scale, shift, mask), last
         # Rows of one sequence are scattered, so a mask cannot be folded into its matrix.
         affine = AffineSequence(h, last, scale, shift)
@@ -210,8 +210,7 @@ class IndRNNLayer(Weights):
     def _affine(
         self, statistics: tuple[Tensor, Tensor] | None, n: int, updates: list[Update] | None
     ) -> tuple[Tensor, Tensor]:
-        """scale and shift (H,) with ``norm(h) = scale ⊙ h + shift``, from the mean and biased variance of n values per
-        unit, or with None from the running statistics."""
+        """norm(h) = scale ⊙ h + shift, from mean and biased variance of n values per unit, or the running statistics."""
         norm = self.norm
         if not (isinstance(norm, nn.BatchNorm1d) and norm.affine and norm.track_running_stats):
             raise ValueError(f"norm must be a BatchNorm1d(affine=True, track_running_stats=True), got {norm}")
@@ -228,7 +227,7 @@ class IndRNNLayer(Weights):
         return scale, shift
 
     def register_full_backward_hook(self, *_: Any, **__: Any) -> Any:
-        """Raise NotImplementedError: module backward hooks see tensors only, and would never run."""
+        # it would never run: module backward hooks see tensors only
         raise NotImplementedError("an IndRNNLayer returns no tensor to hook; register the hook on the IndRNN")
 
     register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook

@@ -98,6 +98,11 @@ class IndRNN(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        initializers: Any = recurrent_init if isinstance(recurrent_init, list) else [recurrent_init] * num_layers
+        if recurrent_init == "last_layer":
+            initializers[:-1] = ["positive"] * (num_layers - 1)
+        if len(initializers) != num_layers:
+            raise ValueError(f"recurrent_init must have {num_layers} entries, one per layer, got {len(initializers)}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -116,7 +121,7 @@ class IndRNN(nn.Module):
                 reverse=reverse,
                 **options,
             )
-            for k, initializer in enumerate(_per_layer(recurrent_init, num_layers))
+            for k, initializer in enumerate(initializers)
             for reverse in (False, True)[: self.num_directions]
         )
 
@@ -141,8 +146,7 @@ class IndRNN(nn.Module):
         Args:
             input: (T, B, D), or (B, T, D) if batch_first, or unbatched (T, D), in the dtype of the weights; or a
                 PackedSequence, sorted or not. B may be 0.
-            hx: states before the first step, (L, B, H), (2L, B, H) if bidirectional, without B if unbatched. None:
-                zeros.
+            hx: initial states, (L, B, H), (2L, B, H) if bidirectional, without B if unbatched. None: zeros.
 
         Returns:
             output: the last layer's output, normalized if there is a norm, shaped as the input with K features; a
@@ -198,17 +202,6 @@ class IndRNN(nn.Module):
         if updates:
             update_running_statistics(updates)
         return sequence, last
-
-
-def _per_layer(init: Initializer | list[Initializer], num_layers: int) -> Sequence[Initializer]:
-    """One initializer of u per layer."""
-    if init == "last_layer":
-        return ["positive"] * (num_layers - 1) + ["last_layer"]
-    if not isinstance(init, list):
-        return [init] * num_layers
-    if len(init) != num_layers:
-        raise ValueError(f"recurrent_init must have one entry for each of {num_layers} layers, got {len(init)}")
-    return init
 
 
 class IndRNNCell(Weights):
