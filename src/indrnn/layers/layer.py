@@ -118,8 +118,7 @@ class IndRNNLayer(Weights):
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,), and those of the module ``norm``.
     """
 
-    share: Any = None
-    """`indrnn.training.distributed.Share`, which joins statistics and masks when several processes train together."""
+    share: Any = None  # `indrnn.training.distributed.Share`, which joins statistics and masks of several processes
 
     def __init__(
         self,
@@ -210,7 +209,7 @@ class IndRNNLayer(Weights):
     def _affine(
         self, statistics: tuple[Tensor, Tensor] | None, n: int, updates: list[Update] | None
     ) -> tuple[Tensor, Tensor]:
-        """norm(h) = scale ⊙ h + shift, from mean and biased variance of n values per unit, or the running statistics."""
+        """scale and shift (H,) of the norm, from mean and biased variance of n values per unit or running statistics."""
         norm = self.norm
         if not (isinstance(norm, nn.BatchNorm1d) and norm.affine and norm.track_running_stats):
             raise ValueError(f"norm must be a BatchNorm1d(affine=True, track_running_stats=True), got {norm}")
