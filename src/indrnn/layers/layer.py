@@ -209,7 +209,7 @@ class IndRNNLayer(Weights):
     def _affine(
         self, statistics: tuple[Tensor, Tensor] | None, n: int, updates: list[Update] | None
     ) -> tuple[Tensor, Tensor]:
-        """scale and shift (H,) of the norm, from mean and biased variance of n values per unit or running statistics."""
+        """scale and shift (H,) of the norm: from the mean and variance of n values per unit, or running ones."""
         norm = self.norm
         if not (isinstance(norm, nn.BatchNorm1d) and norm.affine and norm.track_running_stats):
             raise ValueError(f"norm must be a BatchNorm1d(affine=True, track_running_stats=True), got {norm}")
