@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from indrnn.bench import exact, recurrence
-from indrnn.bench.timing import time_interleaved
 from indrnn.cli.bench import main
-from indrnn.layers import IndRNNLayer
 from indrnn.recurrence import indrnn_recurrence
 
 CPU = torch.device("cpu")
@@ -58,7 +56,6 @@ def test_exact(tmp_path, capsys):
     assert set(rows["quantity"]) == {"h", "h_last", "dx", "du", "dh0"}
     assert {"float32", "float64", "bfloat16"} == set(rows["dtype"])
     assert (rows["error"] <= rows["tolerance"]).all()
-    assert rows["error"].max() > 0  # bfloat16 rounds
     assert f"torch {torch.__version__}" in capsys.readouterr().out
 
 
@@ -115,21 +112,6 @@ def test_an_implementation_that_fails_does_not_stop_the_others(monkeypatch, tmp_
     assert {"copy", "loop", "lstm", "reference"} <= set(rows.loc[rows["status"] == "measured", "implementation"])
 
 
-def test_calls_take_turns():
-    order = []
-    times = time_interleaved({name: lambda name=name: order.append(name) for name in "ab"}, CPU, seconds=1e-6)
-    assert set(times) == {"a", "b"}
-    turns = "".join(name for name, before in zip(order, ["", *order], strict=False) if name != before)
-    assert turns.startswith("ab")
-    assert all(time["q20_seconds"] <= time["median_seconds"] <= time["q80_seconds"] for time in times.values())
-
-
-def test_equal_parameters_is_the_nearest_number_of_units():
-    target = sum(parameter.numel() for parameter in IndRNNLayer(128, 128).parameters())
-    counts = {n: sum(parameter.numel() for parameter in torch.nn.LSTM(128, n).parameters()) for n in range(20, 40)}
-    assert min(counts, key=lambda n: abs(counts[n] - target)) == recurrence.lstm_units(128)
-
-
 def test_ratios_of_the_recurrence():
     times = [
         ("recurrence", "copy", "forward", "float32", "eager", 9.0),
@@ -158,11 +140,8 @@ def test_ratios_of_the_recurrence():
         ([], "required"),
         (["scaling"], "scaling"),
         (["exact", "--batch", "3"], "--batch"),
-        (["step", "--length", "3"], "--length"),
         (["recurrence", "--batch", "0"], "positive"),
-        (["recurrence", "--length", "1.5"], "positive"),
         (["step", "--seconds", "soon"], "float"),
-        (["exact", "--device", "tpu"], "tpu"),
         (["exact", "--device", "cpu", "--out", __file__], "--out"),  # not a folder
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from indrnn import IndRNN
 from indrnn.recurrence import indrnn_recurrence
@@ -37,29 +36,6 @@ def test_dynamic_batch_and_time(backend):
         x = torch.randn(B, T, 3)
         for actual, expected in zip(program.module()(x), module(x), strict=True):
             assert torch.equal(actual, expected)
-
-
-class Watch(TorchDispatchMode):
-    """Records the names of our operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        if operator.namespace == "indrnn":
-            self.names.append(operator.name())
-        return operator(*arguments, **keywords or {})
-
-
-def test_dispatch_mode_sees_one_operator_per_direction():
-    x, u = torch.randn(2, 5, 3, requires_grad=True), torch.rand(3, requires_grad=True)
-    with Watch() as watch:
-        h, _ = indrnn_recurrence(x, u)
-        seen = [h, *torch.autograd.grad(h.sum(), (x, u))]
-    assert watch.names == ["indrnn::recurrence", "indrnn::recurrence_backward"]
-    h, _ = indrnn_recurrence(x, u)
-    assert all(map(torch.equal, seen, [h, *torch.autograd.grad(h.sum(), (x, u))]))
 
 
 def test_fake_tensors_run_no_kernel():

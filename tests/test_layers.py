@@ -20,7 +20,6 @@ from indrnn.layers import (
     clip_recurrent_weight,
     last_layer_lower_bound,
     project_recurrent_weights_,
-    recurrent_layers,
     recurrent_max,
 )
 from indrnn.layers import rnn as rnn_module
@@ -81,14 +80,9 @@ def test_dropout_draws_one_mask_per_sequence():
     assert layer.eval()(torch.randn(3, 9, 4))[0].mask is None
 
 
-def test_dropout_is_between_layers_and_can_be_changed():
+def test_dropout_is_between_layers():
     rnn = IndRNN(4, 6, 3, dropout=0.5, bidirectional=True)
     assert [layer.dropout for layer in rnn.layers] == [0.5] * 4 + [0.0] * 2
-    rnn.dropout = 0
-    x = torch.randn(5, 2, 4)
-    assert torch.equal(rnn(x)[0], rnn(x)[0])
-    with pytest.raises(ValueError, match="dropout must be in"):
-        rnn.dropout = 1.0
 
 
 class TestBounds:
@@ -96,10 +90,9 @@ class TestBounds:
         assert recurrent_max(784) == pytest.approx(2 ** (1 / 784))
         assert recurrent_max(784, gamma=5) == pytest.approx(1.00205, abs=1e-5)
         assert last_layer_lower_bound(784) == pytest.approx(1 / recurrent_max(784))
-        with pytest.raises(ValueError, match="T must be at least 1"):
-            recurrent_max(0)
-        with pytest.raises(ValueError, match="gamma must be positive"):
-            last_layer_lower_bound(784, gamma=0)
+        for arguments in ((0, 2), (784, 0)):
+            with pytest.raises(ValueError, match="T must be at least 1 and gamma positive"):
+                last_layer_lower_bound(*arguments)
 
     def test_the_minimum_keeps_the_sign_and_comes_first(self):
         u = torch.tensor([-2.0, -0.5, -0.1, -0.0, 0.0, 0.1, 0.5, 2.0])
@@ -183,26 +176,9 @@ def test_state_dict_keys_are_stable():
     assert list(IndRNNLayer(4, 6, bias=False).state_dict()) == ["weight_ih", "weight_hh"]
 
 
-def test_a_recurrence_without_input_weights():
-    layer = IndRNNLayer(None, 6, dtype=torch.float64)
-    x = torch.randn(3, 9, 6, dtype=torch.float64)
-    torch.testing.assert_close(layer(x)[0].h, naive.recurrence(x, layer.weight_hh)[0])
-    assert list(layer.state_dict()) == ["weight_hh"]
-
-
-def test_layers_are_listed_in_depth_order():
-    model = nn.Sequential(IndRNN(4, 6, 2), nn.ModuleDict({"last": IndRNNLayer(6, 3)}), IndRNNCell(3, 3))
-    assert [name for name, _ in recurrent_layers(model)] == ["0.layers.0", "0.layers.1", "1.last"]
-
-
-def test_repr_names_what_matters():
-    text = repr(IndRNN(4, 6, 2, norm="batch", dropout=0.1, recurrent_max_abs=1.5, bias=False))
-    for part in ("num_layers=2", "dropout=0.1", "|u| in [0, 1.5] by clip", "bias=False", "BatchNorm1d"):
-        assert part in text
-
-
 def test_compiles_into_one_graph_and_trains():
-    rnn = IndRNN(4, 6, 2, norm="batch", recurrent_max_abs=1.0, recurrent_min_abs=0.1, dtype=torch.float64)
+    options = {"recurrent_max_abs": 1.0, "recurrent_min_abs": 0.1, "dtype": torch.float64}
+    rnn = IndRNN(4, 6, 2, bidirectional=True, norm="batch", **options)
     twin, x = copy.deepcopy(rnn), torch.randn(5, 3, 4, dtype=torch.float64)
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
     for training in (True, False):
@@ -233,14 +209,13 @@ def test_func_transforms_train_an_ensemble():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["dense", "lengths", "packed", "bidirectional"])
+@pytest.mark.parametrize("form", ["dense", "packed", "bidirectional"])
 def test_states_have_the_dtype_of_the_module(dtype, form):
     rnn = IndRNN(2, 3, 2, norm="batch", dropout=0.5, bidirectional=form == "bidirectional").to(dtype)
-    x, lengths = torch.randn(5, 4, 2, dtype=dtype), [5, 4, 2, 1]
-    given = pack_padded_sequence(x, lengths) if form == "packed" else x
-    options = {"lengths": lengths} if form == "lengths" else {}
-    output, h_n = rnn(given, **options)
-    output, h_n = rnn(given, hx=h_n, **options)
+    x = torch.randn(5, 4, 2, dtype=dtype)
+    given = pack_padded_sequence(x, [5, 4, 2, 1]) if form == "packed" else x
+    output, h_n = rnn(given)
+    output, h_n = rnn(given, hx=h_n)
     output = output.data if form == "packed" else output
     assert output.dtype == h_n.dtype == dtype
     (nn.Linear(3, 1).to(dtype)(h_n).sum() + output.sum()).backward()
@@ -248,16 +223,17 @@ def test_states_have_the_dtype_of_the_module(dtype, form):
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("meta", torch.float32)])
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_default_device_and_dtype_do_not_matter(device, dtype, norm):
-    rnn = IndRNN(2, 3, 2, norm=norm, dropout=0.5, bidirectional=True, device="cpu", dtype=torch.float32)
+@pytest.mark.parametrize("backend", ["numba", "scan", "reference"])
+def test_default_device_and_dtype_do_not_matter(device, dtype, backend):
+    """Every tensor that the package creates names its device and dtype."""
+    options = {"norm": "batch", "dropout": 0.5, "bidirectional": True, "backend": backend}
+    rnn = IndRNN(2, 3, 2, device="cpu", dtype=torch.float32, **options)
     x = torch.randn(5, 4, 2)
-    lengths = torch.tensor([5, 4, 2, 1])
-    packed, head = pack_padded_sequence(x, lengths), nn.Linear(6, 1)
+    packed, head = pack_padded_sequence(x, torch.tensor([5, 4, 2, 1])), nn.Linear(6, 1)
     torch.set_default_device(device)
     torch.set_default_dtype(dtype)
     try:
-        for output, h_n in (rnn(x), rnn(x, lengths=[5, 4, 2, 1]), rnn(packed)):
+        for output, h_n in (rnn(x), rnn(packed)):
             data = output if isinstance(output, torch.Tensor) else output.data
             (head(data).sum() + h_n.sum()).backward()
             assert (h_n.device.type, h_n.dtype, data.dtype) == ("cpu", torch.float32, torch.float32)
@@ -282,7 +258,7 @@ def test_backward_hooks_fire_or_are_refused():
     rnn(torch.randn(5, 4, 2, requires_grad=True))[0].sum().backward()
     assert len(seen) == 1
     for name in ("register_full_backward_hook", "register_full_backward_pre_hook", "register_backward_hook"):
-        with pytest.raises(NotImplementedError, match="register one on the IndRNN"):
+        with pytest.raises(NotImplementedError, match="register the hook on the IndRNN"):
             getattr(rnn.layers[0], name)(print)
 
 
@@ -296,18 +272,15 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"input_size": 0}, "input_size must be at least 1, got 0"),
+            ({"input_size": 0}, "must be at least 1, got 0"),
             ({"nonlinearity": "gelu"}, "nonlinearity must be one of relu"),
             ({"backend": "cuda"}, "backend must be one of auto, .*, got 'cuda'"),
-            ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-            ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, "at least recurrent_min_abs=0.6, got 0.5"),
-            ({"recurrent_max_abs": torch.inf}, "must be finite, got inf"),
-            ({"recurrent_min_abs": -0.1}, "recurrent_min_abs must be finite and at least 0, got -0.1"),
+            ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\), got 1.0"),
+            ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, r"must be in \[0, 0.5\], got 0.6"),
+            ({"recurrent_min_abs": -0.1}, "got -0.1"),
             ({"input_init": "magic"}, "input_init must be one of linear"),
-            ({"input_init": (1, -1)}, r"input_init .* range \(low, high\) .*got \(1, -1\)"),
             ({"recurrent_init": "magic"}, "recurrent_init must be one of positive"),
-            ({"recurrent_init": "last_layer"}, "'last_layer' needs recurrent_max_abs"),
-            ({"recurrent_init": ["positive"], "num_layers": 2}, "one entry for each of 2 layers, got 1"),
+            ({"recurrent_init": ["positive"], "num_layers": 2}, "must have 2 entries, one per layer, got 1"),
         ],
     )
     def test_of_arguments(self, arguments, message):
@@ -317,21 +290,14 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda x, h: IndRNN(3, 5)(x[0, 0]), "input must have 2 dimensions"),
-            (lambda x, h: IndRNN(4, 5)(x), r"input must have 4 features, got shape \(6, 4, 3\)"),
+            (lambda x, h: IndRNN(4, 5)(x), r"weight must have shape \(5, 3\)"),
             (lambda x, h: IndRNN(3, 5)(x, h[:, :2]), r"hx must have shape \(1, 4, 5\), got \(1, 2, 5\)"),
             (lambda x, h: IndRNN(3, 5)(x[:, 0], h), r"hx must have shape \(1, 5\)"),
-            (lambda x, h: IndRNN(3, 5)(x, (h, h)), "hx must be a tensor, got tuple; an IndRNN has no cell state"),
-            (lambda x, h: IndRNN(3, 5)(x.double()), r"input is torch\.float64, but the weights are torch\.float32"),
-            (lambda x, h: IndRNN(3, 5)(x, h.double()), r"hx is torch\.float64, .*hx\.to\(torch\.float32\)"),
-            (lambda x, h: IndRNN(3, 5)(x.long()), r"input is torch\.int64, .*input\.to\(torch\.float32\)$"),
-            (lambda x, h: IndRNN(3, 5)([1.0]), "input must be a tensor, got list"),
-            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2]), "lengths must be 4 integers"),
-            (lambda x, h: IndRNN(3, 5)(x, lengths=[1, 2, 3, 7]), r"lengths must be in 1…6, got 1…7"),
-            (lambda x, h: IndRNN(3, 5)(x[:0]), "at least one time step"),
-            (lambda x, h: IndRNN(3, 5)(pack_padded_sequence(x, [6] * 4), lengths=[6] * 4), "has its own"),
-            (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"input must have shape \(B, T, 3\), got \(4, 3\)"),
-            (lambda x, h: IndRNNCell(4, 5)(x[0]), r"input must be \(B, 4\)"),
+            (lambda x, h: IndRNN(3, 5)(x.double()), r"u must be torch\.float64 .* got torch\.float32"),
+            (lambda x, h: IndRNN(3, 5)(x, h.double()), r"h0 must be torch\.float32 .* got torch\.float64"),
+            (lambda x, h: IndRNN(3, 5)(x.long()), "x must be floating point"),
+            (lambda x, h: IndRNN(3, 5)(x[:0]), "T, H >= 1"),
+            (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"x must be .*\(B, T, H\)"),
             (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must have shape \(4, 5\)"),
         ],
     )

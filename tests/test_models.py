@@ -171,19 +171,6 @@ def test_each_recurrence_has_its_norm_and_sees_only_the_past(name, norm):
         assert not torch.equal(whole[:, 0], whole[:, 10])
 
 
-@pytest.mark.parametrize("name", ["indrnn", "lstm"])
-def test_dropout_acts_in_training_only(name):
-    model = build(name, **{**SMALL[name], "dropout": 0.5})
-    x = torch.randn(4, 12, 1)
-    assert not torch.equal(model(x), model(x))
-    model.eval()
-    assert torch.equal(model(x), model(x))
-    if name == "indrnn":
-        assert [layer.dropout for layer in model.layers] == [0.5] * 3
-        model.train().dropout = 0.0
-        assert torch.equal(model(x), model(x))
-
-
 def test_unknown_model_names_the_choices():
     model = part("model", "lstm")
     model.name = "gpt"

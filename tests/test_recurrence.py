@@ -204,28 +204,6 @@ def test_every_element_is_written_and_no_input(backend, B, T, H, D, monkeypatch)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("D", [None, 2])
-def test_default_device_and_dtype_have_no_effect(backend, D):
-    """Every tensor that the package creates names its device and dtype."""
-    inputs = example(3, 20, 5, torch.float32, D)
-
-    def compute():
-        return results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend=backend), inputs)
-
-    expected = [tensor.clone() for tensor in compute()]
-    try:
-        torch.set_default_dtype(torch.float64)
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        given = [torch.ones_like(each) for each in expected[:4]]
-        with torch.device("meta"):
-            outputs = recurrence(*leaves, statistics=True, backend=backend)
-            torch.autograd.grad(outputs, leaves, given)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert all(map(torch.equal, outputs, expected))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_is_not_hidden(backend):
     x, u, _, _ = example(2, 9, 5)
     x[1, 4, 2] = float("nan")
@@ -246,30 +224,13 @@ def test_scan_is_exact_up_to_1e30_and_clamps_there(dtype):
         assert torch.equal(indrnn_recurrence(x, u, backend="numba")[0].isfinite(), naive.recurrence(x, u)[0].isfinite())
 
 
-@pytest.mark.parametrize("sigma", ["relu", "leaky_relu", "identity"])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("initial", [False, True])
-def test_numba_equals_the_reference_for_infinite_states_and_gradients(sigma, affine, initial):
-    x, u, h0, _ = example(3, 40, 5)
-    x[0, 9, 1:], x[1, 38, :2] = float("inf"), float("inf")
-    h, last = indrnn_recurrence(x, u, h0, nonlinearity=sigma, backend="reference")
-    dh, dh_last = cotangents(h, last)
-    dh[2, 30, 3:], dh_last[0, 2] = float("inf"), float("-inf")
-    row = torch.linspace(-1, 1, 5, dtype=h.dtype) if affine else None
-    arguments = (dh, dh_last, row, row, row, h, u, h0 if initial else None, None, None, sigma)
-    actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
-    expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert affine or actual[0][1].isfinite().all()
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_and_no_second_derivative(backend):
     inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]
     assert torch.autograd.gradcheck(lambda *i: recurrence(*i, statistics=True, backend=backend), inputs)
     h, _ = indrnn_recurrence(*inputs[:2], backend=backend)
     (gradient,) = torch.autograd.grad(h.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once, not twice"):
+    with pytest.raises(NotImplementedError):
         gradient.sum().backward()
 
 
@@ -322,56 +283,6 @@ class TestTorchFunc:
         for n in range(3):
             expected = torch.autograd.grad(h, inputs, cotangents_[n], retain_graph=True)
             all_close([each[n] for each in actual], expected, 1e-12)
-
-    @pytest.mark.parametrize("backend", BACKENDS)
-    def test_jacrev(self, backend):
-        x, u, _, _ = example(2, 4, 3)
-        actual = torch.func.jacrev(lambda x: indrnn_recurrence(x, u, backend=backend)[0])(x)
-        assert_close(actual, torch.func.jacrev(lambda x: naive.recurrence(x, u)[0])(x), 1e-12)
-
-    def test_functional_call_per_example(self):
-        net, x = IndRNN(3, 5, 2, batch_first=True), torch.randn(4, 7, 3)
-        parameters = dict(net.named_parameters())
-
-        def loss(parameters, one):
-            return torch.func.functional_call(net, parameters, (one.unsqueeze(0),))[0].square().sum()
-
-        actual = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
-        for n in range(4):
-            expected = torch.autograd.grad(net(x[n : n + 1])[0].square().sum(), list(parameters.values()))
-            for name, e in zip(parameters, expected, strict=True):
-                torch.testing.assert_close(actual[name][n], e)
-
-    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own forward mode
-    @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "linearize", "forward_ad", "hessian"])
-    def test_forward_mode_is_refused(self, transform):
-        x, u, _, _ = example(2, 4, 3)
-
-        def function(x):
-            return indrnn_recurrence(x, u)[0].sum()
-
-        def forward_ad():
-            with torch.autograd.forward_ad.dual_level():
-                function(torch.autograd.forward_ad.make_dual(x, x))
-
-        attempts = {
-            "jvp": lambda: torch.func.jvp(function, (x,), (x,)),
-            "jacfwd": lambda: torch.func.jacfwd(function)(x),
-            "linearize": lambda: torch.func.linearize(function, x),
-            "forward_ad": forward_ad,
-            "hessian": lambda: torch.func.hessian(function)(x),
-        }
-        with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*; use reverse mode"):
-            attempts[transform]()
-
-    def test_second_derivative_is_refused(self):
-        x, u, _, _ = example(2, 4, 3)
-
-        def slope(x):
-            return torch.func.grad(lambda x: indrnn_recurrence(x, u)[0].square().sum())(x).sum()
-
-        with pytest.raises(RuntimeError, match="once, not twice"):
-            torch.func.grad(slope)(x)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # raised by opcheck
@@ -502,95 +413,47 @@ def test_import_without_numba_and_triton():
     assert done.stdout.strip() == "[]"
 
 
-class TestBfloat16:
-    """Sequences in bfloat16, everything else in float32."""
-
-    @pytest.mark.parametrize("D", [None, 2])
-    @pytest.mark.parametrize(("B", "T", "H"), SHAPES)
-    @pytest.mark.parametrize("backend", BACKENDS)
-    def test_outputs_and_all_gradients(self, backend, B, T, H, D):
-        if D and backend != "numba":
-            pytest.skip("only numba forms the product, and so does not round it")
-        x, *others = example(B, T, H, torch.float32, D)
-        inputs = [x.bfloat16(), *(each.requires_grad_() for each in others)]
-        outputs = recurrence(*inputs, backend=backend)[:2]
-        dh, dh_last = cotangents(*outputs)
-        actual = [*outputs, *torch.autograd.grad(outputs, inputs[1:], (dh, dh_last))]
-        exact = [each.detach().double() for each in inputs]
-        # The gradients in float64, but on the side of the kink on which the stored states are.
-        cell = dispatch.Cell(exact[1], exact[2], "relu")
-        given = dispatch.OutputGradients(dh.double(), dh_last.double())
-        wanted = dispatch.load_backend("reference").backward(given, outputs[0].detach().double(), cell)
-        gradients = [wanted.du.sum(0), wanted.dh0, wanted.dbias.sum(0) if D else wanted.dbias]
-        gradients += [torch.einsum("bth,btd->hd", wanted.dx, exact[0])] if D else []
-        tolerance = TREE_TOLERANCE[torch.float32] if backend == "scan" else 1e-4
-        assert_close(actual[0].detach(), with_statistics(*exact)[0], 2**-8)
-        all_close(actual[1:], [with_statistics(*exact)[1], *gradients], tolerance)
-        assert [each.dtype == torch.bfloat16 for each in actual] == [True, *[False] * (len(actual) - 1)]
-
-    @pytest.mark.parametrize(("backend", "sigma"), COMPUTES)
-    @pytest.mark.parametrize(("time_major", "reverse"), [(False, False), (True, True)])
-    def test_equals_float32_rounded_at_the_end(self, backend, sigma, time_major, reverse):
-        """Bit for bit: the state is never rounded between steps, nor before the statistics or a sum over time."""
-        x, u, h0, bias = example(3, 70, 45, torch.float32)
-        x = x.bfloat16()
-        x[0, 5, 7], x[1, 9, 3:5] = float("nan"), float("inf")
-        x[2, 0] = torch.finfo(torch.bfloat16).max
-        if time_major:
-            x = x.transpose(0, 1).contiguous().transpose(0, 1)
-        forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
-        h, *others = forward(x, u, h0, bias, None, True, sigma, backend, reverse)
-        wide, *expected = forward(x.float(), u, h0, bias, None, True, sigma, backend, reverse)
-        dh, dh_last = cotangents(h, others[0])
-        row = torch.linspace(-1, 1, 45)
-        given = (u, h0, None, None, sigma, backend, reverse)
-        dx, *sums = backward(dh, dh_last, row, row, row, h, *given)
-        wide_dx, *expected_sums = backward(dh.float(), dh_last, row, row, row, h.float(), *given)
-        actual = [h, *others, dx, *sums]
-        expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
-        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-        assert h.stride() == x.stride()
-
-    @pytest.mark.parametrize("backend", BACKENDS)
-    def test_ties_round_to_even_on_every_backend(self, backend):
-        """Sums of sixteenths: float32 is exact and bfloat16 rounds, ties included."""
-        x = torch.randint(-16, 32, (3, 70, 45)).bfloat16() / 16
-        u = torch.tensor([1.0, -1.0, 0.0]).repeat(15)
-        h0 = torch.randint(0, 16, (3, 45)) / 16
-        dh, dh_last = torch.randint(-16, 16, x.shape).bfloat16() / 16, torch.randint(-16, 16, h0.shape) / 16
-        results = []
-        for name in (backend, "reference"):
-            leaves = [each.clone().requires_grad_() for each in (x, u, h0)]
-            outputs = indrnn_recurrence(*leaves, backend=name)
-            results.append([*outputs, *torch.autograd.grad(outputs, leaves, (dh, dh_last))])
-        assert all(map(torch.equal, *results))
-        exact = naive.recurrence(x.double(), u.double(), h0.double())[0]
-        assert torch.equal(results[0][0], exact.bfloat16())
-
-    @pytest.mark.parametrize("backend", ["reference", "numba"])
-    def test_sequence_in_two_parts(self, backend):
-        x, u, h0, _ = example(3, 80, 45, torch.float32)
-        x = x.bfloat16()
-        h, h_last = indrnn_recurrence(x, u, h0, backend=backend)
-        first, state = indrnn_recurrence(x[:, :37], u, h0, backend=backend)
-        second, state = indrnn_recurrence(x[:, 37:], u, state, backend=backend)
-        assert torch.equal(torch.cat([first, second], 1), h)
-        assert torch.equal(state, h_last)
+@pytest.mark.parametrize(("backend", "sigma", "D"), [*((*each, None) for each in COMPUTES), ("numba", "relu", 2)])
+@pytest.mark.parametrize(("time_major", "reverse"), [(False, False), (True, True)])
+def test_bfloat16_equals_float32_rounded_at_the_end(backend, sigma, D, time_major, reverse):
+    """Bit for bit: the state is never rounded between steps, nor before the statistics or a sum over time."""
+    x, u, h0, bias, *weight = example(3, 70, 45, torch.float32, D)
+    if D is None:  # sums of sixteenths, which bfloat16 rounds, ties included
+        x[..., :9] = torch.randint(-16, 32, (3, 70, 9)) / 16
+        u[:9], h0[:, :9], bias[:, :9] = 1.0, 0.0, 0.0
+        x[0, 5, 17], x[1, 9, 13:15], x[2, 0, 9:] = float("nan"), float("inf"), torch.finfo(torch.bfloat16).max
+    x, weight = x.bfloat16(), weight[0] if weight else None
+    if time_major:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
+    h, *others = forward(x, u, h0, bias, weight, True, sigma, backend, reverse)
+    wide, *expected = forward(x.float(), u, h0, bias, weight, True, sigma, backend, reverse)
+    dh, dh_last = cotangents(h, others[0])
+    row = torch.linspace(-1, 1, 45)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x_given = None if weight is None else x.to(dtype)
+        given = (u, h0, x_given, weight, sigma, backend, reverse)
+        results.append(backward(dh.to(dtype), dh_last, row, row, row, h.to(dtype), *given))
+    (dx, *sums), (wide_dx, *expected_sums) = results
+    actual = [h, *others, dx, *sums]
+    expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    assert D or h.stride() == x.stride()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.randn(3, 5)}, r"x must be \(B, T, H\)"),
-        ({"x": torch.randn(3, 0, 5)}, "at least one time step and unit"),
+        ({"x": torch.randn(3, 5)}, r"x must be .*\(B, T, H\)"),
+        ({"x": torch.randn(3, 0, 5)}, "T, H >= 1"),
         ({"x": torch.zeros(3, 4, 5, dtype=torch.int64)}, "x must be floating point"),
         ({"u": torch.randn(4)}, r"u must have shape \(5,\)"),
-        ({"u": torch.randn(5).double()}, "u must have the dtype of x"),
+        ({"u": torch.randn(5).double()}, "u must be torch.float32"),
         ({"h0": torch.randn(5)}, r"h0 must have shape \(3, 5\)"),
-        ({"h0": torch.randn(3, 5).double()}, "h0 must have the dtype of x"),
-        ({"u": torch.randn(5, device="meta")}, "u is on meta"),
+        ({"u": torch.randn(5, device="meta")}, "u must be .* on cpu .* got .* on meta"),
         ({"bias": torch.zeros(4)}, r"bias must have shape \(5,\) or \(3, 5\)"),
-        ({"weight": torch.zeros(5, 3)}, r"weight must have shape \(H, 5\) to match x, got \(5, 3\)"),
+        ({"weight": torch.zeros(5, 3)}, r"weight must have shape \(5, 5\) .* got \(5, 3\)"),
         ({"weight": torch.zeros(4, 5)}, r"u must have shape \(4,\)"),
     ],
 )
@@ -606,7 +469,7 @@ class TestResolveBackend:
         [
             ({"backend": "cuda"}, "backend='cuda' is unknown; choose one of auto"),
             ({"nonlinearity": "gelu"}, "nonlinearity='gelu' is unknown; choose one of relu"),
-            ({"backend": "triton"}, "backend=triton is not available on cpu: .*; choose auto or reference"),
+            ({"backend": "triton"}, "backend=triton is not available on cpu: .*; choose another of auto, reference"),
             ({"backend": "numba", "nonlinearity": "tanh"}, "it computes relu, identity, leaky_relu, not tanh"),
         ],
     )

@@ -10,14 +10,11 @@ next matrix instead of being computed:
     sequence, _ = second(sequence)              # the norm and the mask fold into second.weight_ih
     logits = classifier(sequence.last())        # normalizes the last step only
 
-    y = linear(sequence, weight, bias)          # z Wᵀ + b as a tensor (B, T, K), for a residual sum
-    both = concatenate([sequence, other])       # side by side, for a dense network
-    z = sequence.materialise()                  # the tensor (B, T, H)
-
+`linear` reads a sequence as a tensor (for a residual sum), `concatenate` joins several (for a dense network).
 ``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights: its only parameter is weight_hh.
 """
 
-from .folding import AffineSequence, concatenate, linear, materialise, sequences_in
+from .folding import AffineSequence, concatenate, linear, sequences_in
 from .init import clip_recurrent_weight, last_layer_lower_bound, recurrent_max
 from .layer import IndRNNLayer, project_recurrent_weights_, recurrent_layers
 from .rnn import IndRNN, IndRNNCell
@@ -31,7 +28,6 @@ __all__ = [
     "concatenate",
     "last_layer_lower_bound",
     "linear",
-    "materialise",
     "project_recurrent_weights_",
     "recurrent_layers",
     "recurrent_max",

@@ -57,15 +57,7 @@ class AffineSequence(NamedTuple):
 
     def last(self) -> Tensor:
         """Return z at the last step (B, H), in the dtype of h_last, without computing the other steps."""
-        z = self.h_last
-        if self.scale is not None and self.shift is not None:
-            z = torch.addcmul(self.shift, z, self.scale)
-        return (z if self.mask is None else z * self.mask).to(self.h_last.dtype)
-
-
-def materialise(sequence: Tensor | AffineSequence) -> Tensor:
-    """Return the tensor (B, T, H) of a sequence in either form."""
-    return sequence.materialise() if isinstance(sequence, AffineSequence) else _cast(sequence)
+        return self._replace(h=self.h_last.unsqueeze(1)).materialise().squeeze(1)
 
 
 def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -78,19 +70,13 @@ def linear(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | Non
     return y if bias is None else y + (bias.unsqueeze(1) if bias.dim() == 2 else bias)
 
 
-def project(sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`linear` without its last addition: returns y (B, T, K) and what to add to it, (K,), (B, K) or None."""
-    h, weight, bias = factors(sequence, weight, bias)
-    return F.linear(h, weight) if weight.dim() == 2 else torch.bmm(h, weight.mT), bias
-
-
 def factors(
     sequence: Tensor | AffineSequence, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The factors h and weight of a product, cast, and the bias. With a mask, one weight (B, K, H) per sequence."""
     if isinstance(sequence, Tensor):
-        return _cast(sequence), _cast(weight), bias
-    h, scale, shift, mask = _cast(sequence.h), sequence.scale, sequence.shift, sequence.mask
+        return cast_sequence(sequence), cast_sequence(weight), bias
+    h, scale, shift, mask = cast_sequence(sequence.h), sequence.scale, sequence.shift, sequence.mask
     if scale is not None and shift is not None:
         weight = weight.to(scale.dtype)
         bias = weight.new_zeros(len(weight)) if bias is None else bias.to(scale.dtype)
@@ -104,7 +90,8 @@ def factors(
     return h, weight.to(h.dtype), bias
 
 
-def _cast(value: Tensor) -> Tensor:
+def cast_sequence(value: Tensor) -> Tensor:
+    """`value` in the dtype of `sequences_in`."""
     dtype = getattr(_thread, "dtype", None)
     return value if dtype is None else value.to(dtype)
 
@@ -161,12 +148,10 @@ class Affine(torch.autograd.Function):
         scale, _, inverse = output
         ctx.save_for_backward(inputs[0], scale, inverse)
         ctx.mark_non_differentiable(inverse)
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # of inverse; scale and shift are always read together
 
     @staticmethod
-    def backward(ctx: Any, dscale: Tensor | None, dshift: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dscale: Tensor, dshift: Tensor, _: None) -> tuple[Tensor | None, ...]:
         mean, scale, inverse = ctx.saved_tensors
-        dscale = torch.zeros_like(mean) if dscale is None else dscale
-        dshift = torch.zeros_like(mean) if dshift is None else dshift
         dweight = torch.addcmul(dscale, mean, dshift, value=-1) * inverse
         return -(scale * dshift), dweight * inverse * scale * -0.5, dweight, dshift, None

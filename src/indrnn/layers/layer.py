@@ -1,57 +1,46 @@
 """One IndRNN layer, and functions over all layers of a model.
 
-Letters: B batch, T time steps, D input features, H hidden units, N all time steps of sequences of different lengths.
+Letters: B batch, T time steps, D input features, H hidden units, N rows of a PackedSequence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from math import inf
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..recurrence import BACKENDS, NONLINEARITIES
-from ..recurrence.dispatch import SMALL_INPUT_SIZE, state_dtype
 from ..recurrence.ops import recurrence
-from .folding import Affine, AffineSequence, call, factors, materialise, project
-from .init import (
-    Initializer,
-    autocasts,
-    check_bounds,
-    check_choice,
-    check_dropout,
-    check_size,
-    check_tensor,
-    clip_recurrent_weight,
-    fill_input,
-    fill_recurrent,
-)
+from .folding import Affine, AffineSequence, call, cast_sequence, factors
+from .init import Initializer, clip_recurrent_weight, fill_input, fill_recurrent
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The N time steps of sequences of different lengths: rows (N, …) ordered by time, then batch, as in a
-    PackedSequence, and their places in a padded (B, T, …).
+class Steps(NamedTuple):
+    """The places of the N rows of a PackedSequence in a padded (B, T, …).
 
     Backwards, each sequence is read from its own last step, so that both directions begin at t = 0 with h0.
     """
 
-    sequence: Tensor  # (N,) index of a row's sequence
     place: Tensor  # (N,) place of a row in (B·T, …)
     backwards: Tensor  # (N,) its place when each sequence is reversed
     last: Tensor  # (B,) place of each sequence's last step, in either
     shape: tuple[int, int]  # B, T
 
     @staticmethod
-    def of(lengths: Tensor, T: int) -> "Steps":
-        """For lengths (B,), each in 1…T."""
-        every = torch.arange(T, device=lengths.device)
-        step, sequence = (every.unsqueeze(1) < lengths).nonzero().unbind(1)
-        first = sequence * T
-        last = torch.arange(len(lengths), device=lengths.device) * T + lengths - 1
-        return Steps(sequence, first + step, last[sequence] - step, last, (len(lengths), T))
+    def of(batch_sizes: Tensor, device: torch.device) -> "Steps":
+        """Tensors on `device` for the batch sizes (T,) of a PackedSequence, which are on the CPU."""
+        B, T = int(batch_sizes[0]), len(batch_sizes)
+        sequences = torch.arange(B, device="cpu")
+        there = batch_sizes.unsqueeze(1) > sequences
+        lengths = there.sum(0)
+        step, sequence = there.nonzero().unbind(1)
+        place, backwards = sequence * T + step, sequence * T + lengths[sequence] - 1 - step
+        last = sequences * T + lengths - 1
+        return Steps(place.to(device), backwards.to(device), last.to(device), (B, T))
 
-    def pad(self, rows: Tensor, places: Tensor, padding: float = 0.0) -> Tensor:
+    def pad(self, rows: Tensor, places: Tensor, padding: float) -> Tensor:
         """Copy rows (N, H) to their places in (B, T, H), filled with `padding`."""
         B, T = self.shape
         return rows.new_full((B * T, rows.shape[-1]), padding).index_copy(0, places, rows).view(B, T, -1)
@@ -76,11 +65,12 @@ class Weights(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_size("input_size", 1 if input_size is None else input_size)
-        check_size("hidden_size", hidden_size)
+        if hidden_size < 1 or (input_size is not None and input_size < 1):
+            raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
         check_choice("constraint", constraint, ("clip", "project", "none"))
-        check_bounds(recurrent_max_abs, recurrent_min_abs)
+        if not 0 <= recurrent_min_abs <= (inf if recurrent_max_abs is None else recurrent_max_abs):
+            raise ValueError(f"recurrent_min_abs must be in [0, {recurrent_max_abs}], got {recurrent_min_abs}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.nonlinearity = nonlinearity
@@ -110,14 +100,8 @@ class Weights(nn.Module):
         return clip_recurrent_weight(self.weight_hh, self.recurrent_max_abs, self.recurrent_min_abs)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}", f"nonlinearity={self.nonlinearity}"]
-        if self.input_size is not None and self.bias is None:
-            parts.append("bias=False")
-        if self.recurrent_max_abs is not None or self.recurrent_min_abs:
-            limits = f"[{self.recurrent_min_abs:.6g}, {self.recurrent_max_abs or float('inf'):.6g}]"
-            parts.append(f"|u| in {limits} by {self.constraint}")
-        parts += [f"{name}={getattr(self, name)}" for name in ("dropout", "reverse") if getattr(self, name, False)]
-        return ", ".join(parts)
+        bounds = f"|u| in [{self.recurrent_min_abs}, {self.recurrent_max_abs}] by {self.constraint}"
+        return f"{self.input_size}, {self.hidden_size}, {self.nonlinearity}, bias={self.bias is not None}, {bounds}"
 
 
 Update = tuple[Any, Tensor, Tensor, int | Tensor]  # batch norm, mean, biased variance, values per unit
@@ -132,13 +116,9 @@ class IndRNNLayer(Weights):
         Other arguments: see `IndRNN`, for one layer. Dropout follows this layer.
 
     Parameters: weight_ih (H, D), weight_hh (H,), bias (H,), and those of the module ``norm``.
-
-    Raises:
-        ValueError, TypeError: as `IndRNN`.
     """
 
-    share: Any = None
-    """`indrnn.training.distributed.Share`, which joins statistics and masks when several processes train together."""
+    share: Any = None  # `indrnn.training.distributed.Share`, which joins statistics and masks of several processes
 
     def __init__(
         self,
@@ -149,18 +129,18 @@ class IndRNNLayer(Weights):
         dropout: float = 0.0,
         backend: str = "auto",
         reverse: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **weights: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, device=device, dtype=dtype, **weights)
+        super().__init__(input_size, hidden_size, **weights)
         check_choice("norm", norm, ("none", "batch"))
         check_choice("backend", backend, BACKENDS)
-        check_dropout(dropout)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.dropout = dropout
         self.backend = backend
         self.reverse = reverse
-        self.norm = None if norm == "none" else nn.BatchNorm1d(hidden_size, device=device, dtype=dtype)
+        where: dict[str, Any] = {"device": self.weight_hh.device, "dtype": self.weight_hh.dtype}
+        self.norm = None if norm == "none" else nn.BatchNorm1d(hidden_size, **where)
 
     def reset_parameters(self) -> None:
         """Initialize W and u, set b to 0, and reset the norm."""
@@ -178,42 +158,28 @@ class IndRNNLayer(Weights):
         """Run the layer over the sequences.
 
         Args:
-            input: (B, T, D) or an `AffineSequence`; with `steps`, for sequences of different lengths, (N, D).
+            input: (B, T, D) or an `AffineSequence`; with `steps`, the rows (N, D) of a PackedSequence.
             h0: state before the first step (B, H); None for zeros.
             updates: receives the update of the running statistics, for `update_running_statistics`. None: updated now.
 
         Returns:
             The sequence, (B, T, H) or (N, H), and the state after the last step (B, H) in the dtype of the weights.
-
-        Raises:
-            ValueError: shapes, dtypes or devices do not fit.
         """
-        dtype = self.weight_hh.dtype
-        if not isinstance(input, AffineSequence):
-            check_tensor("input", input, dtype)
-            features = self.input_size or self.hidden_size
-            if input.shape[-1:] != (features,) or input.dim() != (3 if steps is None else 2):
-                expected = "(B, T" if steps is None else "(N"
-                raise ValueError(f"input must have shape {expected}, {features}), got {tuple(input.shape)}")
-        if h0 is not None:
-            check_tensor("h0", h0, dtype)
-        narrow = isinstance(input, Tensor) and steps is None and input.shape[-1] <= SMALL_INPUT_SIZE
         weight = bias = None
-        if self.weight_ih is None:
-            x = materialise(input)
-        elif narrow and not autocasts(self.weight_hh.device):  # the recurrence forms W x, unless autocast casts it
+        if self.weight_ih is not None:
             x, weight, bias = factors(input, self.weight_ih, self.bias)
         else:
-            x, bias = project(input, self.weight_ih, self.bias)
-        statistics = self.norm is not None and (self.norm.training or self.norm.running_mean is None)
-        places = None if steps is None else steps.backwards if self.reverse else steps.place
-        if steps is not None and places is not None:
+            x = input.materialise() if isinstance(input, AffineSequence) else cast_sequence(input)
+        statistics = self.norm is not None and self.norm.training
+        if steps is not None:
+            places = steps.backwards if self.reverse else steps.place
+            x, weight = x if weight is None else F.linear(x, weight), None
             # With relu the state rests at 0 in the padding. It could grow to an infinity that spoils du.
             x = steps.pad(x, places, max(-1e30, torch.finfo(x.dtype).min) if self.nonlinearity == "relu" else 0.0)
         h, last, mean, variance = recurrence(
             x,
             self.recurrent_weight(),
-            None if h0 is None else h0.to(state_dtype(x.dtype)),
+            h0,
             bias,
             weight,
             statistics=statistics and steps is None,
@@ -221,7 +187,7 @@ class IndRNNLayer(Weights):
             backend=self.backend,
             reverse=self.reverse and steps is None,
         )
-        if steps is not None and places is not None:
+        if steps is not None:
             rows = h.flatten(0, 1)
             h, last = rows.index_select(0, places), rows.index_select(0, steps.last).to(last.dtype)
             if statistics:
@@ -232,44 +198,36 @@ class IndRNNLayer(Weights):
         if self.training and self.dropout > 0:
             keep = 1 - self.dropout
             mask = self.share.mask(last, keep) if self.share else torch.empty_like(last).bernoulli_(keep).div_(keep)
-        last = last.to(dtype)
-        if steps is not None and mask is not None:
-            # Rows of one sequence are scattered, so a mask cannot be folded into its matrix.
-            affine = AffineSequence(h, last, scale, shift)
-            z = (affine.materialise() * mask.index_select(0, steps.sequence)).to(h.dtype)
-            return AffineSequence(z, (affine.last() * mask).to(dtype)), last
-        return AffineSequence(h, last, scale, shift, mask), last
+        last = last.to(self.weight_hh.dtype)
+        if steps is None or mask is None:
+            return AffineSequence(h, last, scale, shift, mask), last
+        # Rows of one sequence are scattered, so a mask cannot be folded into its matrix.
+        affine = AffineSequence(h, last, scale, shift)
+        z = (affine.materialise() * mask.index_select(0, places // steps.shape[1])).to(h.dtype)
+        return AffineSequence(z, (affine.last() * mask).to(last.dtype)), last
 
     def _affine(
         self, statistics: tuple[Tensor, Tensor] | None, n: int, updates: list[Update] | None
     ) -> tuple[Tensor, Tensor]:
-        """scale and shift (H,) with ``norm(h) = scale ⊙ h + shift``, from the mean and biased variance of n values per
-        unit, or with None from the running statistics."""
+        """scale and shift (H,) of the norm: from the mean and variance of n values per unit, or running ones."""
         norm = self.norm
-        if not isinstance(norm, nn.BatchNorm1d):
-            raise ValueError(f"norm must be a BatchNorm1d, also after convert_sync_batchnorm: it is folded; got {norm}")
+        if not (isinstance(norm, nn.BatchNorm1d) and norm.affine and norm.track_running_stats):
+            raise ValueError(f"norm must be a BatchNorm1d(affine=True, track_running_stats=True), got {norm}")
         mean, variance = cast(Any, statistics or (norm.running_mean, norm.running_var))
         if statistics and self.share:
             mean, variance, n = self.share.join(mean, variance, n)
         elif statistics and n < 2:
             raise ValueError(f"batch norm needs more than one value per unit in training, got {n}")
-        if statistics and norm.training and norm.running_mean is not None:
-            update = (norm, mean, variance, n)
-            if updates is None:
-                update_running_statistics([update])
-            else:
-                updates.append(update)
-        weight = torch.ones_like(mean) if norm.weight is None else norm.weight.to(mean.dtype)
-        bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.to(mean.dtype)
-        scale, shift, _ = call(Affine, mean, variance, weight, bias, norm.eps)
+        if statistics and updates is None:
+            update_running_statistics([(norm, mean, variance, n)])
+        elif statistics and updates is not None:
+            updates.append((norm, mean, variance, n))
+        scale, shift, _ = call(Affine, mean, variance, norm.weight.to(mean.dtype), norm.bias.to(mean.dtype), norm.eps)
         return scale, shift
 
     def register_full_backward_hook(self, *_: Any, **__: Any) -> Any:
-        """Raise NotImplementedError: module backward hooks see tensors only, and would never run."""
-        raise NotImplementedError(
-            "an IndRNNLayer returns an AffineSequence, so it has no backward hooks; register one on the IndRNN, or use "
-            "output[0].h.register_hook(...) in a forward hook"
-        )
+        # it would never run: module backward hooks see tensors only
+        raise NotImplementedError("an IndRNNLayer returns no tensor to hook; register the hook on the IndRNN")
 
     register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook
 
@@ -278,21 +236,20 @@ class IndRNNLayer(Weights):
 def update_running_statistics(updates: Sequence[Update]) -> None:
     """Update running statistics as nn.BatchNorm1d does, those of several layers in a few operations."""
     norms, means, variances, counts = zip(*updates, strict=True)
-    tracked = [norm.num_batches_tracked for norm in norms]
-    n = counts[0]  # the same in all layers of a stack
-    unbiased = torch._foreach_mul(variances, n / (n - 1)) if len(norms) > 1 else [variances[0] * (n / (n - 1))]
-    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
-    batch = [value.to(old.dtype) for old, value in zip(running, [*means, *unbiased], strict=True)]
-    if len(norms) > 1 and norms[0].momentum is not None and all(norm.momentum == norms[0].momentum for norm in norms):
-        torch._foreach_add_(tracked, 1)
+    factor = counts[0] / (counts[0] - 1)  # the same in all layers of a stack
+    if len(norms) > 1 and norms[0].momentum is not None and len({norm.momentum for norm in norms}) == 1:
+        running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+        batch = [*means, *torch._foreach_mul(variances, factor)]
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        batch = [value.to(old.dtype) for old, value in zip(running, batch, strict=True)]
         torch._foreach_lerp_(running, batch, norms[0].momentum)
         return
-    for norm in norms:
+    for norm, mean, variance, _ in updates:
         norm.num_batches_tracked.add_(1)
-    for norm, old, value in zip(norms * 2, running, batch, strict=True):
         # momentum None: the average of all batches so far; a tensor, so that a CUDA graph can hold it
-        rate = norm.num_batches_tracked.to(old.dtype).reciprocal() if norm.momentum is None else norm.momentum
-        old.add_((value - old) * rate)  # lerp_ has no rule for torch.func.vmap
+        rate = norm.num_batches_tracked.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+        for old, value in ((norm.running_mean, mean), (norm.running_var, variance * factor)):
+            old.add_((value - old) * rate)  # lerp_ has no rule for torch.func.vmap
 
 
 def recurrent_layers(module: nn.Module) -> list[tuple[str, IndRNNLayer]]:
@@ -313,3 +270,8 @@ def project_recurrent_weights_(module: nn.Module) -> None:
             if not isinstance(u, nn.Parameter):
                 raise ValueError(f"constraint='project' cannot clamp the parametrized {name}.weight_hh; use 'clip'")
             u.copy_(clip_recurrent_weight(u, layer.recurrent_max_abs, layer.recurrent_min_abs))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

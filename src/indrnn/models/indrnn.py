@@ -3,6 +3,7 @@
 B: sequences, T: time steps, D: input features, H: hidden units, K: outputs.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from indrnn.layers import (
     linear,
     recurrent_max,
 )
-from indrnn.layers.init import fill_input
+from indrnn.layers.init import Initializer, fill_input
 
 
 def recurrent_layer(
@@ -47,7 +48,6 @@ def recurrent_layer(
 
 
 def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
-    """Arguments shared by all recurrences of a network."""
     return {
         "nonlinearity": model.nonlinearity,
         "norm": model.norm,
@@ -58,11 +58,11 @@ def _settings(model: IndRNNBaseConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def _last_layer(model: IndRNNBaseConfig, task: Task) -> str | tuple[float, float]:
+def _last_layer(model: IndRNNBaseConfig, task: Task) -> Initializer:
     """Initial u of the last layer: a fixed value; U[gamma^(-1/T), gamma^(1/T)], with which it remembers the whole
     sequence from the start (Li et al. 2018, section 5); or as in the lower layers."""
     if model.last_layer_fixed is not None:
-        return model.last_layer_fixed, model.last_layer_fixed
+        return partial(nn.init.constant_, val=model.last_layer_fixed)
     if not model.last_layer_min:
         return model.recurrent_init
     return last_layer_lower_bound(task.length, model.gamma), recurrent_max(task.length, model.gamma)

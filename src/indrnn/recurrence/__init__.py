@@ -13,13 +13,7 @@ from .ops import indrnn_recurrence, recurrence
 __all__ = ["BACKENDS", "NONLINEARITIES", "available_backends", "indrnn_recurrence", "resolve_backend", "warm_up"]
 
 
-def warm_up(
-    dtype: torch.dtype = torch.float32,
-    *,
-    nonlinearity: str = "relu",
-    backend: str = "auto",
-    device: torch.device | str = "cpu",
-) -> None:
+def warm_up(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
     """Compile the kernels that `indrnn.IndRNN` needs for sequences of a dtype, with and without batch norm.
 
     The first call on a machine takes some seconds per dtype; later ones load the kernels from a cache on disk. Without
@@ -33,7 +27,5 @@ def warm_up(
     for features, fused in ((4, None), (1, weight)):
         x = torch.zeros(1, 2, features, device=device, dtype=dtype)
         for statistics in (False, True):
-            outputs = recurrence(
-                x, u, None, u, fused, statistics=statistics, nonlinearity=nonlinearity, backend=backend
-            )
+            outputs = recurrence(x, u, None, u, fused, statistics=statistics)
             torch.stack([each.sum().to(u.dtype) for each in outputs]).sum().backward()

@@ -98,30 +98,24 @@ def load_backend(name: str) -> Any:
     return import_module(_MODULES[name], __package__)
 
 
-def unavailable_reason(name: str, device: torch.device) -> str | None:
-    """Why `name` cannot run on `device`, or None."""
-    try:
-        return load_backend(name).unavailable_reason(device)
-    except ImportError as error:
-        return f"its library cannot be imported: {error}"
-
-
 def available_backends(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Every backend with None, or with the reason why it is not available on `device`."""
-    return {name: unavailable_reason(name, torch.device(device)) for name in _MODULES}
+    return {name: _refusal(name, torch.device(device)) for name in _MODULES}
 
 
-def _refusal(name: str, device: torch.device, dtype: torch.dtype, nonlinearity: str) -> str | None:
+def _refusal(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, nonlinearity: str = "relu"
+) -> str | None:
     """Why `name` cannot compute this recurrence, or None."""
-    reason = unavailable_reason(name, device)
-    if reason is not None:
-        return reason
-    backend = load_backend(name)
+    try:
+        backend = load_backend(name)
+    except ImportError as error:
+        return f"its library cannot be imported: {error}"
     if nonlinearity not in backend.NONLINEARITIES:
         return f"it computes {', '.join(backend.NONLINEARITIES)}, not {nonlinearity}"
     if dtype not in backend.DTYPES:
         return f"it computes {', '.join(map(str, backend.DTYPES))}, not {dtype}"
-    return None
+    return backend.unavailable_reason(device)
 
 
 def auto_backend(
@@ -150,21 +144,17 @@ def resolve_backend(
         UserError: the name or the nonlinearity is unknown, or the given backend cannot compute this.
     """
     device = torch.device(device)
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
-    if nonlinearity not in NONLINEARITIES:
-        raise UserError(f"nonlinearity={nonlinearity!r} is unknown; choose one of {', '.join(NONLINEARITIES)}")
-    if backend == "auto":
-        name, refusals = auto_backend(device, dtype, nonlinearity)
-        if "triton" in refusals:
-            warnings.warn(
-                f"backend=auto uses {name} on {device}, which is slow, because triton is not available: "
-                f"{refusals['triton']}",
-                stacklevel=2,
-            )
-        return name
-    reason = _refusal(backend, device, dtype, nonlinearity)
-    if reason is not None:
-        able = [name for name in _MODULES if _refusal(name, device, dtype, nonlinearity) is None]
-        raise UserError(f"backend={backend} is not available on {device}: {reason}; choose auto or {', '.join(able)}")
-    return backend
+    for key, value, choices in (("backend", backend, BACKENDS), ("nonlinearity", nonlinearity, NONLINEARITIES)):
+        if value not in choices:
+            raise UserError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}")
+    if backend != "auto":
+        reason = _refusal(backend, device, dtype, nonlinearity)
+        if reason is not None:
+            names = ", ".join(BACKENDS)
+            raise UserError(f"backend={backend} is not available on {device}: {reason}; choose another of {names}")
+        return backend
+    name, refusals = auto_backend(device, dtype, nonlinearity)
+    if "triton" in refusals:
+        reason = f"which is slow, because triton is not available: {refusals['triton']}"
+        warnings.warn(f"backend=auto uses {name} on {device}, {reason}", stacklevel=2)
+    return name

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..errors import UserError
-from .dispatch import Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
+from .dispatch import SMALL_INPUT_SIZE, Cell, OutputGradients, Outputs, load_backend, resolve_backend, state_dtype
 
 
 def indrnn_recurrence(
@@ -42,7 +42,7 @@ def indrnn_recurrence(
     Raises:
         ValueError: shapes, dtypes or devices that do not match.
         UserError: an unknown or unavailable backend or nonlinearity, or an ONNX export with an open time dimension.
-        RuntimeError: a second or a forward-mode derivative.
+        NotImplementedError: a second or a forward-mode derivative.
     """
     h, last, _, _ = recurrence(x, u, h0, nonlinearity=nonlinearity, backend=backend)
     return h, last
@@ -60,7 +60,8 @@ def recurrence(
     backend: str = "auto",
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x and, with a weight (H, D), W x_t for x (B, T, D).
+    """`indrnn_recurrence` with a bias (H,) or (B, H) added to x and, with a weight (H, D) or (B, H, D), W x_t for x
+    (B, T, D).
 
     Returns h, h_last, and the mean and the biased variance (H,) of h over batch and time in the dtype of the running
     state, which are empty without `statistics`. With `reverse`, time runs from the last step to the first: h0 is the
@@ -71,7 +72,7 @@ def recurrence(
     u = u.to(state)
     h0 = None if h0 is None else h0.to(state)
     bias = None if bias is None else bias.to(state)
-    if weight is not None and _fuses(x, nonlinearity, backend):
+    if weight is not None and _fuses(x, weight, nonlinearity, backend):
         weight = weight.to(state)
     elif weight is not None:
         x, weight = x @ weight.to(x.dtype).mT, None
@@ -82,12 +83,15 @@ def recurrence(
     return h, last, mean, variance
 
 
-def _fuses(x: Tensor, nonlinearity: str, backend: str) -> bool:
+def _fuses(x: Tensor, weight: Tensor, nonlinearity: str, backend: str) -> bool:
     """Whether the kernel forms W x_t itself, without memory for W x. Only Numba's does, and it has no gradient of x."""
     seen = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _is_traced()
     if seen or x.requires_grad or torch._C._are_functorch_transforms_active():
         return False
-    return resolve_backend(backend, x.device, x.dtype, nonlinearity) == "numba"
+    if weight.dim() == 3 or x.shape[-1] > SMALL_INPUT_SIZE:
+        return False
+    # autocast chooses the dtype of products
+    return resolve_backend(backend, x.device, x.dtype, nonlinearity) == "numba" and not torch.is_autocast_enabled("cpu")
 
 
 def _decomposed(x: Tensor, bias: Tensor | None, cell: Cell, statistics: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,28 +116,18 @@ def _as_tensors(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _check(x: Tensor, u: Tensor, h0: Tensor | None, bias: Tensor | None, weight: Tensor | None) -> None:
-    if x.dim() != 3:
-        raise ValueError(f"x must be (B, T, H), got shape {tuple(x.shape)}")
-    B, T, H = x.shape
-    if T < 1 or H < 1:  # min(…) would specialize a length that torch.export leaves open
-        raise ValueError(f"x must have at least one time step and unit, got shape {tuple(x.shape)}")
-    if not x.dtype.is_floating_point:
-        raise ValueError(f"x must be floating point, got {x.dtype}")
-    if weight is not None:
-        if weight.dim() != 2 or weight.shape[1] != H:
-            raise ValueError(f"weight must have shape (H, {H}) to match x, got {tuple(weight.shape)}")
-        H = weight.shape[0]
-    shapes = {"u": ((H,),), "h0": ((B, H),), "bias": ((H,), (B, H))}
+    # min(x.shape) would specialize a length that torch.export leaves open
+    if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] < 1 or not x.is_floating_point():
+        raise ValueError(f"x must be floating point (B, T, H) with T, H >= 1, got {x.dtype} {tuple(x.shape)}")
+    B, _, D = x.shape
+    H = D if weight is None else weight.shape[-2]
+    shapes: dict[str, list[Any]] = {"u": [(H,)], "h0": [(B, H)], "bias": [(H,), (B, H)], "weight": [(H, D), (B, H, D)]}
     for name, tensor in (("u", u), ("h0", h0), ("bias", bias), ("weight", weight)):
-        if tensor is None:
-            continue
-        if name in shapes and tensor.shape not in shapes[name]:
+        if tensor is not None and tensor.shape not in shapes[name]:
             expected = " or ".join(map(str, shapes[name]))
             raise ValueError(f"{name} must have shape {expected} to match x, got {tuple(tensor.shape)}")
-        if tensor.dtype not in (x.dtype, state_dtype(x.dtype)):
-            raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
+        if tensor is not None and (tensor.dtype not in (x.dtype, state_dtype(x.dtype)) or tensor.device != x.device):
+            raise ValueError(f"{name} must be {x.dtype} on {x.device} as x, got {tensor.dtype} on {tensor.device}")
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -228,29 +222,14 @@ def _backward(
     return h.new_empty(0) if dx is None else dx, du, dh0, dbias, u.new_empty(0) if dweight is None else dweight
 
 
-def _empty_gradients(
-    dh: Any,
-    dh_last: Any,
-    dmean: Any,
-    dvariance: Any,
-    mean: Any,
-    h: Tensor,
-    u: Tensor,
-    h0: Any,
-    x: Any,
-    weight: Any,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The outputs of `_backward`, without values."""
+    h, u, _, _, weight = arguments[5:10]
     B, _, H = h.shape
     rows = u.new_empty(B, H), u.new_empty(B, H), u.new_empty(B, H)
     if weight is None:
         return torch.empty_like(h), *rows, u.new_empty(0)
     return h.new_empty(0), *rows, u.new_empty(B, *weight.shape)
-
-
-def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    raise RuntimeError("indrnn_recurrence can be differentiated once, not twice; call it without create_graph")
 
 
 def _call(operator: Any, kernel: Any, arguments: tuple[Any, ...]) -> Any:
@@ -290,7 +269,6 @@ _recurrence.register_fake(_empty_outputs)
 _recurrence.register_autograd(_autograd, setup_context=_setup_context)
 _recurrence_backward = torch.library.custom_op("indrnn::recurrence_backward", _backward, mutates_args=())
 _recurrence_backward.register_fake(_empty_gradients)
-_recurrence_backward.register_autograd(_no_second_derivative)
 
 
 class IndRNNRecurrence(torch.autograd.Function):
@@ -303,18 +281,9 @@ class IndRNNRecurrence(torch.autograd.Function):
     def forward(*arguments: Any) -> Any:
         return _call(_recurrence, _forward, arguments)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
-        raise RuntimeError(
-            "indrnn_recurrence has no forward-mode derivative (jvp, jacfwd, linearize, hessian); "
-            "use reverse mode: backward(), or torch.func.grad, vjp or jacrev"
-        )
-
 
 class IndRNNRecurrenceGradients(torch.autograd.Function):
     """`indrnn::recurrence_backward` in eager code."""
-
-    backward, jvp = staticmethod(_no_second_derivative), IndRNNRecurrence.jvp
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
