@@ -114,7 +114,9 @@ def test_help_lists_the_choices_and_the_keys_of_the_chosen_model(run, tmp_path):
 
 
 def test_cfg_job_prints_the_configuration_without_running(run, trained, tmp_path):
-    shown = yaml.safe_load(run("model=lstm", "seed=3", "--cfg", "job", "--resolve").out)
+    printed = run("model=lstm", "seed=3", "--cfg", "job", "--resolve")
+    assert "68,362 parameters" in printed.err
+    shown = yaml.safe_load(printed.out)
     assert (shown["model"]["name"], shown["seed"], shown["name"]) == ("lstm", 3, "lstm")
     assert "hydra" not in shown
     assert not trained

@@ -380,6 +380,25 @@ class TestNumba:
                 net.eval()(torch.randn(3, 4, 1))
         assert _compiled.cache_info().currsize == compiled
 
+    def test_without_a_home_no_folder_named_tilde_is_made(self, tmp_path):
+        program = """
+import pwd
+import torch
+from numba.core import caching
+from indrnn.recurrence import indrnn_recurrence
+def refuse(*arguments): raise KeyError
+def unwritable(*arguments): raise OSError
+pwd.getpwuid = refuse
+for name, kind in list(vars(caching).items()):
+    if name.lstrip("_") == "InTreeCacheLocator": kind.ensure_cache_path = unwritable
+print(indrnn_recurrence(torch.ones(1, 3, 2), torch.ones(2), backend="numba")[0][0, :, 0].tolist())
+"""
+        environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "NUMBA_CACHE_DIR")}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+        assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
+        assert not list(tmp_path.iterdir())
+
     def test_damaged_cache_files_are_replaced(self, tmp_path):
         program = """
 import torch

@@ -54,7 +54,12 @@ def _command() -> int:
         print(_help(options))
         return 0
     if options.cfg:  # Hydra prints it without the checks of a run
-        load_config(options.overrides, options.config_name or "train", options.config_dir)
+        cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)
+        from ..data import make_task
+        from ..models import build_model
+
+        count = sum(parameter.numel() for parameter in build_model(cfg.model, make_task(cfg.data)).parameters())
+        say(PROGRAM, f"{count:,} parameters")
     code = 0
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
