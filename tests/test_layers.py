@@ -293,9 +293,11 @@ class TestErrors:
             (lambda x, h: IndRNN(4, 5)(x), r"weight must have shape \(5, 3\)"),
             (lambda x, h: IndRNN(3, 5)(x, h[:, :2]), r"hx must have shape \(1, 4, 5\), got \(1, 2, 5\)"),
             (lambda x, h: IndRNN(3, 5)(x[:, 0], h), r"hx must have shape \(1, 5\)"),
-            (lambda x, h: IndRNN(3, 5)(x.double()), r"u must be torch\.float64 .* got torch\.float32"),
+            *(
+                (lambda x, h, to=to: IndRNN(3, 5)(x.to(to)), f"input is {to}, but the weights are torch.float32")
+                for to in (torch.float64, torch.bfloat16, torch.int64)
+            ),
             (lambda x, h: IndRNN(3, 5)(x, h.double()), r"h0 must be torch\.float32 .* got torch\.float64"),
-            (lambda x, h: IndRNN(3, 5)(x.long()), "x must be floating point"),
             (lambda x, h: IndRNN(3, 5)(x[:0]), "T, H >= 1"),
             (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"x must be .*\(B, T, H\)"),
             (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must have shape \(4, 5\)"),

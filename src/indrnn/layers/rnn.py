@@ -165,6 +165,9 @@ class IndRNN(nn.Module):
             batched = input.dim() != 2
             # (B, T, D) internally: batch-major memory is the fast path
             x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"input is {x.dtype}, but the weights are {dtype}; convert one of them with .to()")
         states = None
         if hx is not None:
             batch = () if not batched else x.shape[:1] if steps is None else steps.shape[:1]
