@@ -36,6 +36,9 @@ from indrnn.report.table import bullets, duration, general_notes, group_row, mar
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, "-m", "indrnn"]
 FILES = (CONFIG, METRICS, RESULT)
+# The networks drawn against time, and the speed of their updates on one core.
+AGAINST_TIME = [("mnist", name) for name in ("fast_indrnn", "fast_indrnn_12layer", "fast_lstm_chrono")]
+SPEEDS = "bench/step-one-core.csv"
 BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
 COLUMNS = ["network", "protocol", "run", "n", "test %", "validation %", "parameters", "updates", "time"]
@@ -144,7 +147,22 @@ def draw_results(results: Path) -> list[Path]:
     """Draw ``results``/figures from ``results``/runs, without ablations (other than Adam) and first evaluations."""
     hidden = {(row.task, row.name) for row in ROWS if row.note and not row.name.endswith("-adam")}
     groups = [group for group in collect([results / "runs"]) if (group.task.folder, group.name) not in hidden]
-    return draw([group for group in groups if not group.name.endswith("first1700")], results / "figures")
+    groups = [group for group in groups if not group.name.endswith("first1700")]
+    paths = draw(groups, results / "figures")
+    groups = [group for group in groups if (group.task.folder, group.name) in AGAINST_TIME]
+    return paths + draw(at_measured_speed(groups, results), results / "figures" / "time")
+
+
+def at_measured_speed(groups: Sequence[Group], results: Path) -> Sequence[Group]:
+    """Replace each run's time by its updates at the speed of an idle core, which `indrnn-bench step` measured: the
+    published runs shared their machine."""
+    keys = ["model", "layers", "units", "precision"]
+    speeds = pd.read_csv(results / SPEEDS).set_index(keys)["steps_per_second"]
+    for each in (each for group in groups for each in group.runs):
+        model, precision = each.config.model, each.config.trainer.precision
+        speed = speeds[model.name, model.num_layers, model.hidden_size, precision]
+        each.metrics["seconds"] = each.metrics["step"] / speed
+    return groups
 
 
 def train(row: Row, seed: int, options: argparse.Namespace) -> bool:

@@ -44,8 +44,9 @@ def test_step(tmp_path, capsys):
     rows = bench(tmp_path, "step", "--batch", "2", "--seconds", "1e-6", "--profile")
     assert set(rows["status"]) == {"measured"}
     float32 = rows[rows["precision"] == "float32"]
-    assert [*zip(float32["model"], float32["units"], strict=True)] == [("indrnn", 128), ("lstm", 128), ("lstm", 144)]
-    assert (rows["over_products"].notna() == (rows["model"] == "indrnn")).all()
+    networks = ["indrnn 6 128", "indrnn 12 128", "lstm 1 128", "lstm 1 144"]
+    assert [f"{row.model} {row.layers} {row.units}" for row in float32.itertuples()] == networks
+    assert (rows["over_products"].notna() == (rows["layers"] == 6)).all()
     (profile,) = tmp_path.glob("*-profile.txt")
     assert "IndRNNRecurrence" in profile.read_text()
     assert f"torch {torch.__version__}" in capsys.readouterr().out
