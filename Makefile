@@ -38,7 +38,7 @@ demo: $(READY)  ## IndRNN against LSTM in minutes, on a 5,000-image subset of MN
 
 speedrun: $(READY)  ## time the fast protocol for three seeds on a quiet machine (results/speedrun.md); ARGS="trainer.precision=bfloat16"
 	for seed in 0 1 2; do uptime && bash -c "time $(BIN)/indrnn-train experiment=fast model=indrnn tag=speedrun \
-		output_root=outputs/speedrun seed=$$seed $(ARGS)" || exit 1; done
+		output_root=outputs/speedrun overwrite=true seed=$$seed $(ARGS)" || exit 1; done
 	$(BIN)/indrnn-report outputs/speedrun
 
 gpu:  ## run everything that needs a CUDA GPU in nine minutes, into OUT=build/gpu; without .venv it uses PYTHON

@@ -2,7 +2,7 @@
 """Run the unfinished rows of the results tables, within a time limit, and regenerate the tables and figures.
 
     python scripts/reproduce.py --list           finished, unfinished and missing runs
-    python scripts/reproduce.py --minutes 600    resume where the last call stopped; start it twice to use two cores
+    python scripts/reproduce.py --minutes 600    resume where the last call stopped
     python scripts/reproduce.py --table          only regenerate results/README.md and figures
 
 results_rows.py declares the rows. indrnn-train runs them in a work folder (default: outputs/reproduce), which keeps
@@ -150,7 +150,7 @@ def draw_results(results: Path) -> list[Path]:
     groups = [group for group in groups if not group.name.endswith("first1700")]
     paths = draw(groups, results / "figures")
     groups = [group for group in groups if (group.task.folder, group.name) in AGAINST_TIME]
-    return paths + draw(at_measured_speed(groups, results), results / "figures" / "time")
+    return paths + draw(at_measured_speed(groups, results), results / "figures" / "time") if groups else paths
 
 
 def at_measured_speed(groups: Sequence[Group], results: Path) -> Sequence[Group]:
@@ -183,7 +183,11 @@ def train(row: Row, seed: int, options: argparse.Namespace) -> bool:
         raise
     if process.returncode:
         return False
-    print(f"{path}: copied to {publish(options.work / path, options.results / 'runs')}", flush=True)
+    try:
+        print(f"{path}: copied to {publish(options.work / path, options.results / 'runs')}", flush=True)
+    except UserError as failure:
+        print(f"{path}: {failure}", flush=True)
+        return False
     return True
 
 
@@ -220,7 +224,7 @@ def main() -> int:
             for job in jobs:
                 succeeded &= state(*job, options) == "finished" or train(*job, options)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            print("stopped; the same command resumes", flush=True)
+            print("stopped; rerun to resume", flush=True)
     update_readme(options.results)
     draw_results(options.results)
     print(f"{sum(state(*job, options) == 'finished' for job in jobs)} of {len(jobs)} runs finished")

@@ -182,6 +182,7 @@ def test_load_config_works_inside_another_hydra_application(tmp_path):
           for blocks, words in (("[8,0]", "at least 1"), ("[]", "empty"), ("[8,a]", "'a'"))),
         # values that do not fit together
         ("model.last_layer_fixed=1.1", "1.00088"),
+        ("schedule=plateau schedule.minimum_lr=1", "must be below optimizer.lr"),
         ("data=adding trainer.label_smoothing=0.1", "no classes"), ("data.permutation=nonsense", "seed92916"),
         ("tag=a/b", "tag"), ("name=..", "name"),
     ],

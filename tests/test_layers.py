@@ -3,6 +3,7 @@
 import copy
 import doctest
 import io
+import math
 import pickle
 
 import numpy as np
@@ -275,9 +276,14 @@ class TestErrors:
             ({"input_size": 0}, "must be at least 1, got 0"),
             ({"nonlinearity": "gelu"}, "nonlinearity must be one of relu"),
             ({"backend": "cuda"}, "backend must be one of auto, .*, got 'cuda'"),
-            ({"dropout": 1.0, "num_layers": 2}, r"dropout must be in \[0, 1\), got 1.0"),
-            ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, r"must be in \[0, 0.5\], got 0.6"),
+            ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+            ({"recurrent_max_abs": 0.5, "recurrent_min_abs": 0.6}, "must hold, got 0.6 and 0.5"),
             ({"recurrent_min_abs": -0.1}, "got -0.1"),
+            ({"recurrent_min_abs": math.inf}, "got inf"),
+            ({"recurrent_max_abs": math.inf}, "got 0.0 and inf"),
+            ({"recurrent_max_abs": 0.9, "recurrent_init": "last_layer"}, "recurrent_init must be"),
+            ({"recurrent_init": (1.0, 0.5)}, "recurrent_init must be"),
+            ({"recurrent_init": (0.5,)}, "recurrent_init must be"),
             ({"input_init": "magic"}, "input_init must be one of linear"),
             ({"recurrent_init": "magic"}, "recurrent_init must be one of positive"),
             ({"recurrent_init": ["positive"], "num_layers": 2}, "must have 2 entries, one per layer, got 1"),
@@ -290,7 +296,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda x, h: IndRNN(4, 5)(x), r"weight must have shape \(5, 3\)"),
+            (lambda x, h: IndRNN(4, 5)(x), r"4 features, got \(6, 4, 3\)"),
+            (lambda x, h: IndRNN(3, 5)(x[0, 0]), "2 or 3 dimensions"),
+            (lambda x, h: IndRNN(2, 5)(pack_padded_sequence(x, [6, 5, 2, 1])), "2 features"),
+            (lambda x, h: IndRNN(3, 5)(x, (h, h)), "no cell state"),
+            (lambda x, h: IndRNNCell(3, 5)(x), r"input must be \(B, D\)"),
+            (lambda x, h: IndRNNCell(3, 5)(x[0], h[0].double()), r"hx must be torch\.float32 \(4, 5\)"),
             (lambda x, h: IndRNN(3, 5)(x, h[:, :2]), r"hx must have shape \(1, 4, 5\), got \(1, 2, 5\)"),
             (lambda x, h: IndRNN(3, 5)(x[:, 0], h), r"hx must have shape \(1, 5\)"),
             *(
@@ -300,7 +311,7 @@ class TestErrors:
             (lambda x, h: IndRNN(3, 5)(x, h.double()), r"h0 must be torch\.float32 .* got torch\.float64"),
             (lambda x, h: IndRNN(3, 5)(x[:0]), "T, H >= 1"),
             (lambda x, h: IndRNNLayer(3, 5)(x[0]), r"x must be .*\(B, T, H\)"),
-            (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must have shape \(4, 5\)"),
+            (lambda x, h: IndRNNCell(3, 5)(x[0], h[0, 0]), r"hx must be torch\.float32 \(4, 5\)"),
         ],
     )
     def test_of_calls(self, call, message):

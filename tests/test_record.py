@@ -28,7 +28,7 @@ def leave(root, *overrides, checkpoint=True, result=False):
     """A run folder as a process leaves it that was stopped at step 10, or ended there."""
     with opened(root, *overrides) as run:
         run.begin()
-        run.metrics_path.write_text(f"{','.join(COLUMNS)}\n10,0.1,1.0,train,2.3,,,\n")
+        (run.path / "metrics.csv").write_text(f"{','.join(COLUMNS)}\n10,0.1,1.0,train,2.3,,,\n")
         if checkpoint:
             run.checkpoint_path.write_bytes(b"state")
             run.best_path.write_bytes(b"weights")
@@ -97,7 +97,7 @@ def test_unfinished_run_resumes_from_its_checkpoint(tmp_path):
         run.begin()
         assert run.state == "resume"
         assert run.checkpoint_path.read_bytes() == b"state"
-        assert read_metrics(run.metrics_path)["step"].tolist() == [10]
+        assert read_metrics(run.path / "metrics.csv")["step"].tolist() == [10]
         assert load_config_file(path / "config.yaml")["trainer"]["checkpoint_every"] == 7
 
 
@@ -107,7 +107,7 @@ def test_unfinished_run_without_checkpoint_starts_again(tmp_path):
     (path / "checkpoint.pt.tmp").write_bytes(b"half")
     with opened(tmp_path) as run:
         assert run.state == "fresh"
-        assert run.metrics_path.exists()  # nothing is removed before the run begins
+        assert (run.path / "metrics.csv").exists()  # nothing is removed before the run begins
         run.begin()
         assert set(contents(path)) == {"config.yaml"}
     with opened(tmp_path, "optimizer.lr=1e-3") as run:

@@ -54,15 +54,16 @@ def test_histograms_texts_and_hyperparameters_reach_tensorboard(tmp_path):
     with recorder(tmp_path) as record:
         weights = [torch.linspace(0.99, 1.0, 128, dtype=torch.bfloat16), torch.ones(4, dtype=torch.complex64)]
         record.histograms(10, "recurrent_weight/layer", weights)
-        results = {"eval/best_accuracy": 0.75, "test/accuracy": None}
-        record.finished("indrnn-train", "seed: 3", {"seed": 3, "model.name": "indrnn", "tag": None}, results)
+        record.row("test", 10, 0.1, 1.0, 0.5, 0.75)
+        record.finished("indrnn-train", "seed: 3", {"seed": 3, "model.name": "indrnn", "tag": None}, ["test/accuracy"])
     written = events(tmp_path)
     [histogram] = written.Histograms("recurrent_weight/layer1")
     assert (histogram.step, histogram.histogram_value.num) == (10, 128)
     assert sum(count > 0 for count in histogram.histogram_value.bucket) > 1
     [text] = written.Tensors("configuration/text_summary")
     assert text.tensor_proto.string_val[0] == b"```yaml\nseed: 3```"
-    assert [point.value for point in written.Scalars("eval/best_accuracy")] == [0.75]
+    assert points(tmp_path, "test/accuracy") == [(10, 0.75)]
+    assert len(list(tmp_path.glob("events*"))) == 1
     session = written.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert all(word in session for word in (b"seed", b"model.name", b"indrnn"))
 
@@ -106,7 +107,7 @@ def test_incomplete_last_line_is_dropped(tmp_path, cut):
         ("step,loss\n1,2\n", "does not begin with"),
         ("", "does not begin with"),
         (HEADER + "1,0.1,1.0,train,x,,,\n", "damaged.*'?x'?"),
-        (HEADER + "1,0.1\n", "damaged"),
+        (HEADER + "1,0.1,1.0,val,0.5\n", "damaged"),
         (HEADER + ROW + "\n", "damaged"),
         (HEADER + ROW[:-1] + ",1\n", "damaged"),
     ],
@@ -120,18 +121,25 @@ def test_damaged_metrics_are_named_and_kept(tmp_path, text, message):
     assert path.read_text() == text
 
 
-def test_full_disk_is_one_line_and_leaves_complete_rows(tmp_path, limited_file_size):
+@pytest.mark.parametrize("full", ["metrics.csv", "events*"])
+def test_full_disk_is_one_line_and_leaves_complete_rows(tmp_path, limited_file_size, capfd, full):
     path = tmp_path / "metrics.csv"
+    tags = dict.fromkeys("abcdef", 1.0) if full != "metrics.csv" else {}
 
     def fill(record, steps):
         for step in steps:
-            record.row("train", step, 0.1, 1.0, 1 / 3, lr=1 / 3, grad_norm=1 / 3)
+            record.row("train", step, 0.1, 1.0, 1 / 3, lr=1 / 3, grad_norm=1 / 3, tags=tags)
 
     with recorder(tmp_path) as record:
         fill(record, range(20))
-        with limited_file_size(path.stat().st_size + 100), pytest.raises(RunError, match=re.escape(str(path))) as error:
+        [larger] = tmp_path.glob(full)
+        with (
+            limited_file_size(larger.stat().st_size + 100),
+            pytest.raises(RunError, match=re.escape(str(tmp_path))) as error,
+        ):
             fill(record, range(20, 40))
     assert "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
     steps = read_metrics(path)["step"].tolist()
     assert steps == list(range(len(steps)))
     assert 20 <= len(steps) < 23

@@ -232,6 +232,11 @@ def test_gradcheck_and_no_second_derivative(backend):
     (gradient,) = torch.autograd.grad(h.square().sum(), inputs[0], create_graph=True)
     with pytest.raises(NotImplementedError):
         gradient.sum().backward()
+    x, u = (each.detach() for each in inputs[:2])
+    rows = torch.func.jacrev(lambda x: indrnn_recurrence(x, u, backend=backend)[1])(x)
+    assert rows.shape == (2, 5, 2, 9, 5)
+    with pytest.raises(NotImplementedError):
+        torch.func.jvp(lambda x: indrnn_recurrence(x, u, backend=backend)[0], (x,), (x,))
 
 
 @pytest.mark.parametrize("D", [None, 2])

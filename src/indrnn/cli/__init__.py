@@ -20,6 +20,11 @@ def run(program: str, command: Callable[[], object]) -> None:
     try:
         result = command()
         code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes stdout again at exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except KeyboardInterrupt as stop:
         number = signal.Signals(*stop.args or (signal.SIGINT,))
         code = say(program, f"stopped by {number.name}; nothing is lost", 128 + number)

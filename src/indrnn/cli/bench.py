@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from itertools import product
+from math import inf
 from pathlib import Path
 
+from ..errors import UserError
 from . import run, say
 
 DESCRIPTION = """\
@@ -26,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     for options in commands.values():
         options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
         options.add_argument("--out", type=Path, default=Path("results/bench"), help="default: results/bench")
-        options.set_defaults(length=[0], batch=[], seconds=0.0, profile=False)
+        options.set_defaults(length=[0], batch=[], seconds=1.0, profile=False)
     for what, seconds in (("recurrence", 0.3), ("step", 3.0)):
         options = commands[what]
         options.add_argument("--batch", type=positive, nargs="+", default=[32], help="batch sizes (default: 32)")
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if not 0 < options.seconds < inf:
+        raise UserError(f"--seconds {options.seconds}: it must be above 0")
     say("indrnn-bench", "loading PyTorch and comparing every backend with float64 ...")
     from indrnn.bench.commands import bench
 
@@ -56,7 +60,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def positive(text: str) -> int:
-    """Named by argparse for any other text."""
+    """A positive int; argparse names this function in its error."""
     if int(text) < 1:
         raise ValueError
     return int(text)

@@ -1,5 +1,5 @@
-"""Sweeps (``indrnn-train -m``): all jobs are checked before the first one runs, a signal lets every process save its
-run, a table at the end lists the results. For any launcher of Hydra; checks and table need the basic sweeper."""
+"""Sweeps (``indrnn-train -m``): the configurations of all jobs are checked before the first one runs, on a signal every
+process saves its run, and a table lists the results. For any launcher; checks and table need the basic sweeper."""
 
 import os
 import signal

@@ -53,7 +53,7 @@ def _command() -> int:
     if options.help:
         print(_help(options))
         return 0
-    if options.cfg:  # Hydra prints it without the checks of a run
+    if options.cfg:  # Hydra prints it without checks and without the size of the network
         cfg = load_config(options.overrides, options.config_name or "train", options.config_dir)
         from ..data import make_task
         from ..models import build_model

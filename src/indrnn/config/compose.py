@@ -58,6 +58,7 @@ def load_config(overrides: Iterable[str] = (), config_name: str = "train", confi
         if not os.path.isdir(config_dir):
             raise UserError(f"--config-dir {config_dir}: no such folder")
         search_path.prepend("command-line", f"file://{os.path.abspath(config_dir)}", anchor="schema")
+    # As hydra.main with --config-dir: the public initialize_config_dir knows one folder only.
     application = GlobalHydra.instance().hydra  # we may be inside of a Hydra application
     GlobalHydra.instance().clear()
     try:
@@ -218,6 +219,9 @@ def _check_together(cfg: Config) -> None:
     task = make_task(cfg.data)
     if cfg.trainer.label_smoothing > 0 and not task.measures_accuracy:
         raise UserError(f"trainer.label_smoothing={cfg.trainer.label_smoothing}: {task.name} has no classes; use 0")
+    minimum = getattr(cfg.schedule, "minimum_lr", 0.0)
+    if minimum >= cfg.optimizer.lr:
+        raise UserError(f"schedule.minimum_lr={minimum}: it must be below optimizer.lr={cfg.optimizer.lr}")
     model: Any = cfg.model
     fixed = getattr(model, "last_layer_fixed", None)
     if fixed is not None and model.constraint != "none" and abs(fixed) > (bound := model.gamma ** (1 / task.length)):

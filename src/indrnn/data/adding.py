@@ -2,7 +2,7 @@
 
 x (B, T, 2): a value from U[0, 1) at every step, and a marker that is 1 at two steps, one in each half of the sequence,
 and 0 elsewhere. y (B,): the sum of the two marked values. The predict-the-mean baseline has an expected squared error
-of 1/6; for a split of finite size, it is computed.
+of 1/6; finite splits compute theirs.
 
 Sequence i of a split is a pure function of (data_seed, split, i): a counter is hashed, there is no generator state. A
 resumed run sees the same numbers as an uninterrupted one, on any device, and a batch can be part of a CUDA graph.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,9 @@ def fill_input(weight: Tensor, how: Initializer) -> None:
 def fill_recurrent(u: Tensor, how: Initializer, max_abs: float | None) -> None:
     """Fill u (H,) in place by a name (see `IndRNN`), from a range (low, high) or with a function."""
     m = 1.0 if max_abs is None else max_abs
-    _fill(u, "recurrent_init", how, {"positive": (0.0, m), "symmetric": (-m, m), "last_layer": (1 / m, m)})
+    _fill(
+        u, "recurrent_init", how, {"positive": (0.0, m), "symmetric": (-m, m), "last_layer": (1 / m if m else inf, m)}
+    )
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def _fill(tensor: Tensor, key: str, how: Initializer, named: Mapping[str, Initia
         how = named.get(how, how)
     if callable(how):
         how(tensor)
-    elif isinstance(how, tuple):
+    elif isinstance(how, tuple) and len(how) == 2 and -inf < how[0] <= how[1] < inf:
         nn.init.uniform_(tensor, *how)
     else:
         raise ValueError(f"{key} must be one of {', '.join(named)}, a range (low, high) or a function, got {how!r}")

@@ -69,8 +69,10 @@ class Weights(nn.Module):
             raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
         check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
         check_choice("constraint", constraint, ("clip", "project", "none"))
-        if not 0 <= recurrent_min_abs <= (inf if recurrent_max_abs is None else recurrent_max_abs):
-            raise ValueError(f"recurrent_min_abs must be in [0, {recurrent_max_abs}], got {recurrent_min_abs}")
+        largest = recurrent_min_abs if recurrent_max_abs is None else recurrent_max_abs
+        if not 0 <= recurrent_min_abs <= largest < inf:
+            bounds = f"{recurrent_min_abs} and {recurrent_max_abs}"
+            raise ValueError(f"0 <= recurrent_min_abs <= recurrent_max_abs < infinity must hold, got {bounds}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.nonlinearity = nonlinearity
@@ -226,7 +228,7 @@ class IndRNNLayer(Weights):
         return scale, shift
 
     def register_full_backward_hook(self, *_: Any, **__: Any) -> Any:
-        # it would never run: module backward hooks see tensors only
+        # The hook would never run: module backward hooks see tensors only.
         raise NotImplementedError("an IndRNNLayer returns no tensor to hook; register the hook on the IndRNN")
 
     register_full_backward_pre_hook = register_backward_hook = register_full_backward_hook

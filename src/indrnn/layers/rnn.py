@@ -116,7 +116,7 @@ class IndRNN(nn.Module):
                 hidden_size,
                 nonlinearity=nonlinearity,
                 bias=bias,
-                dropout=dropout if k < num_layers - 1 or self._dropout_after_last else 0.0,
+                dropout=dropout,
                 recurrent_init=initializer,
                 reverse=reverse,
                 **options,
@@ -124,6 +124,9 @@ class IndRNN(nn.Module):
             for k, initializer in enumerate(initializers)
             for reverse in (False, True)[: self.num_directions]
         )
+        if not self._dropout_after_last:
+            for _, layer in recurrent_layers(self)[-self.num_directions :]:
+                layer.dropout = 0.0
 
     # torch.nn.RNN's attributes. Assigning one raises AttributeError, because the layers would not change.
     nonlinearity = property(lambda self: self.layers[0].nonlinearity)
@@ -157,6 +160,12 @@ class IndRNN(nn.Module):
         Raises:
             ValueError: shapes, dtypes or devices do not fit.
         """
+        data, features = input.data if isinstance(input, PackedSequence) else input, self.input_size
+        if data.dim() not in (2, 3) or data.shape[-1] != features:
+            raise ValueError(f"input must have 2 or 3 dimensions and {features} features, got {tuple(data.shape)}")
+        dtype = next(self.parameters()).dtype
+        if data.dtype != dtype and not torch.is_autocast_enabled(data.device.type):
+            raise ValueError(f"input is {data.dtype}, but the weights are {dtype}; convert one of them with .to()")
         steps, order, batched = None, None, True
         if isinstance(input, PackedSequence):
             x, batch_sizes, order, back = input
@@ -165,13 +174,12 @@ class IndRNN(nn.Module):
             batched = input.dim() != 2
             # (B, T, D) internally: batch-major memory is the fast path
             x = input.unsqueeze(0) if not batched else input if self.batch_first else input.transpose(0, 1)
-        dtype = next(self.parameters()).dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"input is {x.dtype}, but the weights are {dtype}; convert one of them with .to()")
         states = None
         if hx is not None:
             batch = () if not batched else x.shape[:1] if steps is None else steps.shape[:1]
             expected = (len(self.layers), *batch, self.hidden_size)
+            if not isinstance(hx, Tensor):
+                raise ValueError(f"hx must be a tensor, got {type(hx).__name__}; an IndRNN has no cell state")
             if hx.shape != expected:
                 raise ValueError(f"hx must have shape {expected}, got {tuple(hx.shape)}")
             hx = hx if batched else hx.unsqueeze(1)
@@ -218,7 +226,7 @@ class IndRNNCell(Weights):
     >>> h.shape
     torch.Size([3, 20])
 
-    Args, parameters and errors: as one layer of `IndRNN`, with the arguments in the order of RNNCell.
+    Args and parameters: as one layer of `IndRNN`, with the arguments in the order of RNNCell.
     """
 
     weight_ih: nn.Parameter
@@ -227,11 +235,14 @@ class IndRNNCell(Weights):
         """Map input (B, D) or (D,) and hx (B, H) or (H,), None for zeros, to the next state.
 
         Raises:
-            RuntimeError: input does not fit. ValueError: hx does not fit.
+            RuntimeError, ValueError: shapes or dtypes do not fit.
         """
+        if input.dim() not in (1, 2):
+            raise ValueError(f"input must be (B, D) or (D,), got {tuple(input.shape)}")
         a = nn.functional.linear(input, self.weight_ih, self.bias)
         if hx is not None:
-            if hx.shape != a.shape:
-                raise ValueError(f"hx must have shape {tuple(a.shape)}, got {tuple(hx.shape)}")
+            if hx.shape != a.shape or hx.dtype not in (a.dtype, self.weight_hh.dtype):
+                got = f"{hx.dtype} {tuple(hx.shape)}"
+                raise ValueError(f"hx must be {self.weight_hh.dtype} {tuple(a.shape)}, got {got}")
             a = a + self.recurrent_weight() * hx
         return activate(a, self.nonlinearity)

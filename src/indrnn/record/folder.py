@@ -79,7 +79,6 @@ class RunFolder:
         self.state = state
         self.command = command
         self.config_path = path / CONFIG
-        self.metrics_path = path / METRICS
         self.result_path = path / RESULT
         self.checkpoint_path = path / CHECKPOINT
         self.best_path = path / BEST

@@ -24,8 +24,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
     try:
         rows = io.StringIO("".join(lines))
         table = pd.read_csv(rows, dtype=COLUMNS, skip_blank_lines=False)
-        if table["split"].isna().any():
-            raise ValueError("a row is too short")
+        if any(line.count(",") != len(COLUMNS) - 1 for line in lines):
+            raise ValueError("a row has too few or too many cells")
     except ValueError as failure:
         raise UserError(f"{path} is damaged ({str(failure).splitlines()[0]}); repair or move it away") from failure
     return table

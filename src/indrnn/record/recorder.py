@@ -2,9 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import compress
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any, Self
 from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import RunError
 from ..files import one_line, write_atomically
 from .folder import METRICS
 from .metrics import COLUMNS, complete_lines, read_metrics
@@ -42,7 +44,7 @@ class Recorder:
         path: the run folder.
         label: begins every line of the progress.
         step, total: the first and the last step of the progress.
-        resume_step: the last step whose rows (but the test's) and points are kept; None for a fresh run.
+        resume_step: the last step whose rows, except test rows, and points are kept; None for a fresh run.
 
     Raises RunError with one line if the disk is full or a file cannot be written.
     """
@@ -107,31 +109,47 @@ class Recorder:
         with one_line("write", self._metrics_path):
             self._metrics.write(",".join([str(step), f"{epoch:.6g}", f"{seconds:.3f}", split, *cells]) + "\n")
             self._metrics.flush()
-        with one_line("write TensorBoard events to", self._path):
+        with self._flushed() as tensorboard:
             for tag, value in scalars.items():
                 if value is not None:
-                    self._tensorboard.add_scalar(tag, value, step)
-            self._tensorboard.flush()
+                    tensorboard.add_scalar(tag, value, step)
         name = "" if split == "train" else f"{split} "
         self._show(step, split, f"{name}loss {loss:.4f}" if accuracy is None or not name else f"{name}{accuracy:.2%}")
 
     def histograms(self, step: int, tag: str, tensors: Iterable[Tensor]) -> None:
         """Write a histogram of each tensor, complex ones by size, as tag1, tag2, ..."""
-        with one_line("write TensorBoard events to", self._path):
+        with self._flushed() as tensorboard:
             for number, tensor in enumerate(tensors, start=1):
                 real = (tensor.abs() if tensor.is_complex() else tensor).detach().double()
                 # Equal bins: torch's default ones would have all recurrent weights in one bin near 1.
-                self._tensorboard.add_histogram(f"{tag}{number}", real, step, bins=30)
+                tensorboard.add_histogram(f"{tag}{number}", real, step, bins=30)
 
-    def finished(self, command: str, configuration: str, keys: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-        """Write the command and configuration for the TEXT page, keys and results for the HPARAMS page."""
+    def finished(self, command: str, configuration: str, keys: Mapping[str, Any], results: Iterable[str]) -> None:
+        """Write the command and configuration for the TEXT page, and for the HPARAMS page the configuration's keys and
+        the tags of the results."""
+        from torch.utils.tensorboard.summary import hparams
+
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in keys.items()}
-        with one_line("write TensorBoard events to", self._path):
-            self._tensorboard.add_text("command", f"`{command}`")
-            self._tensorboard.add_text("configuration", f"```yaml\n{configuration}```")
-            measured = {tag: value for tag, value in results.items() if value is not None}
-            self._tensorboard.add_hparams(plain, measured, run_name=".")
-            self._tensorboard.flush()
+        with self._flushed() as tensorboard:
+            tensorboard.add_text("command", f"`{command}`")
+            tensorboard.add_text("configuration", f"```yaml\n{configuration}```")
+            for summary in hparams(plain, dict.fromkeys(results)):
+                tensorboard.file_writer.add_summary(summary)
+
+    @contextmanager
+    def _flushed(self) -> Iterator[Any]:
+        # SummaryWriter writes in a thread, whose traceback must not precede our one line.
+        previous, threading.excepthook = threading.excepthook, lambda failure: None
+        try:
+            with one_line("write TensorBoard events to", self._path):
+                yield self._tensorboard
+                self._tensorboard.flush()
+        except RunError:
+            with suppress(OSError):
+                self._tensorboard.file_writer.close()  # waits for the thread
+            raise
+        finally:
+            threading.excepthook = previous
 
     def _show(self, step: int, key: str, text: str) -> None:
         """Show the latest values next to the bar, or in a line if one is due."""

@@ -150,8 +150,8 @@ def resolve_backend(
     if backend != "auto":
         reason = _refusal(backend, device, dtype, nonlinearity)
         if reason is not None:
-            names = ", ".join(BACKENDS)
-            raise UserError(f"backend={backend} is not available on {device}: {reason}; choose another of {names}")
+            others = ", ".join(name for name in BACKENDS if name != backend)
+            raise UserError(f"backend={backend} is not available on {device}: {reason}; choose one of {others}")
         return backend
     name, refusals = auto_backend(device, dtype, nonlinearity)
     if "triton" in refusals:

@@ -196,7 +196,7 @@ def read_run(path: Path) -> Run:
         UserError: a file is missing or damaged, or no loss in its metrics is a number.
     """
     stored = load_config_file(path / CONFIG)
-    metrics = pd.DataFrame(read_metrics(path / METRICS))
+    metrics = read_metrics(path / METRICS)
     if len(metrics) and not np.isfinite(metrics["loss"]).any():
         raise UserError(f"{path / METRICS}: no loss is a finite number")
     try:

@@ -273,9 +273,9 @@ class Run:
         self.model.load_state_dict(self.best["model"])
         test = self._evaluate("test")
         result = build_result(self, test)
-        self._record("test", test.loss, test.accuracy)
-        results = {"eval/best_accuracy": result.val_accuracy, "eval/best_loss": result.val_loss}
-        results |= {"test/accuracy": result.test_accuracy, "test/loss": result.test_loss}
+        best = {"eval/best_accuracy": result.val_accuracy, "eval/best_loss": result.val_loss}
+        self._record("test", test.loss, test.accuracy, None, None, best)
+        results = [*best, "test/accuracy", "test/loss"]
         self.recorder.finished(result.command, self.folder.configuration, result_keys(self.cfg), results)
         if self.processes.is_rank_zero:
             save_weights(self.folder.weights_path, self.best["model"])

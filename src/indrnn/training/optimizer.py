@@ -155,8 +155,6 @@ class PlateauSchedule(Schedule):
 
     def __init__(self, peak: float, factor: float, patience: list[int], minimum_lr: float, restore_best: bool) -> None:
         super().__init__(lambda steps: factor ** self.state["drops"])
-        if minimum_lr >= peak:
-            raise UserError(f"schedule.minimum_lr={minimum_lr}: it must be below optimizer.lr={peak}")
         self._patience, self._peak, self._minimum = patience, peak, minimum_lr
         self.restores_best = restore_best
         # Rate drops so far, and evaluations without gain since the last.
