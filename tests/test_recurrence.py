@@ -224,6 +224,7 @@ def test_scan_is_exact_up_to_1e30_and_clamps_there(dtype):
         assert torch.equal(indrnn_recurrence(x, u, backend="numba")[0].isfinite(), naive.recurrence(x, u)[0].isfinite())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # by torch.func.jvp itself
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_and_no_second_derivative(backend):
     inputs = [tensor.requires_grad_() for tensor in example(2, 9, 5)]
