@@ -95,7 +95,7 @@ def test_outputs_and_gradients_are_those_of_torch(
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_packed_sequence_is_as_its_sequences_alone(norm):
+def test_a_packed_sequence_equals_its_sequences_alone(norm):
     """Batch norm covers all steps of all sequences."""
     rnn = IndRNN(D, H, batch_first=True, bidirectional=True, norm=norm, dtype=torch.float64)
     plain = IndRNN(D, H, batch_first=True, bidirectional=True, dtype=torch.float64)

@@ -148,7 +148,7 @@ class Affine(torch.autograd.Function):
         scale, _, inverse = output
         ctx.save_for_backward(inputs[0], scale, inverse)
         ctx.mark_non_differentiable(inverse)
-        ctx.set_materialize_grads(False)  # of inverse; scale and shift are always read together
+        ctx.set_materialize_grads(False)  # inverse needs no gradient; readers use scale and shift together
 
     @staticmethod
     def backward(ctx: Any, dscale: Tensor, dshift: Tensor, _: None) -> tuple[Tensor | None, ...]:
