@@ -494,7 +494,7 @@ class TestResolveBackend:
         [
             ({"backend": "cuda"}, "backend='cuda' is unknown; choose one of auto"),
             ({"nonlinearity": "gelu"}, "nonlinearity='gelu' is unknown; choose one of relu"),
-            ({"backend": "triton"}, "backend=triton is not available on cpu: .*; choose another of auto, reference"),
+            ({"backend": "triton"}, "backend=triton is not available on cpu: .*; choose one of auto, reference"),
             ({"backend": "numba", "nonlinearity": "tanh"}, "it computes relu, identity, leaky_relu, not tanh"),
         ],
     )
