@@ -57,10 +57,9 @@ STUDIES: dict[str, tuple[list[str], list[str], dict[str, Any], dict[str, Any]]] 
 TITLE = """\
 # Tuning of the fast protocol
 
-Every trial, the best first, written by `python scripts/tune.py --table`. A trial is a run on full sequential MNIST with
-experiment=fast (Muon), 2 epochs, seed 0; bfloat16 for the IndRNN, float32 for the LSTM. Scores are validation accuracy,
-n = 1. Short trials favor settings that learn early. Trials of the adding problem (adding_...) have T = 500, 2,000
-updates and float32; their score is the validation error."""
+Every trial, the best first, written by `python scripts/tune.py --table`. Unless a study says otherwise, a trial is a
+run on full sequential MNIST with experiment=fast (Muon), 2 epochs, seed 0; bfloat16 for the IndRNN, float32 for the
+LSTM. Scores are validation accuracy, n = 1. Short trials favor settings that learn early."""
 
 
 def run_trial(trial: Trial, study: str, options: argparse.Namespace) -> float:
@@ -112,7 +111,7 @@ def write_table(storage: JournalStorage) -> None:
         parts += [f"## {name}: {len(done)} trials"]
         parts += [f"Validation mean squared error with `{' '.join(T500)}`."] if STUDIES[name][0] is T500 else []
         parts += [markdown_table(rows)] if rows else []
-        parts += [f"Failed: {settings[t.number]}" for t in trials if t.state == TrialState.FAIL]
+        parts += [f"Stopped or diverged: {settings[t.number]}" for t in trials if t.state == TrialState.FAIL]
     write_atomically(RESULTS / "tuning.md", "\n\n".join(parts) + "\n")
 
 

@@ -53,7 +53,7 @@ def test_rows_are_readable_at_once(tmp_path):
 def test_histograms_texts_and_hyperparameters_reach_tensorboard(tmp_path):
     with recorder(tmp_path) as record:
         weights = [torch.linspace(0.99, 1.0, 128, dtype=torch.bfloat16), torch.ones(4, dtype=torch.complex64)]
-        record.histograms(10, "recurrent_weight/layer", weights)
+        record.recurrent_weights(10, weights)
         record.row("test", 10, 0.1, 1.0, 0.5, 0.75)
         record.finished("indrnn-train", "seed: 3", {"seed": 3, "model.name": "indrnn", "tag": None}, ["test/accuracy"])
     written = events(tmp_path)

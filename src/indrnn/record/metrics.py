@@ -1,11 +1,15 @@
 """metrics.csv, read: one row per evaluation and log interval, written by `indrnn.record.recorder.Recorder`."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = {
     "step": int, "epoch": float, "seconds": float, "split": str,
@@ -18,6 +22,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
     Raises UserError with one line for a file that cannot be read or is damaged otherwise.
     """
+    import pandas as pd  # here, because a run that starts at step 0 reads no metrics
+
     lines = complete_lines(path)
     if lines[:1] != [",".join(COLUMNS) + "\n"]:
         raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: not a metrics file of this version")

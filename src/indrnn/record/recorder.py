@@ -116,13 +116,13 @@ class Recorder:
         name = "" if split == "train" else f"{split} "
         self._show(step, split, f"{name}loss {loss:.4f}" if accuracy is None or not name else f"{name}{accuracy:.2%}")
 
-    def histograms(self, step: int, tag: str, tensors: Iterable[Tensor]) -> None:
-        """Write a histogram of each tensor, complex ones by size, as tag1, tag2, ..."""
+    def recurrent_weights(self, step: int, layers: Iterable[Tensor]) -> None:
+        """Write a histogram of each layer's recurrent weights, complex ones by size."""
         with self._flushed() as tensorboard:
-            for number, tensor in enumerate(tensors, start=1):
-                real = (tensor.abs() if tensor.is_complex() else tensor).detach().double()
+            for number, weights in enumerate(layers, start=1):
+                real = (weights.abs() if weights.is_complex() else weights).detach().double()
                 # Equal bins: torch's default ones would have all recurrent weights in one bin near 1.
-                tensorboard.add_histogram(f"{tag}{number}", real, step, bins=30)
+                tensorboard.add_histogram(f"recurrent_weight/layer{number}", real, step, bins=30)
 
     def finished(self, command: str, configuration: str, keys: Mapping[str, Any], results: Iterable[str]) -> None:
         """Write the command and configuration for the TEXT page, and for the HPARAMS page the configuration's keys and
@@ -170,4 +170,4 @@ class SilentRecorder(Recorder):
 
     def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    say = step_done = row = histograms = finished = __exit__ = _ignore
+    say = step_done = row = recurrent_weights = finished = __exit__ = _ignore

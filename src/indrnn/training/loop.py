@@ -214,10 +214,11 @@ class Run:
             "optimizer/grad_norm": norm,
             "speed/steps_per_second": count / elapsed if elapsed > 0 else None,
         }
-        self._record("train", loss, accuracy, rates["lr"], norm, tags)
+        self._record("train", loss, accuracy, lr=rates["lr"], grad_norm=norm, tags=tags)
 
-    def _record(self, split: str, *values: Any) -> None:
-        self.recorder.row(split, self.step, self.sampler.epochs(self.step), self.seconds, *values)
+    def _record(self, split: str, loss: float, accuracy: float | None, **others: Any) -> None:
+        epoch = self.sampler.epochs(self.step)
+        self.recorder.row(split, self.step, epoch, self.seconds, loss, accuracy, **others)
 
     def _read_meter(self) -> dict[str, float]:
         """The sums of the interval so far. Stops the clock. Raises RunError if a step was not finite."""
@@ -248,7 +249,7 @@ class Run:
     def _record_validation(self, evaluation: Evaluation) -> None:
         """Record a validation; keep the checkpoint if it is the best, or return to the best if the schedule asks."""
         self._record("val", evaluation.loss, evaluation.accuracy)
-        self.recorder.histograms(self.step, "recurrent_weight/layer", recurrent_weights(self.model))
+        self.recorder.recurrent_weights(self.step, recurrent_weights(self.model))
         return_to_best = self.schedule.observe(evaluation.score)
         if self.best is None or evaluation.score > self.best["score"]:
             self.best = {
@@ -274,7 +275,7 @@ class Run:
         test = self._evaluate("test")
         result = build_result(self, test)
         best = {"eval/best_accuracy": result.val_accuracy, "eval/best_loss": result.val_loss}
-        self._record("test", test.loss, test.accuracy, None, None, best)
+        self._record("test", test.loss, test.accuracy, tags=best)
         results = [*best, "test/accuracy", "test/loss"]
         self.recorder.finished(result.command, self.folder.configuration, result_keys(self.cfg), results)
         if self.processes.is_rank_zero:
