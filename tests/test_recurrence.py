@@ -224,6 +224,23 @@ def test_scan_is_exact_up_to_1e30_and_clamps_there(dtype):
         assert torch.equal(indrnn_recurrence(x, u, backend="numba")[0].isfinite(), naive.recurrence(x, u)[0].isfinite())
 
 
+@pytest.mark.parametrize("sigma", ["relu", "leaky_relu", "identity"])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("initial", [False, True])
+def test_numba_equals_the_reference_for_infinite_states_and_gradients(sigma, affine, initial):
+    x, u, h0, _ = example(3, 40, 5)
+    x[0, 9, 1:], x[1, 38, :2] = float("inf"), float("inf")
+    h, last = indrnn_recurrence(x, u, h0, nonlinearity=sigma, backend="reference")
+    dh, dh_last = cotangents(h, last)
+    dh[2, 30, 3:], dh_last[0, 2] = float("inf"), float("-inf")
+    row = torch.linspace(-1, 1, 5, dtype=h.dtype) if affine else None
+    arguments = (dh, dh_last, row, row, row, h, u, h0 if initial else None, None, None, sigma)
+    actual = torch.ops.indrnn.recurrence_backward(*arguments, "numba")
+    expected = torch.ops.indrnn.recurrence_backward(*arguments, "reference")
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    assert affine or actual[0][1].isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # by torch.func.jvp itself
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_and_no_second_derivative(backend):
@@ -438,6 +455,21 @@ def test_import_without_numba_and_triton():
     assert done.stdout.strip() == "[]"
 
 
+def in_bfloat16_and_rounded(x, u, h0, bias, weight=None, sigma="relu", backend="auto", reverse=False):
+    """All outputs and gradients for x in bfloat16, and in float32 with h and dx rounded at the end."""
+    forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
+    h, *others = forward(x, u, h0, bias, weight, True, sigma, backend, reverse)
+    wide, *expected = forward(x.float(), u, h0, bias, weight, True, sigma, backend, reverse)
+    dh, dh_last = cotangents(h, others[0])
+    row = torch.linspace(-1, 1, len(u))
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        given = (u, h0, None if weight is None else x.to(dtype), weight, sigma, backend, reverse)
+        results.append(backward(dh.to(dtype), dh_last, row, row, row, h.to(dtype), *given))
+    (dx, *sums), (wide_dx, *expected_sums) = results
+    return [h, *others, dx, *sums], [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
+
+
 @pytest.mark.parametrize(("backend", "sigma", "D"), [*((*each, None) for each in COMPUTES), ("numba", "relu", 2)])
 @pytest.mark.parametrize(("time_major", "reverse"), [(False, False), (True, True)])
 def test_bfloat16_equals_float32_rounded_at_the_end(backend, sigma, D, time_major, reverse):
@@ -450,21 +482,17 @@ def test_bfloat16_equals_float32_rounded_at_the_end(backend, sigma, D, time_majo
     x, weight = x.bfloat16(), weight[0] if weight else None
     if time_major:
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
-    forward, backward = torch.ops.indrnn.recurrence, torch.ops.indrnn.recurrence_backward
-    h, *others = forward(x, u, h0, bias, weight, True, sigma, backend, reverse)
-    wide, *expected = forward(x.float(), u, h0, bias, weight, True, sigma, backend, reverse)
-    dh, dh_last = cotangents(h, others[0])
-    row = torch.linspace(-1, 1, 45)
-    results = []
-    for dtype in (torch.bfloat16, torch.float32):
-        x_given = None if weight is None else x.to(dtype)
-        given = (u, h0, x_given, weight, sigma, backend, reverse)
-        results.append(backward(dh.to(dtype), dh_last, row, row, row, h.to(dtype), *given))
-    (dx, *sums), (wide_dx, *expected_sums) = results
-    actual = [h, *others, dx, *sums]
-    expected = [wide.bfloat16(), *expected, wide_dx.bfloat16(), *expected_sums]
+    actual, expected = in_bfloat16_and_rounded(x, u, h0, bias, weight, sigma, backend, reverse)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-    assert D or h.stride() == x.stride()
+    assert D or actual[0].stride() == x.stride()
+
+
+@pytest.mark.parametrize("D", [None, 2])
+@pytest.mark.parametrize(("B", "T", "H"), SHAPES)
+def test_bfloat16_of_every_shape_equals_float32_rounded_at_the_end(B, T, H, D):
+    x, *others = example(B, T, H, torch.float32, D)
+    actual, expected = in_bfloat16_and_rounded(x.bfloat16(), *others, backend="numba")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
