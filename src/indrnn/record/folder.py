@@ -4,11 +4,7 @@
     no checkpoint yet, same config      fresh
     result.json, same config            finished: report it and stop
     unfinished, same config             resume from checkpoint.pt
-    same config with larger max_steps   resume, also a finished run
     different config                    refused, naming the keys that differ
-
-A finished run that resumes keeps the evaluation of its old end, which an uninterrupted longer run might not have, and
-reads the test set again at its new end.
 
 Keys that cannot change the result are not compared (`indrnn.record.config_diff`). Nothing is changed before
 `RunFolder.begin`, so a command that fails earlier (missing data, no such device) leaves everything as it was.
@@ -36,7 +32,6 @@ EVENTS = "events.out.tfevents."
 CHECKPOINT, BEST, WEIGHTS = "checkpoint.pt", "best.pt", "weights.safetensors"
 LOCK = ".lock"
 _FILES = (CONFIG, METRICS, RESULT, CHECKPOINT, BEST, WEIGHTS)
-_SHORTER = "result.max_steps"  # begins the name of result.json of a run that was then continued to more steps
 
 _ELSEWHERE = "move it away, or keep both with tag=<name> or output_root="
 _KEEP_OR_REPLACE = "keep both with tag=<name>, or replace it with overwrite=true"
@@ -88,20 +83,14 @@ class RunFolder:
     def begin(self) -> None:
         """Prepare the folder for the run's files; call it when only training itself can still fail.
 
-        A fresh run removes the files of an earlier one (only those that this package writes). A finished run that
-        resumes keeps its old result as result.max_steps<n>.json. Then config.yaml is written.
-        Raises UserError with one line.
+        A fresh run removes the files of an earlier one (only those that this package writes). Then config.yaml
+        is written. Raises UserError with one line.
         """
         with one_line("prepare run folder", self.path, UserError):
             if self.state == "fresh":
                 # config.yaml last: if the process is killed meanwhile, the folder is still recognized as a run's.
                 for file in sorted(written_files(self.path), key=lambda file: file.name == CONFIG):
                     file.unlink()
-            elif self.result_path.exists():
-                # Before config.yaml gets the larger max_steps: a run killed in between must not look finished.
-                old = load_config_file(self.config_path)["trainer"]["max_steps"]
-                self.weights_path.unlink(missing_ok=True)
-                self.result_path.rename(self.path / f"{_SHORTER}{old}.json")
         write_atomically(self.config_path, self.configuration, UserError)
 
     def __enter__(self) -> "RunFolder":
@@ -140,7 +129,7 @@ def written_files(path: Path) -> list[Path]:
     """The files in ``path`` that runs write, including temporary files of a killed run; never anything else."""
     names = (*_FILES, *(name + TEMPORARY for name in _FILES))
     files = (file for file in sorted(path.iterdir()) if file.is_file())
-    return [file for file in files if file.name in names or file.name.startswith((EVENTS, _SHORTER))]
+    return [file for file in files if file.name in names or file.name.startswith(EVENTS)]
 
 
 def load_config_file(path: Path) -> dict[str, Any]:
@@ -163,17 +152,15 @@ def _state(path: Path, cfg: Config) -> str:
         if trained := present & {RESULT, CHECKPOINT, BEST, METRICS}:
             raise UserError(f"run folder {path} has {', '.join(sorted(trained))} but no {CONFIG}; {_ELSEWHERE}")
         return "fresh"
-    old = load_config_file(path / CONFIG)
+    old = flatten(load_config_file(path / CONFIG))
     begun = METRICS in present and (path / METRICS).read_text(errors="replace").count("\n") > 1
     if cfg.overwrite or not (begun or present & {RESULT, CHECKPOINT, BEST}):
         return "fresh"
-    differ = differences(flatten(old), cfg)
+    differ = differences(old, cfg)
     if differ:
-        shown = ", ".join(map(str, differ[:4]))
+        shown = ", ".join(differ[:4])
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise UserError(f"run folder {path} holds a run of another config: {shown}{more}; {_KEEP_OR_REPLACE}")
-    if RESULT in present and old["trainer"].get("max_steps") == cfg.trainer.max_steps:
+    if RESULT in present:
         return "finished"
-    if RESULT in present and CHECKPOINT not in present:
-        raise UserError(f"the shorter run in {path} has no {CHECKPOINT} to resume from; {_KEEP_OR_REPLACE}")
     return "resume" if CHECKPOINT in present else "fresh"

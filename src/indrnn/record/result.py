@@ -49,6 +49,7 @@ class Result:
     """Training time without evaluation and start-up, summed over all interruptions."""
     steps_per_second: float
     peak_memory_bytes: int | None
+    """Of a GPU."""
     backend: str
     device_name: str
     """All devices that the run was on, in order; the same for backend."""
@@ -180,16 +181,10 @@ def _git(root: Path, *arguments: str) -> str:
 def command_line() -> str:
     """The command as typed, without the program's folder.
 
-    ``python -m indrnn`` and ``torchrun -m indrnn``, of which Python only gets the path of __main__.py, are put together
-    again, the latter with the numbers of machines and processes.
+    Of ``python -m indrnn``, also under torchrun, Python only gets the path of __main__.py.
     """
-    program, start = Path(sys.argv[0]), [Path(sys.argv[0]).name]
-    if program.name == "__main__.py":
-        start = ["python", "-m", program.parent.name]
-        machines = os.environ.get("GROUP_WORLD_SIZE")  # set by torchrun
-        if machines:
-            processes = os.environ.get("LOCAL_WORLD_SIZE")
-            start = ["torchrun", f"--nnodes={machines}", f"--nproc-per-node={processes}", *start[1:]]
+    program = Path(sys.argv[0])
+    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return shlex.join([*start, *sys.argv[1:]])
 
 

@@ -22,12 +22,10 @@ from ..data import make_task
 from ..errors import UserError
 from ..files import replacing
 from ..models import build_model
-from ..record.folder import BEST, CHECKPOINT, CONFIG, WEIGHTS, load_config_file
+from ..record.folder import BEST, CONFIG, WEIGHTS, load_config_file
 from .device import torch_defaults
 
 FORMAT = 3
-# The first of these files that a run folder has is loaded.
-CHECKPOINTS = {"best": (WEIGHTS, BEST), "latest": (CHECKPOINT,)}
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -88,25 +86,21 @@ def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> N
         torch.get_device_module(device).set_rng_state(state[device.type])
 
 
-def load_run(path: str | Path, checkpoint: str = "best") -> tuple[nn.Module, Config]:
-    """The model of a run with its weights, on the CPU and in evaluation mode, and the run's configuration.
+def load_run(path: str | Path) -> tuple[nn.Module, Config]:
+    """The model of a run, on the CPU and in evaluation mode, and the run's configuration.
 
-    Args:
-        checkpoint: ``best``, the weights chosen on validation, with their batch-norm statistics; of a finished run
-            only config.yaml and weights.safetensors are read. ``latest``, the last checkpoint written.
+    The weights are those chosen on validation, with their batch-norm statistics. Of a finished run only config.yaml and
+    weights.safetensors are read.
 
     Raises:
         UserError: the folder is not a run folder, or its weights are missing, damaged or those of another model.
     """
     folder = Path(path)
-    if checkpoint not in CHECKPOINTS:
-        raise UserError(f"checkpoint={checkpoint!r} is unknown; choose from {', '.join(CHECKPOINTS)}")
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a run folder: it has no {CONFIG}")
-    names = CHECKPOINTS[checkpoint]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    file = next((folder / name for name in (WEIGHTS, BEST) if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has no {' or '.join(names)}: the run has not written one yet")
+        raise UserError(f"{folder} has no {WEIGHTS} or {BEST}: the run has not written one yet")
     cfg = cast(Config, OmegaConf.create(load_config_file(folder / CONFIG)))
     with torch_defaults():
         model = build_model(cfg.model, make_task(cfg.data))

@@ -136,15 +136,3 @@ def autocast_context(precision: str, device: torch.device) -> Iterator[None]:
         sequences_in(torch.bfloat16 if bfloat16 and on_cpu else None),
     ):
         yield
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """The largest amount allocated on a CUDA device; elsewhere the process's largest resident set (None on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

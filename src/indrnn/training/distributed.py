@@ -51,12 +51,6 @@ class Processes:
             dist.broadcast_object_list(value, src=0)
         return value[0]  # type: ignore[return-value]
 
-    def one_per_machine_first(self, work: Callable[[], T]) -> T:
-        """Run ``work``, which may fill a folder, in one process on each machine before the others."""
-        value = work() if int(os.environ.get("LOCAL_RANK") or 0) == 0 else None
-        self.all_reduce_max(0)
-        return work() if value is None else value
-
     def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
         largest = torch.tensor(number, device="cpu")

@@ -33,7 +33,6 @@ from .checkpoint import (
 )
 from .device import (
     autocast_context,
-    peak_memory_bytes,
     prepare_process,
     resolve_device,
     return_freed_memory,
@@ -90,7 +89,7 @@ class Run:
         step: updates so far.
         observed: everything due up to and including this step has been recorded.
         seconds: time of the training steps alone; interval_seconds is its value at the last training row.
-        peak_memory: in bytes, over all segments; 0 if unknown.
+        peak_memory: the most that a GPU had allocated, in bytes, over all segments.
         best: step, score, accuracy, loss and weights of the best evaluation so far.
         segments: for every start of the run, what computes it.
     """
@@ -104,7 +103,7 @@ class Run:
             torch.cuda.reset_peak_memory_stats(device)
         self.cfg, self.folder, self.device, self.processes = cfg, folder, device, processes
         self.task = make_task(cfg.data)
-        self.data = processes.one_per_machine_first(lambda: self.task.load(device))
+        self.data = self.task.load(device)
         torch.manual_seed(torch_seed(cfg.seed, Stream.INITIALIZATION))
         self.model = build_model(cfg.model, self.task).to(device)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -287,7 +286,8 @@ class Run:
 
     def _save(self) -> None:
         self._read_meter()
-        self.peak_memory = max(peak_memory_bytes(self.device) or 0, self.peak_memory)
+        if self.device.type == "cuda":
+            self.peak_memory = max(torch.cuda.max_memory_allocated(self.device), self.peak_memory)
         if not self.processes.is_rank_zero:
             return
         content = {
@@ -312,7 +312,7 @@ class Run:
         with damage_reported(path):
             differ = fingerprint_differences(content["fingerprint"], self.cfg, self.data.provenance)
             if differ:
-                raise ValueError(", ".join(map(str, differ)))
+                raise ValueError(", ".join(differ))
             self.best, self.segments = content["best"], content["segments"]
             self.model.load_state_dict(content["model"])
             restore_optimizers(self.optimizers, content["optimizer"])
