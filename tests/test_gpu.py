@@ -13,7 +13,6 @@ from indrnn.cli.bench import parser
 
 def test_stages_fit_the_time_and_use_commands_that_exist():
     assert sum(limit for limit, _ in gpu.STAGES.values()) <= 540
-    assert list(gpu.STAGES) == ["preflight", "train", "step", "recurrence", "exact", "tests"]
     for name in ("step", "recurrence", "exact"):
         arguments = re.sub(r".*cli\.bench ", "", gpu.STAGES[name][1]).split()
         assert parser().parse_args(arguments).what == name

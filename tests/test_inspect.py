@@ -66,7 +66,7 @@ def test_memory_of_an_indrnn_is_the_bounded_weight():
 
 def test_memory_of_an_lstm_is_that_of_its_forget_gates():
     """Compares with c_t = f c_{t-1} + i g: the share of a small change in one layer's c that is left after a step."""
-    model, x, _ = _network(["model=lstm", "model.num_layers=2", "model.hidden_size=5"])
+    model, x, _ = _network(NETWORKS["lstm"])
     memories = layer_memories(model, x)
     assert len(memories) == 2
     for depth, memory in enumerate(memories):
@@ -111,6 +111,8 @@ def test_networks_are_compared_in_one_figure_and_in_the_report(runs, tmp_path, r
         (["--data-root", "x", "--inspect", "adding-T9/rnn/seed0"], "reads no files"),
         (["--open", "--inspect", "mnist5k/lstm/seed0"], "--open"),
         (["--data-root", "x", "mnist5k"], "--inspect"),
+        (["--playground", "mnist5k"], "is not a run folder"),
+        (["--playground", "mnist5k/lstm/seed0", "--inspect", "mnist5k/lstm/seed0"], "--inspect"),
     ],
 )
 def test_wrong_request_is_one_line_and_code_2(runs, arguments, said, capsys, monkeypatch):

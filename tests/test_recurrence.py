@@ -64,6 +64,11 @@ def results_and_gradients(function, inputs, first=0):
     return [tensor.detach() for tensor in (*outputs, *gradients)]
 
 
+def computed(inputs, first=0, **options):
+    """`results_and_gradients` of the recurrence with statistics."""
+    return results_and_gradients(lambda *i: recurrence(*i, statistics=True, **options), inputs, first)
+
+
 def with_statistics(x, u, h0, bias, weight=None, sigma="relu", reverse=False):
     """The definition with the product in memory and PyTorch's own statistics."""
     entering = x if weight is None else x @ weight.mT
@@ -72,36 +77,26 @@ def with_statistics(x, u, h0, bias, weight=None, sigma="relu", reverse=False):
 
 
 SHAPES = [(3, 1, 1), (3, 2, 5), (3, 17, 128), (3, 783, 5), (2, 784, 45), (1, 33, 100), (2, 9, 1100)]
+# With a fused projection: a shape, D, and whether time is reversed.
+FUSED = [((3, 70, 45), 1, 0), ((3, 70, 128), 2, 1), ((2, 33, 5), 8, 0), ((3, 1, 1), 1, 1), ((1, 784, 40), 1, 0)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("B", "T", "H"), SHAPES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_outputs_and_all_gradients(backend, B, T, H, reverse, dtype):
-    inputs = example(B, T, H, dtype)
-    expected = results_and_gradients(
-        lambda *i: with_statistics(*i, reverse=reverse), [tensor.double() for tensor in inputs]
-    )
-    actual = results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend=backend, reverse=reverse), inputs)
-    assert {each.dtype for each in actual} == {dtype}
-    all_close(actual, expected, (TREE_TOLERANCE if backend == "scan" else TOLERANCE)[dtype])
-
-
-@pytest.mark.parametrize("first", [0, 1])  # with the gradient of x, and without as in a first layer
 @pytest.mark.parametrize(
-    ("B", "T", "D", "H", "reverse"),
-    [(3, 70, 1, 45, False), (3, 70, 2, 128, True), (2, 33, 8, 5, False), (3, 1, 1, 1, True), (1, 784, 1, 40, False)],
+    ("shape", "D", "reverse", "first"),
+    [
+        *((shape, None, reverse, 0) for shape in SHAPES for reverse in (False, True)),
+        # With the gradient of x, and without as in a first layer.
+        *((shape, D, bool(reverse), first) for shape, D, reverse in FUSED for first in (0, 1)),
+    ],
 )
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_fused_projection(backend, dtype, B, T, D, H, reverse, first):
-    inputs = example(B, T, H, dtype, D)
+def test_outputs_and_all_gradients(backend, shape, D, reverse, first, dtype):
+    inputs = example(*shape, dtype, D)
     doubles = [tensor.double() for tensor in inputs]
     expected = results_and_gradients(lambda *i: with_statistics(*i, reverse=reverse), doubles, first)
-    actual = results_and_gradients(
-        lambda *i: recurrence(*i, statistics=True, backend=backend, reverse=reverse), inputs, first
-    )
+    actual = computed(inputs, first, backend=backend, reverse=reverse)
+    assert {each.dtype for each in actual} == {dtype}
     all_close(actual, expected, (TREE_TOLERANCE if backend == "scan" else TOLERANCE)[dtype])
 
 
@@ -127,12 +122,8 @@ def test_layer_is_the_same_with_and_without_fusion(D):
 @pytest.mark.parametrize(("backend", "sigma"), COMPUTES)
 def test_every_nonlinearity(backend, sigma, D):
     inputs = example(3, 70, 45, D=D)
-    weight = () if D else (None,)
-    expected = results_and_gradients(lambda *i: with_statistics(*i, *weight, sigma), inputs)
-    actual = results_and_gradients(
-        lambda *i: recurrence(*i, statistics=True, nonlinearity=sigma, backend=backend), inputs
-    )
-    all_close(actual, expected, 1e-12)
+    expected = results_and_gradients(lambda *i: with_statistics(*i, sigma=sigma), inputs)
+    all_close(computed(inputs, nonlinearity=sigma, backend=backend), expected, 1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -190,15 +181,12 @@ def test_every_element_is_written_and_no_input(backend, B, T, H, D, monkeypatch)
     def poison(make):
         return lambda *args, **kwargs: make(*args, **kwargs).fill_(float("nan"))
 
-    def compute():
-        return results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend=backend), inputs, bool(D))
-
-    expected = compute()
+    expected = computed(inputs, bool(D), backend=backend)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", poison(torch.empty))
         patch.setattr(torch, "empty_like", poison(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-        actual = compute()
+        actual = computed(inputs, bool(D), backend=backend)
     assert all(map(torch.equal, actual, expected))
     assert all(map(torch.equal, inputs, before))
 
@@ -354,9 +342,7 @@ class TestNumba:
                 if count > 1 and not openmp:
                     monkeypatch.setattr(numba_cpu, "_openmp_parallel", lambda: None)
                 torch.set_num_threads(count)
-                results.append(
-                    results_and_gradients(lambda *i: recurrence(*i, statistics=True, backend="numba"), inputs)
-                )
+                results.append(computed(inputs, backend="numba"))
         finally:
             torch.set_num_threads(threads)
         for other in results[1:]:
@@ -403,49 +389,42 @@ class TestNumba:
                 net.eval()(torch.randn(3, 4, 1))
         assert _compiled.cache_info().currsize == compiled
 
-    def test_without_a_home_no_folder_named_tilde_is_made(self, tmp_path):
+    def in_a_new_process(self, environment, setup="", folder=None):
+        """Compute a recurrence there; returns stderr."""
         program = """
-import pwd
 import torch
-from numba.core import caching
 from indrnn.recurrence import indrnn_recurrence
+print(indrnn_recurrence(torch.ones(1, 3, 2), torch.ones(2), backend="numba")[0][0, :, 0].tolist())
+"""
+        command = [sys.executable, "-c", setup + program]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+        assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
+        return done.stderr
+
+    def test_without_a_home_no_folder_named_tilde_is_made(self, tmp_path):
+        setup = """
+import pwd
+from numba.core import caching
 def refuse(*arguments): raise KeyError
 def unwritable(*arguments): raise OSError
 pwd.getpwuid = refuse
 for name, kind in list(vars(caching).items()):
     if name.lstrip("_") == "InTreeCacheLocator": kind.ensure_cache_path = unwritable
-print(indrnn_recurrence(torch.ones(1, 3, 2), torch.ones(2), backend="numba")[0][0, :, 0].tolist())
 """
         environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "NUMBA_CACHE_DIR")}
-        command = [sys.executable, "-c", program]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-        assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
+        self.in_a_new_process(environment, setup, tmp_path)
         assert not list(tmp_path.iterdir())
 
     def test_damaged_cache_files_are_replaced(self, tmp_path):
-        program = """
-import torch
-from indrnn.recurrence import indrnn_recurrence
-print(indrnn_recurrence(torch.ones(1, 3, 2), torch.ones(2), backend="numba")[0][0, :, 0].tolist())
-"""
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-
         def compiles():
-            command = [sys.executable, "-c", program]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            assert done.stdout.strip() == "[1.0, 2.0, 3.0]", done.stderr
-            return "compiling the CPU kernels" in done.stderr
+            environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+            return "compiling the CPU kernels" in self.in_a_new_process(environment)
 
         assert compiles()
-        damages = {
-            "nbi": (lambda data: data[:-9], lambda data: b""),
-            "nbc": (lambda data: data[:999], lambda data: b""),
-        }
-        for kind, functions in damages.items():
-            for damage in functions:
-                (path,) = tmp_path.rglob(f"*.{kind}")
-                path.write_bytes(damage(path.read_bytes()))
-                assert compiles()
+        for kind, kept in (("nbi", slice(-9)), ("nbi", slice(0)), ("nbc", slice(999)), ("nbc", slice(0))):
+            (path,) = tmp_path.rglob(f"*.{kind}")
+            path.write_bytes(path.read_bytes()[kept])
+            assert compiles()
         assert not compiles()
 
 

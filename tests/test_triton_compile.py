@@ -33,12 +33,6 @@ CASES = [
 ]
 
 
-def name(variant: Variant) -> str:
-    options = [word for word in ("packed", "masked", "everything") if getattr(variant, word)]
-    tile = f"{variant.tile.chunks}x{variant.tile.steps}"
-    return "-".join([variant.direction, tile, variant.nonlinearity, str(variant.dtype)[6:], *options])
-
-
 def found_faults(variant, capability):
     return faults(variant, compile_for(variant, capability))
 
@@ -56,9 +50,7 @@ def compilations(request):
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(
-    ("variant", "capability"), CASES, ids=lambda value: value if isinstance(value, int) else name(value)
-)
+@pytest.mark.parametrize(("variant", "capability"), CASES, ids=str)
 def test_shipped_kernels_spill_nothing_and_load_ahead(variant, capability, compilations):
     assert compilations[variant, capability].result() == []
 

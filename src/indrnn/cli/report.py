@@ -1,6 +1,7 @@
 """``indrnn-report``: tables and figures of run folders, and pictures of what trained networks do."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError("--data-root has no use without --inspect or --playground")
     folders = options.folder or [Path("outputs")]
     say("indrnn-report", f"reading runs in {', '.join(map(str, folders))} and drawing ...")
-    from indrnn.report.page import tensorboard_command, write_report
+    from indrnn.report.page import write_report
 
     out = options.out or folders[0] / "report"
     tables, paths = write_report(folders, out, options.inspect or (), options.data_root)
     print("\n".join([tables, *written_lines(paths)]))
     for folder in folders:
-        print(f"live curves: {tensorboard_command(folder)}")
+        print(f"live curves: tensorboard --logdir {shlex.quote(str(folder))}")
     if options.open:
         import webbrowser
 

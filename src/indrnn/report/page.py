@@ -1,7 +1,6 @@
 """Write the report: summary.csv, table.md, figures, and report.html, which contains the tables and figures."""
 
 import base64
-import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -42,22 +41,16 @@ def write_report(
     texts = {
         out / "summary.csv": summary(groups).to_csv(index=False, lineterminator="\n"),
         out / "table.md": tables,
-        out / "report.html": html_page(groups, figures, out, folders),
+        out / "report.html": html_page(groups, figures, out),
     }
     for path, text in texts.items():
         write_atomically(path, text, UserError)
     return tables, [*texts, *figures]
 
 
-def tensorboard_command(folder: Path) -> str:
-    """The command that shows all runs below ``folder``."""
-    return f"tensorboard --logdir {shlex.quote(str(folder))}"
-
-
-def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path, folders: Sequence[Path]) -> str:
+def html_page(groups: Sequence[Group], figures: Sequence[Path], out: Path) -> str:
     """One page that needs no other file and no network. Figures are those in ``out`` and in the folders of tasks."""
     parts = [f"<h1>Runs compared: {sum(len(group.runs) for group in groups)}</h1>"]
-    parts += [f"<p>Live curves: <code>{escape(tensorboard_command(folder))}</code></p>" for folder in folders]
     for task, members in by_task(groups).items():
         table, equal = without_constants(task_table(members))
         parts += [f"<h2>{escape(members[0].task.title)}</h2>", f"<p>{escape(equal)}</p>", _table(table)]
