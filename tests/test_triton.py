@@ -236,6 +236,18 @@ def test_composition_in_tree_order_equals_the_loop():
     assert ((torch.minimum(torch.maximum(a, lo), hi) - expected).abs() / scale < 2e-4).all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="takes 9 GB")
+def test_64_bit_indices():
+    B, T, H = 2, 2**23 + 3, 128
+    if torch.cuda.mem_get_info()[0] < 12e9:
+        pytest.skip("takes 12 GB of GPU memory")
+    x = torch.randn(B, T, H, dtype=torch.bfloat16, device=DEVICE)
+    h, _, _, _ = triton_gpu.forward(x, None, Cell(torch.full((H,), 0.5, device=DEVICE), None, "relu"), statistics=False)
+    # After 60 steps of halving, where the loop started no longer matters.
+    expected, _ = naive.recurrence(x[:, -100:].double().cpu(), torch.full((H,), 0.5).double())
+    close(h[:, -40:], expected[:, -40:], torch.bfloat16, "h")
+
+
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
