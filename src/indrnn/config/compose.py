@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.version import setbase
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -115,8 +115,6 @@ def one_line(error: BaseException) -> str:
     cause, text = error.__cause__ or error.__context__, str(error)
     if isinstance(error, OverrideParseException):
         return f"cannot parse {error.override!r}; write key=value and quote special characters, as in 'key=\"a b\"'"
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{'='.join(str(error.missing_cfg_file).rsplit('/', 1))}: choose one of {', '.join(error.options)}"
     # Hydra's text explains how to append to args.
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
         file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)
@@ -143,13 +141,9 @@ def run_name(cfg: Config) -> str:
     """The name of a run in the path of its folder and in reports: cfg.name, followed by cfg.tag if it is set.
 
     Raises:
-        UserError: it cannot be the name of a folder.
+        TypeError: they are not texts, as in a damaged file.
     """
-    name, tag = cfg.name, getattr(cfg, "tag", None)
-    for key, value in (("name", name), ("tag", tag)):
-        if value is not None and not re.fullmatch(FOLDER_NAME, value):
-            raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
-    return str(name if tag is None else f"{name}-{tag}")
+    return "-".join([cfg.name] if cfg.tag is None else [cfg.name, cfg.tag])
 
 
 def result_keys(cfg: Config) -> dict[str, Any]:
@@ -195,6 +189,8 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, limits.get("text", object)):
         raise UserError(f"{key}={as_typed(value)}: not a text; write the text in quotes")
+    if limits.get("folder") and value is not None and not re.fullmatch(FOLDER_NAME, cast(str, value)):
+        raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
     if value == []:
         raise UserError(f"{key}=[]: the list is empty; give at least one value")
     choices = limits.get("choices")
@@ -215,7 +211,6 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
 def _check_together(cfg: Config) -> None:
     from ..data import make_task  # imports NumPy
 
-    run_name(cfg)
     task = make_task(cfg.data)
     if cfg.trainer.label_smoothing > 0 and not task.measures_accuracy:
         raise UserError(f"trainer.label_smoothing={cfg.trainer.label_smoothing}: {task.name} has no classes; use 0")
