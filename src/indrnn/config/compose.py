@@ -141,9 +141,13 @@ def run_name(cfg: Config) -> str:
     """The name of a run in the path of its folder and in reports: cfg.name, followed by cfg.tag if it is set.
 
     Raises:
-        TypeError: they are not texts, as in a damaged file.
+        UserError: it cannot be the name of a folder.
     """
-    return "-".join([cfg.name] if cfg.tag is None else [cfg.name, cfg.tag])
+    name, tag = cfg.name, getattr(cfg, "tag", None)
+    for key, value in (("name", name), ("tag", tag)):
+        if value is not None and not re.fullmatch(FOLDER_NAME, value):
+            raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
+    return str(name if tag is None else f"{name}-{tag}")
 
 
 def result_keys(cfg: Config) -> dict[str, Any]:
@@ -189,8 +193,6 @@ def settings(cfg: Any, prefix: str = "", parent: Field[Any] | None = None) -> It
 def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, limits.get("text", object)):
         raise UserError(f"{key}={as_typed(value)}: not a text; write the text in quotes")
-    if limits.get("folder") and value is not None and not re.fullmatch(FOLDER_NAME, cast(str, value)):
-        raise UserError(f"{key}={value!r}: not a folder name; {FOLDER_NAME_RULE}")
     if value == []:
         raise UserError(f"{key}=[]: the list is empty; give at least one value")
     choices = limits.get("choices")
@@ -211,6 +213,7 @@ def _check_range(key: str, value: object, limits: Mapping[str, Any]) -> None:
 def _check_together(cfg: Config) -> None:
     from ..data import make_task  # imports NumPy
 
+    run_name(cfg)
     task = make_task(cfg.data)
     if cfg.trainer.label_smoothing > 0 and not task.measures_accuracy:
         raise UserError(f"trainer.label_smoothing={cfg.trainer.label_smoothing}: {task.name} has no classes; use 0")

@@ -19,7 +19,7 @@ def setting(doc: str, **limits: Any) -> Any:
 
     The bounds ``minimum`` and ``maximum`` are allowed values, ``above`` and ``below`` are not. All limits apply to each
     element of a list, and not to None. ``text=str`` goes with the type Any and refuses anything else: OmegaConf would
-    convert the number ``tag: 007`` in a file to a str. ``folder=True``: a FOLDER_NAME.
+    convert the number ``tag: 007`` in a file to a str.
     """
     return field(default=MISSING, metadata={"doc": doc, **limits})
 
@@ -218,8 +218,8 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
-    name: Any = setting("of the run folder; default: experiment and model", text=str, folder=True)
-    tag: Any = setting("appended to the name, to keep variants apart", text=str | None, folder=True)
+    name: Any = setting("of the run folder; default: experiment and model", text=str)
+    tag: Any = setting("appended to the name, to keep variants apart", text=str | None)
     seed: int = setting("of initialization, data order and dropout", minimum=0, maximum=MAX_SEED)
     device: str = setting("auto: a CUDA GPU if there is one", choices=("auto", "cpu", "cuda", "mps"))
     output_root: Any = setting("run folders are created below it", text=str, affects_result=False)
