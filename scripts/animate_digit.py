@@ -29,33 +29,25 @@ if __name__ == "__main__":
     cfg.data.root = sys.argv[1]
     task = make_task(cfg.data)
     x, y = task.load(torch.device("cpu")).test.batch(torch.tensor([INDEX]))
-    image, digit = task.picture(x[0]).numpy(), int(y[0])
-    models = [model_name(run_cfg) for _, run_cfg in loaded]
+    image, models = task.picture(x[0]).numpy(), [model_name(run_cfg) for _, run_cfg in loaded]
     ends = range(STEP, image.size + 1, STEP)
     with torch.no_grad():
         probabilities = [[model(x[:, :end])[0].softmax(0).tolist() for end in ends] for model, _ in loaded]
     look = looks({model: model for model in models})
     columns = 1 + len(loaded)
-    with figure(1, columns, width=2.5 * columns, height=2.6) as (drawing, (picture_axes, *panels)):
-        pixels = np.full(image.size, np.nan)
-        picture = picture_axes.imshow(pixels.reshape(image.shape), cmap="Greys", vmin=0, vmax=1)
-        picture_axes.set(xticks=[], yticks=[], facecolor="#e8eef4")
-        bars = []
-        for axes, model in zip(panels, models, strict=True):
-            bars.append(axes.barh(range(10), np.zeros(10), color=look[model]["color"]))
-            axes.set(xlim=(0, 1), yticks=range(10), title=MODELS.get(model, model))
-            axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-            axes.invert_yaxis()
-            axes.get_yticklabels()[digit].set_fontweight("bold")
+    with figure(1, columns, width=2.5 * columns, height=2.6) as (drawing, (picture, *panels)):
 
         def draw(frame: int) -> None:
             frame = min(frame, len(ends) - 1)
-            pixels[: ends[frame]] = image.ravel()[: ends[frame]]
-            picture.set_data(pixels.reshape(image.shape))
-            picture_axes.set_title(f"pixel {ends[frame]} of {image.size}")
-            for group, values in zip(bars, probabilities, strict=True):
-                for bar, value in zip(group, values[frame], strict=True):
-                    bar.set_width(value)
+            read = np.where(np.arange(image.size) < ends[frame], image.ravel(), np.nan)
+            for axes in (picture, *panels):
+                axes.clear()
+            picture.imshow(read.reshape(image.shape), cmap="Greys", vmin=0, vmax=1)
+            picture.set(xticks=[], yticks=[], facecolor="#e8eef4", title=f"pixel {ends[frame]} of {image.size}")
+            for axes, model, shares in zip(panels, models, probabilities, strict=True):
+                axes.barh(range(10), shares[frame], color=look[model]["color"])
+                axes.set(xlim=(0, 1), ylim=(9.5, -0.5), yticks=range(10), title=MODELS.get(model, model))
+                axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+                axes.get_yticklabels()[int(y)].set_fontweight("bold")
 
         FuncAnimation(drawing, draw, frames=len(ends) + HOLD).save(OUT, writer=PillowWriter(fps=10), dpi=90)
-    print(f"{OUT}: a {digit}; predictions {', '.join(str(int(np.argmax(p[-1]))) for p in probabilities)}")

@@ -131,7 +131,7 @@ def test_run_leaves_its_folder_and_nothing_else(tmp_path):
     folder = tmp_path / "outputs" / "adding-T8" / "indrnn-5e41726" / "seed0"
     result = read_result(folder / "result.json")
     assert result.steps == 2
-    assert result.command == shlex.join(["python", "-m", "indrnn", *TINY, "tag='5e41726'"])
+    assert result.command == shlex.join(["indrnn-train", *TINY, "tag='5e41726'"])
     assert "outputs/adding-T8/indrnn-5e41726/seed0" in ended.stdout
     assert [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents] == []
 
@@ -163,7 +163,9 @@ def test_ctrl_c_before_training_is_one_line(run, monkeypatch):
     ("words", "text"),
     [
         ("optimizer.lrr=1", "did you mean optimizer.lr"), ("seed=1,2", "multirun"), ("seed=-1", "at least 0"),
-        ("-r -m", "Only one"), ("--config-dir nowhere", "nowhere"), ("--config-name nothing", "nothing"),
+        *((f"{flag} nowhere{more}", "nowhere")
+          for flag in ("--config-dir", "--config-name") for more in ("", " --cfg job", " --help")),
+        ("-r -m", "Only one"),
         ("optimizer.lrr=1 --cfg job", "did you mean"), ("+zzz=1 --cfg all", "zzz"), ("seed=-1 --cfg job", "least 0"),
         ("-m model=indrnn,lsmt", "lstm_chrono"), ("-m optimizer.lr=1e-3,-1 tag=a", "above 0"),
         ("-m model=indrnn,lstm model.gamma=3", "model.gamma"), ("-m seed=0,x", "seed=x"),
@@ -196,8 +198,9 @@ def test_output_works_on_an_ascii_terminal(tmp_path):
     assert r"data.root=\xfcbung" in ended.stdout
 
 
-def test_info_names_versions_backends_and_data(capsys, tmp_path):
-    info.main(["--data-root", str(tmp_path)])
+def test_info_names_versions_backends_and_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("INDRNN_DATA", str(tmp_path))
+    info.main([])
     lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["indrnn"].strip() == indrnn.__version__
     assert lines["reference on cpu"].strip() == "works"

@@ -18,12 +18,12 @@ from indrnn.layers import (
     IndRNN,
     IndRNNCell,
     IndRNNLayer,
-    clip_recurrent_weight,
     last_layer_lower_bound,
     project_recurrent_weights_,
     recurrent_max,
 )
 from indrnn.layers import rnn as rnn_module
+from indrnn.layers.init import clip_recurrent_weight
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}  # float64
 
@@ -164,16 +164,9 @@ class TestInitialValues:
 
 
 def test_state_dict_keys_are_stable():
-    assert list(IndRNN(4, 6, 1, norm="batch").state_dict()) == [
-        "layers.0.weight_ih",
-        "layers.0.weight_hh",
-        "layers.0.bias",
-        "layers.0.norm.weight",
-        "layers.0.norm.bias",
-        "layers.0.norm.running_mean",
-        "layers.0.norm.running_var",
-        "layers.0.norm.num_batches_tracked",
-    ]
+    names = ["weight_ih", "weight_hh", "bias", "norm.weight", "norm.bias"]
+    names += ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    assert list(IndRNN(4, 6, 1, norm="batch").state_dict()) == [f"layers.0.{name}" for name in names]
     assert list(IndRNNLayer(4, 6, bias=False).state_dict()) == ["weight_ih", "weight_hh"]
 
 

@@ -35,20 +35,13 @@ def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
         file = getattr(sys.modules.get(getattr(target, "__module__", "")), "__file__", "")
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f" ({file}, line {lines[-1]})" if lines else ""
-        raise UserError(f"{what}: {_in_words(error)}{place}") from error
+        raise UserError(" ".join(f"{what}: {type(error).__name__}: {error}{place}".split())) from error
 
 
 def import_target(what: str, path: str) -> Callable[..., Any]:
     """The class or function ``path`` (module.Name). Raises UserError, beginning with ``what``, if there is none."""
-    try:
-        target = pkgutil.resolve_name(path)
-    except Exception as error:
-        hint = "write module.Name, with the module's folder in PYTHONPATH"
-        raise UserError(f"{what}: {_in_words(error)}; {hint}") from error
+    what += " (write module.Name, with the module's folder in PYTHONPATH)"
+    target = explained(what, None, lambda: pkgutil.resolve_name(path))
     if not callable(target):
-        raise UserError(f"{what}: not a class or function; write module.Name")
+        raise UserError(f"{what}: not a class or function")
     return target
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,7 +1,7 @@
 """Atomic writes and one-line messages for file errors."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -48,8 +48,3 @@ def write_atomically(path: Path, text: str, error: type[UserError] = RunError) -
         with replacing(path, error) as file:
             # Arguments that are not ASCII reach Python as surrogates where the locale is ASCII.
             file.write(text.encode(errors="surrogateescape"))
-
-
-def written_lines(paths: Iterable[Path]) -> list[str]:
-    """A line for each file written; the two formats of a figure share one."""
-    return [f"wrote {path}{' and .svg' if path.suffix == '.png' else ''}" for path in paths if path.suffix != ".svg"]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from indrnn.errors import RunError, UserError
-from indrnn.files import write_atomically, written_lines
+from indrnn.files import write_atomically
 from indrnn.record.result import environment, git
 from indrnn.recurrence import available_backends
 from indrnn.training.device import prepare_process, resolve_device, set_precision
@@ -75,4 +75,4 @@ def bench(what: str, device_name: str, out: Path, sizes: Sequence[Any], seconds:
     write_atomically(paths[1], f"{machine_line}\n\n```\n{table}\n```\n", UserError)
     if what == "recurrence":
         paths += recurrence.draw(frame, out, stem)
-    print(f"\n{table}\n", *written_lines(paths), sep="\n")
+    print(f"\n{table}\n", *map("wrote {}".format, paths), sep="\n")

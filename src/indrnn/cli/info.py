@@ -9,18 +9,16 @@ from . import run, say
 
 DESCRIPTION = """\
 Print what a bug report should include: versions, devices, CPU threads, available backends of the recurrence and the
-reasons why others are not, the folder of the configuration, and whether MNIST is present.
+reasons why others are not, the folder of the configuration, and whether MNIST is in data (or INDRNN_DATA).
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("indrnn-info", description=DESCRIPTION)
-    parser.add_argument("--data-root", metavar="FOLDER", help="where to look for MNIST (default: data.root)")
-    options = parser.parse_args(arguments)
-    run("indrnn-info", lambda: _print_facts(options.data_root))
+    argparse.ArgumentParser("indrnn-info", description=DESCRIPTION).parse_args(arguments)
+    run("indrnn-info", _print_facts)
 
 
-def _print_facts(data_root: str | None) -> None:
+def _print_facts() -> None:
     say("indrnn-info", "loading PyTorch and checking the backends ...")
     import torch
 
@@ -49,7 +47,7 @@ def _print_facts(data_root: str | None) -> None:
             facts[f"{name} on {device}"] = "works" if reason is None else f"no: {reason}"
         facts[f"auto on {device}"] = resolve_backend("auto", device)
     data: Any = load_config(["data=mnist"]).data
-    folder = raw_folder(data_root or data.root)
+    folder = raw_folder(data.root)
     facts["mnist"] = f"{'not in' if missing_files(folder) else 'found in'} {folder}"
     for name, value in facts.items():
         print(f"{name + ':':<20} {value or 'none'}")

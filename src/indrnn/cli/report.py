@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from indrnn.errors import UserError
-from indrnn.files import written_lines
 
 from . import run, say
 
@@ -43,7 +42,7 @@ def _report(options: argparse.Namespace) -> None:
 
     out = options.out or folders[0] / "report"
     tables, paths = write_report(folders, out, options.inspect or (), options.data_root)
-    print("\n".join([tables, *written_lines(paths)]))
+    print("\n".join([tables, *map("wrote {}".format, paths)]))
     for folder in folders:
         print(f"live curves: tensorboard --logdir {shlex.quote(str(folder))}")
     if options.open:
@@ -61,7 +60,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from indrnn.report.inspection import inspect_runs
 
     text, paths = inspect_runs(options.inspect, options.out or Path("outputs/inspect"), options.data_root)
-    print("\n".join([text, *written_lines(paths)]))
+    print("\n".join([text, *map("wrote {}".format, paths)]))
 
 
 def _playground(options: argparse.Namespace) -> None:

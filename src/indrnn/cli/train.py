@@ -100,31 +100,28 @@ def _job(composed: DictConfig) -> float | None:
     hydra: Any = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # relative folders must not depend on hydra.job.chdir
     if hydra.mode == RunMode.MULTIRUN:
-        return run_job(lambda: _train(composed, hydra, sweep=True), hydra)
+        return run_job(lambda: _train(composed, hydra), hydra)
     # Its SystemExit passes through Hydra, which would print other exceptions.
-    run(PROGRAM, lambda: _train(composed, hydra, sweep=False))
+    run(PROGRAM, lambda: _train(composed, hydra))
     return None
 
 
-def _train(composed: DictConfig, hydra: Any, sweep: bool) -> Any:
+def _train(composed: DictConfig, hydra: Any) -> Any:
     from ..config.compose import job_config, job_overrides
 
     cfg = job_config(composed, hydra)
     if "torch" not in sys.modules:
         say(PROGRAM, "loading PyTorch ...")
     from ..record.folder import run_folder
-    from ..record.result import command_line
     from ..training import train
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
-    command = command_line()
-    if sweep:  # the command that repeats this job alone
-        flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
-        for source in hydra.runtime.config_sources:
-            flags += ["--config-dir", source.path] if source.provider == "command-line" else []
-        command = shlex.join([PROGRAM, *flags, *job_overrides(hydra)])
-    result = train(cfg, command=command)
+    # The command that repeats this job alone, also one of a sweep.
+    flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
+    for source in hydra.runtime.config_sources:
+        flags += ["--config-dir", source.path] if source.provider == "command-line" else []
+    result = train(cfg, command=shlex.join([PROGRAM, *flags, *job_overrides(hydra)]))
     test = f"loss {result.test_loss:.4g}" if result.test_accuracy is None else f"accuracy {result.test_accuracy:.2%}"
     if leads():
         print(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# The permutation that run folders do not name.
-UNNAMED_PERMUTATION = "seed92916"
 MNIST5K_IMAGES = 5_000
 MNIST5K_ASSET = "mnist5k.npz"
 
@@ -47,15 +45,10 @@ class ImageSplit:
 
 
 def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> list[NDArray[np.int64]]:
-    """Split rows into disjoint parts of exactly ``sizes`` rows, and the rest.
+    """Split the rows of ``labels`` (N,) into disjoint parts of exactly ``sizes`` rows, and the rest.
 
-    Each class has its share in each part, to within one row (largest remainders; ties go to the lower class).
-
-    Args:
-        labels: (N,).
-
-    Returns:
-        len(sizes) + 1 arrays of row numbers in ascending order, which together hold every row.
+    Each class has its share in each part, to within one row (largest remainders; ties go to the lower class). Returns
+    len(sizes) + 1 arrays of row numbers in ascending order, which together hold every row.
     """
     # numpy guarantees the raw output of PCG64 on every platform and in every version, unlike Generator.permutation.
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
@@ -69,12 +62,6 @@ def stratified_split(labels: NDArray[np.uint8], sizes: list[int], seed: int) -> 
         parts.append([rows[:count] for rows, count in zip(by_class, counts, strict=True)])
         by_class = [rows[count:] for rows, count in zip(by_class, counts, strict=True)]
     return [np.sort(np.concatenate(part)) for part in [*parts, by_class]]
-
-
-def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (5000, 784) and labels (5000,)."""
-    with (resources.files(__package__) / "assets" / MNIST5K_ASSET).open("rb") as file, np.load(file) as archive:
-        return archive["images"], archive["labels"]
 
 
 def image_task(data: Any) -> Task:
@@ -94,7 +81,9 @@ def image_task(data: Any) -> Task:
         import torch
 
         if subset:
-            images, labels = read_mnist5k()
+            asset = resources.files(__package__) / "assets" / MNIST5K_ASSET
+            with asset.open("rb") as file, np.load(file) as archive:
+                images, labels = archive["images"], archive["labels"]
             sha256 = {MNIST5K_ASSET: hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}
             test, validation, train = stratified_split(labels, [data.test_size, data.validation_size], data.split_seed)
         else:
@@ -133,7 +122,7 @@ def image_task(data: Any) -> Task:
 
     return Task(
         name=name,
-        folder=name if order in (None, UNNAMED_PERMUTATION) else f"{name}-{permutation_id(order)}",
+        folder=name if order in (None, "seed92916") else f"{name}-{permutation_id(order)}",
         title=title,
         length=PIXELS,
         input_size=1,

@@ -11,11 +11,10 @@ next matrix instead of being computed:
     logits = classifier(sequence.last())        # normalizes the last step only
 
 `linear` reads a sequence as a tensor (for a residual sum), `concatenate` joins several (for a dense network).
-``IndRNNLayer(None, 128, ...)`` is a recurrence without input weights: its only parameter is weight_hh.
 """
 
 from .folding import AffineSequence, concatenate, linear, sequences_in
-from .init import clip_recurrent_weight, last_layer_lower_bound, recurrent_max
+from .init import last_layer_lower_bound, recurrent_max
 from .layer import IndRNNLayer, project_recurrent_weights_, recurrent_layers
 from .rnn import IndRNN, IndRNNCell
 
@@ -24,7 +23,6 @@ __all__ = [
     "IndRNN",
     "IndRNNCell",
     "IndRNNLayer",
-    "clip_recurrent_weight",
     "concatenate",
     "last_layer_lower_bound",
     "linear",

@@ -18,7 +18,9 @@ def recurrent_max(T: int, gamma: float = 2.0) -> float:
     Raises:
         ValueError: T < 1 or gamma <= 0.
     """
-    return _root(T, gamma, 1.0)
+    if not (T >= 1 and gamma > 0):
+        raise ValueError(f"T must be at least 1 and gamma positive, got T={T} and gamma={gamma}")
+    return float(gamma ** (1 / T))
 
 
 def last_layer_lower_bound(T: int, gamma: float = 2.0) -> float:
@@ -27,13 +29,7 @@ def last_layer_lower_bound(T: int, gamma: float = 2.0) -> float:
     Raises:
         ValueError: T < 1 or gamma <= 0.
     """
-    return _root(T, gamma, -1.0)
-
-
-def _root(T: int, gamma: float, sign: float) -> float:
-    if not (T >= 1 and gamma > 0):
-        raise ValueError(f"T must be at least 1 and gamma positive, got T={T} and gamma={gamma}")
-    return float(gamma ** (sign / T))
+    return 1 / recurrent_max(T, gamma)
 
 
 def clip_recurrent_weight(u: Tensor, max_abs: float | None, min_abs: float = 0.0) -> Tensor:

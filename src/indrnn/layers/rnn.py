@@ -79,7 +79,6 @@ class IndRNN(nn.Module):
     """
 
     proj_size = 0
-    _dropout_after_last = False
 
     def __init__(
         self,
@@ -124,9 +123,8 @@ class IndRNN(nn.Module):
             for k, initializer in enumerate(initializers)
             for reverse in (False, True)[: self.num_directions]
         )
-        if not self._dropout_after_last:
-            for _, layer in recurrent_layers(self)[-self.num_directions :]:
-                layer.dropout = 0.0
+        for _, layer in recurrent_layers(self)[-self.num_directions :]:
+            layer.dropout = 0.0
 
     # torch.nn.RNN's attributes. Assigning one raises AttributeError, because the layers would not change.
     nonlinearity = property(lambda self: self.layers[0].nonlinearity)

@@ -17,6 +17,7 @@ from indrnn.layers import (
     concatenate,
     last_layer_lower_bound,
     linear,
+    recurrent_layers,
     recurrent_max,
 )
 from indrnn.layers.init import Initializer, fill_input
@@ -92,8 +93,6 @@ class PlainIndRNN(IndRNN):
     layers, 187,786 with 12.
     """
 
-    _dropout_after_last = True  # before the classifier
-
     def __init__(self, model: IndRNNConfig, task: Task) -> None:
         super().__init__(
             task.input_size,
@@ -104,6 +103,7 @@ class PlainIndRNN(IndRNN):
             recurrent_init=[model.recurrent_init] * (model.num_layers - 1) + [_last_layer(model, task)],
             **_settings(model, task),
         )
+        recurrent_layers(self)[-1][1].dropout = model.dropout  # before the classifier
         self.head = classifier(model.hidden_size, task, kaiming=model.weight_init == "kaiming")
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
