@@ -117,6 +117,32 @@ def test_running_statistics_follow_the_momentum(momentums):
     torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()), rtol=1e-10, atol=1e-12)
 
 
+def test_a_layer_equals_its_norm():
+    """A carried state, and readers of all steps and of the last step alone."""
+    layer = IndRNNLayer(D, H, norm="batch", dtype=torch.float64)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -0.9, 0.9)
+    norm, weight = copy.deepcopy(layer.norm), torch.randn(K, H, dtype=torch.float64)
+    for training in (True, False):
+        layer.train(training)
+        norm.train(training)
+        x, h0 = torch.randn(B, T, D, dtype=torch.float64), torch.rand(B, H, dtype=torch.float64, requires_grad=True)
+        h, state = naive.recurrence(F.linear(x, layer.weight_ih, layer.bias), layer.weight_hh, h0)
+        expected = norm(h.flatten(0, 1)).view_as(h)
+        sequence, last = layer(x, h0)
+        torch.testing.assert_close(last, state, **EXACT)
+        pairs = [
+            (sequence.materialise(), expected),
+            (linear(sequence, weight), expected @ weight.T),
+            (sequence.last(), expected[:, -1]),
+        ]
+        inputs = [h0, layer.weight_ih, layer.weight_hh, layer.bias]
+        for actual, wanted in pairs:
+            torch.testing.assert_close(actual, wanted, **EXACT)
+            gradients = [torch.autograd.grad(y.sin().sum(), inputs, retain_graph=True) for y in (actual, wanted)]
+            torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-12)
+
+
 def test_float32_stays_close():
     """Units with a large mean, where folding could lose digits."""
     rnn = IndRNN(D, H, 2, batch_first=True, norm="batch", dtype=torch.float64)

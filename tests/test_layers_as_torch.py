@@ -136,6 +136,24 @@ def test_a_packed_sequence_has_one_dropout_mask_per_sequence():
     assert torch.equal(zeros[0], zeros.all(0))
 
 
+@pytest.mark.parametrize("backend", ["reference", "scan", "numba"])
+@pytest.mark.parametrize("T", [1, 2, 33, 70])
+def test_the_backward_direction_equals_the_flipped_sequence(backend, T):
+    options = {"batch_first": True, "norm": "batch", "backend": backend, "dtype": torch.float64}
+    both, one = IndRNN(D, 40, bidirectional=True, **options), IndRNN(D, 40, **options)
+    one.layers[0].load_state_dict(both.layers[1].state_dict())
+    x, h0 = torch.randn(2, T, D, dtype=torch.float64), torch.randn(2, 2, 40, dtype=torch.float64)
+    output, h_n = both(x, h0)
+    actual = output[..., 40:], h_n[1:]
+    flipped, last = one(x.flip(1), h0[1:])
+    expected = flipped.flip(1), last
+    torch.testing.assert_close(actual, expected, **EXACT)
+    gradients = torch.autograd.grad(weighted(*actual), list(both.layers[1].parameters()))
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(weighted(*expected), list(one.parameters())), rtol=1e-10, atol=1e-10
+    )
+
+
 def test_positional_arguments_are_in_torchs_order():
     torchs = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:9]  # without self and mode
     torchs.insert(3, "nonlinearity")

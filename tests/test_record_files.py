@@ -12,7 +12,7 @@ import torch
 
 from indrnn.errors import RunError, UserError
 from indrnn.files import replacing, write_atomically
-from indrnn.record.result import Result, command_line, environment, git, read_result, wilson_interval, write_result
+from indrnn.record.result import Result, environment, git, read_result, wilson_interval, write_result
 
 RESULT = Result(
     model="indrnn", task="mnist5k", name="indrnn", seed=0, parameters=86_410, best_step=20, steps=30, epochs=0.27,
@@ -157,10 +157,3 @@ def test_reason_is_recorded_if_git_fails(checkout, tmp_path, monkeypatch, failur
     found = git(package)
     assert (found["commit"], found["dirty"]) == (None, None)
     assert reason in found["reason"]
-
-
-def test_command_can_be_typed_again(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/home/someone/indrnn/__main__.py", "model=indrnn"])
-    assert command_line() == "python -m indrnn model=indrnn"
-    monkeypatch.setattr("sys.argv", ["/opt/bin/indrnn-train", "tag=two words"])
-    assert command_line() == "indrnn-train 'tag=two words'"

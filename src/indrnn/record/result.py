@@ -6,9 +6,7 @@ import math
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -176,16 +174,6 @@ def _git(root: Path, *arguments: str) -> str:
         capture_output=True, text=True, errors="replace", timeout=10, check=True,
         env=variables | {"GIT_CEILING_DIRECTORIES": str(root.parent)},
     ).stdout  # fmt: skip
-
-
-def command_line() -> str:
-    """The command as typed, without the program's folder.
-
-    Of ``python -m indrnn``, also under torchrun, Python only gets the path of __main__.py.
-    """
-    program = Path(sys.argv[0])
-    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    return shlex.join([*start, *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

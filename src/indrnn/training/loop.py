@@ -328,9 +328,8 @@ class Run:
         """Raise Interrupted if any of the processes has received a signal."""
         number = self.processes.all_reduce_max(self.signals.received)
         if number:
-            command = f": {self.folder.command}" if self.folder.command else ""
             where = f"stopped at step {self.step}, saved in {self.folder.path}"
-            raise Interrupted(f"{where}; rerun the same command to resume{command}", number)
+            raise Interrupted(f"{where}; rerun the same command to resume", number)
 
     def _fail(self, name: str, step: int) -> None:
         path = self.folder.checkpoint_path
