@@ -57,7 +57,7 @@ def test_experiments_set_values_of_single_networks():
     assert (study.model.num_layers, study.model.norm, study.model.last_layer_fixed) == (2, "none", 1.0)
     indrnn, lstm = load("experiment=fast"), load("experiment=fast", "model=lstm_chrono")
     assert (indrnn.optimizer.lr, indrnn.optimizer.muon_lr, indrnn.schedule.warmup) == (2e-3, 0.02, 0.3)
-    assert (lstm.optimizer.lr, lstm.optimizer.muon_lr, lstm.schedule.warmup) == (4.82e-3, 0.02, 0.02)
+    assert (lstm.optimizer.lr, lstm.optimizer.muon_lr, lstm.trainer.clip_norm) == (6.92e-3, 0.0174, 0.5)
 
 
 @pytest.mark.parametrize("experiment", [None, *choices("experiment")])
