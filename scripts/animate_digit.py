@@ -51,3 +51,4 @@ if __name__ == "__main__":
                 axes.get_yticklabels()[int(y)].set_fontweight("bold")
 
         FuncAnimation(drawing, draw, frames=len(ends) + HOLD).save(OUT, writer=PillowWriter(fps=10), dpi=90)
+    print(f"wrote {OUT}")

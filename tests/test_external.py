@@ -174,7 +174,7 @@ def test_recurrent_weights_method_is_used(mine):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model._target_=nowhere.Net"], r"model._target_=nowhere.Net .*PYTHONPATH.*No module named 'nowhere'"),
+        (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: .*No module named 'nowhere'.*PYTHONPATH"),
         (["model._target_=mygru.GRUClasifier"], "no attribute 'GRUClasifier'"),
         (["model._target_=mygru.not_a_module"], "must return a torch.nn.Module, not 3"),
         (["model._target_=mygru.without"], "model.args={'hidden_size': 64}: TypeError: .* unexpected keyword"),

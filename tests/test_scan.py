@@ -50,9 +50,9 @@ def test_every_order_yields_the_states_of_the_loop(scan, T, dtype):
     x, h0 = torch.randn(T, len(u), dtype=dtype), torch.rand(len(u), dtype=dtype)
     maps = scan(steps_of(x, u))
     assert not any(part.isnan().any() for each in maps for part in each)
-    right = u.abs() <= (MAX if T == 784 else 1.5)  # 1.5^784 overflows
-    maps = [ClampAffine(*(part[right] for part in each)) for each in maps]
-    assert_states(maps, x[:, right], u[right], h0[right], TOLERANCE[dtype])
+    bounded = u.abs() <= (MAX if T == 784 else 1.5)  # 1.5^784 overflows
+    maps = [ClampAffine(*(part[bounded] for part in each)) for each in maps]
+    assert_states(maps, x[:, bounded], u[bounded], h0[bounded], TOLERANCE[dtype])
 
 
 @settings(max_examples=60, deadline=None)

@@ -25,8 +25,8 @@ def call_target(key: str, config: Any, *arguments: Any, **given: Any) -> Any:
     return explained(f"{where}, {key}.args={args}", target, lambda: target(*arguments, **given | args))
 
 
-def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
-    """Return ``call()``; turn an exception into a UserError with ``what`` and the line in the file of ``target``."""
+def explained(what: str, target: Any, call: Callable[[], Any], hint: str = "") -> Any:
+    """Return ``call()``; turn an exception into a UserError: ``what``, the line in the file of ``target``, ``hint``."""
     try:
         return call()
     except UserError:
@@ -35,13 +35,13 @@ def explained(what: str, target: Any, call: Callable[[], Any]) -> Any:
         file = getattr(sys.modules.get(getattr(target, "__module__", "")), "__file__", "")
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f" ({file}, line {lines[-1]})" if lines else ""
-        raise UserError(" ".join(f"{what}: {type(error).__name__}: {error}{place}".split())) from error
+        raise UserError(" ".join(f"{what}: {type(error).__name__}: {error}{place}{hint}".split())) from error
 
 
 def import_target(what: str, path: str) -> Callable[..., Any]:
     """The class or function ``path`` (module.Name). Raises UserError, beginning with ``what``, if there is none."""
-    what += " (write module.Name, with the module's folder in PYTHONPATH)"
-    target = explained(what, None, lambda: pkgutil.resolve_name(path))
+    hint = "; write module.Name, with the module's folder in PYTHONPATH"
+    target = explained(what, None, lambda: pkgutil.resolve_name(path), hint)
     if not callable(target):
-        raise UserError(f"{what}: not a class or function")
+        raise UserError(f"{what}: not a class or function{hint}")
     return target

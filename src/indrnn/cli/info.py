@@ -9,7 +9,7 @@ from . import run, say
 
 DESCRIPTION = """\
 Print what a bug report should include: versions, devices, CPU threads, available backends of the recurrence and the
-reasons why others are not, the folder of the configuration, and whether MNIST is in data (or INDRNN_DATA).
+reasons why others are not, the folder of the configuration, and whether MNIST is in data/ or the folder INDRNN_DATA.
 """
 
 

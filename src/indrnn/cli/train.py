@@ -100,13 +100,13 @@ def _job(composed: DictConfig) -> float | None:
     hydra: Any = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # relative folders must not depend on hydra.job.chdir
     if hydra.mode == RunMode.MULTIRUN:
-        return run_job(lambda: _train(composed, hydra), hydra)
+        return run_job(lambda: _train(composed, hydra, sweep=True), hydra)
     # Its SystemExit passes through Hydra, which would print other exceptions.
-    run(PROGRAM, lambda: _train(composed, hydra))
+    run(PROGRAM, lambda: _train(composed, hydra, sweep=False))
     return None
 
 
-def _train(composed: DictConfig, hydra: Any) -> Any:
+def _train(composed: DictConfig, hydra: Any, sweep: bool) -> Any:
     from ..config.compose import job_config, job_overrides
 
     cfg = job_config(composed, hydra)
@@ -117,11 +117,13 @@ def _train(composed: DictConfig, hydra: Any) -> Any:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indrnn").setLevel(logging.INFO)
-    # The command that repeats this job alone, also one of a sweep.
-    flags = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
-    for source in hydra.runtime.config_sources:
-        flags += ["--config-dir", source.path] if source.provider == "command-line" else []
-    result = train(cfg, command=shlex.join([PROGRAM, *flags, *job_overrides(hydra)]))
+    words = sys.argv[1:]
+    if sweep:  # the command that repeats this job alone
+        words = [] if hydra.job.config_name == "train" else ["--config-name", hydra.job.config_name]
+        for source in hydra.runtime.config_sources:
+            words += ["--config-dir", source.path] if source.provider == "command-line" else []
+        words += job_overrides(hydra)
+    result = train(cfg, command=shlex.join([PROGRAM, *words]))
     test = f"loss {result.test_loss:.4g}" if result.test_accuracy is None else f"accuracy {result.test_accuracy:.2%}"
     if leads():
         print(

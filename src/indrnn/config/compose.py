@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.version import setbase
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -115,6 +115,8 @@ def one_line(error: BaseException) -> str:
     cause, text = error.__cause__ or error.__context__, str(error)
     if isinstance(error, OverrideParseException):
         return f"cannot parse {error.override!r}; write key=value and quote special characters, as in 'key=\"a b\"'"
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{'='.join(str(error.missing_cfg_file).rsplit('/', 1))}: choose one of {', '.join(error.options)}"
     # Hydra's text explains how to append to args.
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and ".args." not in text:
         file, override = re.match("In '.*?': ", text), re.match("Could not override '(.*)'", text)

@@ -5,7 +5,6 @@ torchvision downloads missing files; every file is checked against its SHA-256 w
 
 import hashlib
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..files import replacing
 
 # Of the uncompressed files.
 SHA256 = {
@@ -58,7 +58,9 @@ def locate(root: str, mirror: str | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):  # several commands may download at once
             for file in near.glob("*-ubyte*") if mirror else ():
-                shutil.copy(file, folder)
+                if not (folder / file.name).exists():
+                    with replacing(folder / file.name) as copy:
+                        copy.write(file.read_bytes())
             # torchvision unpacks the .gz files that are there, and names the folder after the class.
             type("MNIST", (MNIST,), {"mirrors": first + MNIST.mirrors})(folder.parents[1], download=True)
     # A server or a file system can fail in many ways, and so can a torchvision that was built for another torch.

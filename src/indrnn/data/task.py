@@ -66,7 +66,8 @@ class Task:
         title: for headings and figures.
         length, input_size, output_size: T, D and K.
         loss: cross_entropy (K classes, y int64) or mse (K = 1, y float32).
-        load: reads, checks and places the data on a device. Raises UserError if files are missing or damaged.
+        load: reads, checks and places the data on a device. Raises UserError if files are missing or damaged. Under
+            torchrun every process calls it at the same time: lock files that it writes.
         mean_answer_error: maps a part ("train", "validation", "test") to the mean squared error of the
             predict-the-mean baseline; None if it is not known.
         series: tasks of one series differ only in length; reports draw their error against length.

@@ -29,7 +29,8 @@ def last_layer_lower_bound(T: int, gamma: float = 2.0) -> float:
     Raises:
         ValueError: T < 1 or gamma <= 0.
     """
-    return 1 / recurrent_max(T, gamma)
+    recurrent_max(T, gamma)  # raises the same errors
+    return float(gamma ** (-1 / T))
 
 
 def clip_recurrent_weight(u: Tensor, max_abs: float | None, min_abs: float = 0.0) -> Tensor:

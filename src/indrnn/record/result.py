@@ -47,7 +47,7 @@ class Result:
     """Training time without evaluation and start-up, summed over all interruptions."""
     steps_per_second: float
     peak_memory_bytes: int | None
-    """Of a GPU."""
+    """Largest amount allocated on a GPU; in runs recorded earlier, also the memory of a process on a CPU."""
     backend: str
     device_name: str
     """All devices that the run was on, in order; the same for backend."""

@@ -89,7 +89,7 @@ class Run:
         step: updates so far.
         observed: everything due up to and including this step has been recorded.
         seconds: time of the training steps alone; interval_seconds is its value at the last training row.
-        peak_memory: the most that a GPU had allocated, in bytes, over all segments.
+        peak_memory: largest amount allocated on a GPU, in bytes, over all segments.
         best: step, score, accuracy, loss and weights of the best evaluation so far.
         segments: for every start of the run, what computes it.
     """
