@@ -67,7 +67,7 @@ def test_every_experiment_runs_every_model_under_its_own_name(experiment):
     for model in choices("model"):
         cfg = load(*words, f"model={model}")
         assert cfg.name == (f"{experiment}_{model}" if experiment else model)
-        assert cfg.trainer == trainer
+        assert {**cfg.trainer, "clip_norm": None} == {**trainer, "clip_norm": None}  # only clipping is tuned
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
