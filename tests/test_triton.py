@@ -236,6 +236,17 @@ def test_composition_in_tree_order_equals_the_loop():
     assert ((torch.minimum(torch.maximum(a, lo), hi) - expected).abs() / scale < 2e-4).all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="too long to interpret")
+@pytest.mark.parametrize("strategy", ["sequential", "scan"])
+def test_100_000_steps(strategy):
+    x, u = torch.randn(2, 100_000, 128, device=DEVICE), torch.rand(128, device=DEVICE) * 2 - 1
+    with triton_gpu.forced("sequential"):
+        expected, _ = indrnn_recurrence(x.double(), u.double(), backend="triton")
+    with triton_gpu.forced(strategy):
+        h, _ = indrnn_recurrence(x, u, backend="triton")
+    close(h, expected.cpu(), torch.float32, "h")
+
+
 @pytest.mark.skipif(INTERPRETED, reason="takes 9 GB")
 def test_64_bit_indices():
     B, T, H = 2, 2**23 + 3, 128
