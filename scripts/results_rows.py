@@ -98,7 +98,8 @@ ROWS: tuple[Row, ...] = (
         Row(f"adding-T{T}", model, "length_study", minutes, 3 if T <= 1000 else 1, extra)
         for T in (100, 200, 500, 1000, 2000, 5000)
         for model, minutes, extra in (
-            ("indrnn", T // 20, ()), ("lstm_chrono", min(T // 5, 400), ("trainer.max_steps=4000",) * (T == 5000)),
+            ("indrnn", T // 100, ("optimizer=muon",)),
+            ("lstm_chrono", T // 40, ("trainer.max_steps=4000",) * (T == 5000)),
         )
     ),
     Row(SEQUENTIAL, "indrnn", "tutorial", 65, 3),

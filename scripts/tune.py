@@ -42,10 +42,11 @@ FIRST_LSTM = FIRST | {
     "optimizer.lr": 4.8e-3, "schedule.warmup": 0.02, "model": "lstm_chrono", "model.weight_init": "glorot"
 }  # fmt: skip
 RATES = {key: BOTH[key] for key in ("optimizer.lr", "optimizer.muon_lr", "trainer.clip_norm")}
-ADDING = {"optimizer": ["adam", "muon"], **RATES}
+ADDING = {"optimizer": ["adam", "muon"], **RATES, "optimizer.lr": (1e-4, 8e-3)}
 FIRST_ADDING = {"optimizer": "adam", "optimizer.lr": 1e-3, "trainer.clip_norm": "1"}
 FAST = ["experiment=fast", "trainer.max_steps=3436"]
 T500 = ["experiment=length_study", "data.length=500", "trainer.max_steps=2000", "trainer.target_loss=null"]
+T500 += ["trainer.eval_every=500"]
 # The protocol, the network, what is varied, and the first trial.
 STUDIES: dict[str, tuple[list[str], list[str], dict[str, Any], dict[str, Any]]] = {
     "indrnn": (FAST, ["model=indrnn"], INDRNN, FIRST_INDRNN),
