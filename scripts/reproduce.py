@@ -43,7 +43,7 @@ BEGIN = "<!-- generated from runs/ by scripts/reproduce.py: begin -->"
 END = "<!-- generated: end -->"
 COLUMNS = ["network", "protocol", "run", "n", "test %", "validation %", "parameters", "updates", "time"]
 COLUMNS += ["to 99 % val.", "steps/s", "precision", "device", "published"]
-ADDING_COLUMNS = ["T", "network", "run", "n", "test mse", "parameters", "updates"]
+ADDING_COLUMNS = ["T", "network", "run", "n", "test mse", "parameters", "updates", "time", "steps/s", "device"]
 SECTIONS = (
     ("mnist", "Sequential MNIST", COLUMNS), ("mnist_permuted", "Permuted sequential MNIST (seed92916)", COLUMNS),
     ("adding", "Adding problem", ADDING_COLUMNS),
