@@ -2,7 +2,7 @@
 """Tune on validation data, with equal trials for every network (pip install '.[sweep]').
 
     python scripts/tune.py indrnn --trials 12      run trials up to the twelfth; start it twice to use two cores
-    python scripts/tune.py adding_lstm --trials 4  the adding problem at T = 500
+    python scripts/tune.py adding_lstm --trials 8  the adding problem at T = 500
     python scripts/tune.py --table                 only write results/tuning.md from the journal
 
 Optuna's tree-structured Parzen estimator proposes the trials; the first one has the settings below. The studies are in
