@@ -39,7 +39,7 @@ class Row:
     model: str
     protocol: str
     minutes: int | None
-    """Estimate for one seed on one core of a Xeon with AMX; None: needs a GPU."""
+    """Estimate for one seed on one core of a Xeon with AMX (length_study: AMD EPYC); None: needs a GPU."""
     num_seeds: int
     extra: tuple[str, ...] = ()
     """Overrides in addition to those of the protocol."""
@@ -98,8 +98,8 @@ ROWS: tuple[Row, ...] = (
         Row(f"adding-T{T}", model, "length_study", minutes, 3 if T <= 1000 else 1, extra)
         for T in (100, 200, 500, 1000, 2000, 5000)
         for model, minutes, extra in (
-            ("indrnn", T // 100, ("optimizer=muon",)),
-            ("lstm_chrono", T // 40, ("trainer.max_steps=4000",) * (T == 5000)),
+            ("indrnn", T // 400 + 1, ("optimizer=muon",)),
+            ("lstm_chrono", T // 160 + 1, ("trainer.max_steps=4000",) * (T == 5000)),
         )
     ),
     Row(SEQUENTIAL, "indrnn", "tutorial", 65, 3),

@@ -41,8 +41,8 @@ FIRST_INDRNN = FIRST | {
 FIRST_LSTM = FIRST | {
     "optimizer.lr": 4.8e-3, "schedule.warmup": 0.02, "model": "lstm_chrono", "model.weight_init": "glorot"
 }  # fmt: skip
-RATES = {key: BOTH[key] for key in ("optimizer.lr", "optimizer.muon_lr", "trainer.clip_norm")}
-ADDING = {"optimizer": ["adam", "muon"], **RATES, "optimizer.lr": (1e-4, 8e-3)}
+ADDING = {"optimizer": ["adam", "muon"], "optimizer.lr": (1e-4, 8e-3)}
+ADDING |= {key: BOTH[key] for key in ("optimizer.muon_lr", "trainer.clip_norm")}
 FIRST_ADDING = {"optimizer": "adam", "optimizer.lr": 1e-3, "trainer.clip_norm": "1"}
 FAST = ["experiment=fast", "trainer.max_steps=3436"]
 T500 = ["experiment=length_study", "data.length=500", "trainer.max_steps=2000", "trainer.target_loss=null"]

@@ -55,6 +55,8 @@ def test_paper_protocol_is_that_of_the_papers_code():
 def test_experiments_set_values_of_single_networks():
     study = load("experiment=length_study", "schedule=one_cycle")
     assert (study.model.num_layers, study.model.norm, study.model.last_layer_fixed) == (2, "none", 1.0)
+    assert load("experiment=length_study", "optimizer=muon").optimizer.muon_lr == 7.28e-3
+    assert load("experiment=length_study", "model=lstm_chrono").optimizer.lr == 7.07e-3
     indrnn, lstm = load("experiment=fast"), load("experiment=fast", "model=lstm_chrono")
     assert (indrnn.optimizer.lr, indrnn.optimizer.muon_lr, indrnn.schedule.warmup) == (2e-3, 0.02, 0.3)
     assert (lstm.optimizer.lr, lstm.optimizer.muon_lr, lstm.trainer.clip_norm) == (6.92e-3, 0.0174, 0.5)

@@ -122,7 +122,7 @@ def image_task(data: Any) -> Task:
 
     return Task(
         name=name,
-        folder=name if order in (None, "seed92916") else f"{name}-{permutation_id(order)}",  # ours is not named
+        folder=name if order in (None, "seed92916") else f"{name}-{permutation_id(order)}",  # no suffix for the default
         title=title,
         length=PIXELS,
         input_size=1,
