@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from indrnn.errors import RunError, UserError
 from indrnn.record.result import read_result
 from indrnn.training import Interrupted, load_run
-from indrnn.training.evaluation import Objective, evaluate
+from indrnn.training.evaluation import Objective, batch_norms, evaluate
 from small_runs import (
     BASE,
     READS,
@@ -88,6 +88,13 @@ def test_the_test_split_is_read_once_and_last(tmp_path):
     # Each evaluation follows the batch-norm statistics, which come from training data.
     without_training = [kind for kind in kinds if kind != "train"]
     assert without_training == [*(["statistics"] * 2 + ["validation"] * 3) * 3, *["test"] * 3]
+
+
+def test_evaluations_can_use_running_averages(tmp_path):
+    result = run_small(tmp_path, "trainer.bn_samples=null")
+    assert reads("statistics") == []
+    model, _ = load_run(folder_of(tmp_path))
+    assert {int(norm.num_batches_tracked) for norm in batch_norms(model)} == {result.best_step}
 
 
 @pytest.mark.parametrize("target", ["target_accuracy=0.0", "target_loss=9.0"])

@@ -199,8 +199,8 @@ class TrainerConfig:
     log_every: int = setting("steps between log rows", minimum=1, affects_result=False)
     checkpoint_every: int = setting("steps between checkpoints", minimum=1, affects_result=False)
     eval_batch_size: int = setting("sequences per forward pass of an evaluation", minimum=1)
-    bn_samples: int = setting(
-        "training samples (at most all) for batch-norm statistics before an evaluation", minimum=2
+    bn_samples: int | None = setting(
+        "training samples (at most all) for batch-norm statistics of an evaluation; null: running averages", minimum=2
     )
     clip_norm: float | None = setting("maximum global gradient norm; null: no limit", above=0.0)
     clip_value: float | None = setting("maximum absolute gradient value; null: no limit", above=0.0)

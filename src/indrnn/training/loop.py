@@ -234,8 +234,8 @@ class Run:
         """Evaluate ``validation``, with new batch-norm statistics, or ``test``. Raises RunError if it is not finite."""
         size, data = self.cfg.trainer.eval_batch_size, self.data
         with autocast_context(self.cfg.trainer.precision, self.device):
-            if split == "validation":
-                samples = self.sampler.norm_samples(self.cfg.trainer.bn_samples, self.step)
+            if split == "validation" and (count := self.cfg.trainer.bn_samples) is not None:
+                samples = self.sampler.norm_samples(count, self.step)
                 reestimate_batch_norm(self.model, data.train, samples, size)
             part = data.validation if split == "validation" else data.test
             evaluation = evaluate(self.model, part, self.objective, size, self.device, self._stop_if_asked)
