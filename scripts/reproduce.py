@@ -144,10 +144,9 @@ def update_readme(results: Path) -> None:
 
 
 def draw_results(results: Path) -> list[Path]:
-    """Draw ``results``/figures from ``results``/runs, without ablations (other than Adam) and first evaluations."""
-    hidden = {(row.task, row.name) for row in ROWS if row.note and not row.name.endswith("-adam")}
-    groups = [group for group in collect([results / "runs"]) if (group.task.folder, group.name) not in hidden]
-    groups = [group for group in groups if not group.name.endswith("first1700")]
+    """Draw ``results``/figures from the rows in ``results``/runs that are not ablations."""
+    shown = {(row.task, row.name) for row in ROWS if not row.note}
+    groups = [group for group in collect([results / "runs"]) if (group.task.folder, group.name) in shown]
     paths = draw(groups, results / "figures")
     groups = [group for group in groups if (group.task.folder, group.name) in AGAINST_TIME]
     return paths + draw(at_measured_speed(groups, results), results / "figures" / "time") if groups else paths

@@ -65,7 +65,7 @@ def test_generated_table_has_rows_other_runs_and_published_numbers(committed):
     assert "indrnn-cpu" in text.split("Other runs")[1]
 
 
-def test_figures_leave_out_ablations_and_first_evaluations(committed):
+def test_figures_leave_out_ablations_and_other_runs(committed):
     results.publish(fabricate(committed.parent / "work", "fast_indrnn", tag="no-norm"), committed / "runs")
     drawn = [path.read_text(encoding="utf-8") for path in results.draw_results(committed) if path.suffix == ".svg"]
     assert len(drawn) == 3
