@@ -119,7 +119,6 @@ ROWS: tuple[Row, ...] = (
     Row(PERMUTED, "lstm_chrono", "fast", 28, 1, _LSTM_ADAM, "Adam"),
     Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.norm=none", "tag=no-norm"), "no batch norm"),
     Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.last_layer_min=false", "tag=no-range"), "no last-layer range"),
-    Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("model.constraint=none", "tag=unbounded"), "unbounded u"),
     Row(SEQUENTIAL, "indrnn", "fast", 20, 1, ("trainer.bn_samples=null", "tag=running-averages"), "running averages"),
     Row(SEQUENTIAL, "indrnn_residual", "fast", 35, 1),
     Row(SEQUENTIAL, "indrnn_dense", "fast", 60, 1),
