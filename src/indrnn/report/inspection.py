@@ -67,6 +67,7 @@ def load_inspected(paths: Sequence[Path], data_root: str | None) -> tuple[list[I
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             untrained = build_model(cfg.model, task)
+        # An untrained network has no running averages.
         samples = spread_indices(splits.train.size or 10_000, cfg.trainer.bn_samples or 500)
         reestimate_batch_norm(untrained, splits.train, samples, cfg.trainer.eval_batch_size)
         label = MODELS.get(model, model) + f" ({run_name(cfg)}, seed {cfg.seed})" * (models.count(model) > 1)
