@@ -123,7 +123,7 @@ ROWS: tuple[Row, ...] = (
     Row(SEQUENTIAL, "indrnn_residual", "fast", 35, 1),
     Row(SEQUENTIAL, "indrnn_dense", "fast", 60, 1),
     Row(SEQUENTIAL, "gru", "fast", 45, 1),
-    Row(SEQUENTIAL, "mingru", "fast", 25, 1),
+    Row(SEQUENTIAL, "mingru", "fast", 480, 1),
     *(
         Row(task, model, "paper", None, 3, ("schedule.patience=[200,50,25]",) * longer)  # as the authors did [code]
         for model in ("indrnn", "indrnn_residual", "indrnn_12layer", "indrnn_dense")
